@@ -1,0 +1,20 @@
+"""The one error that is the user's to mend, and the hint that goes with a misspelt name.
+
+`launch` prints a `UserError` as one line and exits with code 2; every other exception is a defect
+of bigjax or of the machine and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's input is wrong. The message says what, where, and what would be right."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" for the choice nearest to `word`, or "" if none is near."""
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""

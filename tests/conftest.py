@@ -1,0 +1,10 @@
+"""Eight simulated devices for every test; set before JAX starts its backend."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+# More collective threads than cores: see "Many simulated devices" in the README.
+os.environ.setdefault("NPROC", "16")
