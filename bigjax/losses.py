@@ -1,0 +1,134 @@
+"""Pure losses: each returns the pair (sum over examples, weight), divided once, at the very end.
+
+So microbatches, padding, ragged last batches and any mesh give the same number. Everything is
+computed in float32, whatever the dtype of the logits. Nothing here knows of models, devices or
+configs, and no label is looked up in a batch: that is the tasks' work.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Pair = tuple[jax.Array, jax.Array]
+"""(sum, weight), two float32 scalars; the mean is sum / weight."""
+
+
+class Loss(NamedTuple):
+    """What an objective returns.
+
+    sum, weight: the loss as a pair; the gradient is taken of `sum` and divided by `weight`.
+    metrics: name -> pair, shown during training.
+    state: the mutable collections after this step, such as {"batch_stats": ...}.
+    """
+
+    sum: jax.Array
+    weight: jax.Array
+    metrics: dict[str, Pair]
+    state: dict
+
+
+def hide_masked(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Returns float32 `values` (B, ...) with the rows whose `mask` (B,) is 0 set to 0.
+
+    Applied before any arithmetic: a product with the mask afterwards would keep the NaN and
+    infinities of padding rows, in the value and in the gradient.
+    """
+    real = (mask > 0).reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    return jnp.where(real, values.astype(jnp.float32), 0.0)
+
+
+def masked_sum(values: jax.Array, mask: jax.Array) -> Pair:
+    """Returns (sum of mask * values, sum of mask) for `values` and `mask` of the same shape (B,)."""
+    if values.shape != mask.shape:
+        raise ValueError(f"values have shape {values.shape}, their mask {mask.shape}")
+    mask = mask.astype(jnp.float32)
+    return jnp.sum(mask * hide_masked(values, mask)), jnp.sum(mask)
+
+
+def softmax_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    label_smoothing: float | jax.Array = 0.0,
+) -> Pair:
+    """Cross-entropy of softmax(logits) against `labels`, in nats.
+
+    loss = -sum_k q_k log p_k with q = (1 - e) y + e / K (label smoothing e: Szegedy et al. 2016,
+    "Rethinking the Inception architecture", section 7).
+
+    logits (..., K); labels (...) integers or (..., K) probabilities; mask (...).
+    An integer label outside [0, K) in an unmasked row makes the sum NaN, so that it is seen.
+    """
+    classes = logits.shape[-1]
+    log_p = jax.nn.log_softmax(hide_masked(logits, mask))
+    if labels.ndim == logits.ndim:
+        if labels.shape != logits.shape:
+            raise ValueError(f"labels {labels.shape} do not fit logits {logits.shape}")
+        of_labels = jnp.sum(hide_masked(labels, mask) * log_p, axis=-1)
+    else:
+        # A comparison instead of a gather: it also partitions where the classes are sharded.
+        chosen = labels[..., None] == jnp.arange(classes)
+        of_labels = jnp.sum(jnp.where(chosen, log_p, 0.0), axis=-1)
+        of_labels = jnp.where((labels >= 0) & (labels < classes), of_labels, jnp.nan)
+    loss = -(1.0 - label_smoothing) * of_labels - label_smoothing * jnp.mean(log_p, axis=-1)
+    return masked_sum(loss, mask)
+
+
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Pair:
+    """Cross-entropy of independent sigmoids, in nats; with several labels, their mean per example.
+
+    loss = max(x, 0) - x y + log(1 + exp(-|x|)): -y log s(x) - (1 - y) log(1 - s(x)) without overflow.
+
+    logits (B,) or (B, K); labels of the same shape, in [0, 1]; mask (B,).
+    """
+    logits, labels = _same_shape(logits, labels, mask)
+    loss = jax.nn.relu(logits) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return masked_sum(_mean_per_example(loss), mask)
+
+
+def squared_error(predictions: jax.Array, targets: jax.Array, mask: jax.Array) -> Pair:
+    """(prediction - target)^2, averaged over the outputs of an example. (B,) or (B, K); mask (B,)."""
+    predictions, targets = _same_shape(predictions, targets, mask)
+    return masked_sum(_mean_per_example(jnp.square(predictions - targets)), mask)
+
+
+def absolute_error(predictions: jax.Array, targets: jax.Array, mask: jax.Array) -> Pair:
+    """|prediction - target|, averaged over the outputs of an example. (B,) or (B, K); mask (B,)."""
+    predictions, targets = _same_shape(predictions, targets, mask)
+    return masked_sum(_mean_per_example(jnp.abs(predictions - targets)), mask)
+
+
+def kl_divergence(
+    teacher_logits: jax.Array,
+    student_logits: jax.Array,
+    mask: jax.Array,
+    temperature: float | jax.Array = 1.0,
+) -> Pair:
+    """KL(softmax(t / T) || softmax(s / T)) in nats, the soft-target term of distillation.
+
+    Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network", section 2. Their
+    factor T^2, which keeps the gradient's size when T changes, is left to the caller.
+
+    teacher_logits, student_logits (..., K); mask (...).
+    """
+    if teacher_logits.shape != student_logits.shape:
+        raise ValueError(
+            f"teacher {teacher_logits.shape} and student {student_logits.shape} differ"
+        )
+    log_t = jax.nn.log_softmax(hide_masked(teacher_logits, mask) / temperature)
+    log_s = jax.nn.log_softmax(hide_masked(student_logits, mask) / temperature)
+    return masked_sum(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1), mask)
+
+
+def _same_shape(outputs: jax.Array, labels: jax.Array, mask: jax.Array):
+    """Both in float32 without their masked rows; (B, 1) against (B,) would broadcast to (B, B)."""
+    if outputs.shape != labels.shape:
+        raise ValueError(f"labels {labels.shape} do not fit outputs {outputs.shape}")
+    return hide_masked(outputs, mask), hide_masked(labels, mask)
+
+
+def _mean_per_example(values: jax.Array) -> jax.Array:
+    return jnp.mean(values.reshape(values.shape[0], -1), axis=1)

@@ -1,0 +1,56 @@
+"""Multi-layer perceptron: any widths, activation, dropout and BatchNorm.
+
+Parameters: dense_0, dense_1, ..., head (and norm_0, ... with BatchNorm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigjax.models.common import activation, kernel_init
+
+
+class MLP(nn.Module):
+    """Hidden layer: dense -> (BatchNorm) -> activation -> dropout. Then a linear head.
+
+    widths: size of each hidden layer; () is a linear model.
+    dropout: probability that a hidden unit is dropped in training (Srivastava et al. 2014).
+    batch_norm: Ioffe & Szegedy 2015; the statistics are those of the global batch.
+    dtype: compute dtype, e.g. "bfloat16"; parameters, norms and logits stay float32.
+    """
+
+    widths: Sequence[int]
+    outputs: int
+    activation: str = "relu"
+    dropout: float = 0.0
+    batch_norm: bool = False
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x (B, ...), flattened to (B, F); returns float32 logits (B, outputs)."""
+        act, init = activation(self.activation), kernel_init(self.activation)
+        x = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.widths):
+            x = nn.Dense(
+                width,
+                use_bias=not self.batch_norm,
+                kernel_init=init,
+                dtype=self.dtype,
+                name=f"dense_{i}",
+            )(x)
+            if self.batch_norm:
+                norm = nn.BatchNorm(
+                    use_running_average=not train,
+                    momentum=0.9,
+                    epsilon=1e-5,
+                    dtype=jnp.float32,
+                    name=f"norm_{i}",
+                )
+                x = norm(x).astype(x.dtype)
+            x = nn.Dropout(self.dropout, deterministic=not train)(act(x))
+        return nn.Dense(self.outputs, dtype=jnp.float32, name="head")(x)
