@@ -2,7 +2,7 @@
 
 The Optax transformation is built inside the update from the traced learning rate, so a sweep over
 learning rates compiles once. Optax's own state is kept as it is: each part follows the parameters'
-structure, with holes (None) where leaves are frozen. This room never touches devices or the loop.
+structure, less the frozen leaves. This room never touches devices or the loop.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import optax
 import optax.contrib
 
 from bigjax.errors import UserError, did_you_mean
-from bigjax.rules import Rules, map_with_path, match_rules
+from bigjax.rules import Rules, map_with_path, match_rules, paths
 from bigjax.schedules import Constant, Schedule
 
 LEARNING_RATE = "optimizer.learning_rate"
@@ -188,7 +188,7 @@ class Optimizer:
 
     def init(self, params: Any) -> Any:
         """Returns Optax's state for the trainable leaves of `params`."""
-        trainable, _ = self.split(params)
+        trainable = self._trainable(params)
         self._decays(params)
         state = self.transformation(**self._scalars(self.hyper(), 0)).init(trainable)
         return jax.tree.map(_strong, state)
@@ -208,9 +208,8 @@ class Optimizer:
             (new params of the structure given, new state, {"grad_norm": global norm before
             clipping, "learning_rate": the scheduled rate}).
         """
-        trainable, frozen = self.split(params)
+        trainable, grads = self._trainable(params), self._trainable(grads)
         rates, decays = self._rates(params), self._decays(params)
-        grads, _ = self.split(grads)
         grad_norm = global_norm(grads)
         if self.settings.clip_norm is not None:
             shrink = jnp.minimum(1, self.settings.clip_norm / grad_norm)
@@ -220,8 +219,8 @@ class Optimizer:
         learning_rate, weight_decay = scalars["learning_rate"], scalars["weight_decay"]
         updates, new_state = self.transformation(**scalars).update(grads, opt_state, trainable)
 
-        def finish(path: str, update: jax.Array | None, param: jax.Array | None) -> Any:
-            if update is None or self.type_name in SELF_SCALED:
+        def finish(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+            if self.type_name in SELF_SCALED:
                 return update
             return rates[path] * (update - learning_rate * weight_decay * decays[path] * param)
 
@@ -229,7 +228,7 @@ class Optimizer:
         # A float32 rate must not widen a bfloat16 state: the step would compile anew.
         new_state = jax.tree.map(lambda new, old: _strong(new, old.dtype), new_state, opt_state)
         info = {"grad_norm": grad_norm, "learning_rate": learning_rate}
-        return self.merge(new_trainable, frozen), new_state, info
+        return _replace(params, new_trainable), new_state, info
 
     def evaluation_params(self, params: Any, opt_state: Any) -> Any:
         """Returns the parameters to evaluate: `params`, or the average that schedule-free keeps.
@@ -238,8 +237,9 @@ class Optimizer:
         """
         if not self.type_name.startswith("schedule_free_"):
             return params
-        trainable, frozen = self.split(params)
-        return self.merge(optax.contrib.schedule_free_eval_params(opt_state, trainable), frozen)
+        trainable = self._trainable(params)
+        average = optax.contrib.schedule_free_eval_params(opt_state, trainable)
+        return _replace(params, average)
 
     def transformation(self, learning_rate: Any, weight_decay: Any) -> Any:
         """Returns the Optax transformation; only SELF_SCALED ones see the weight decay."""
@@ -254,6 +254,10 @@ class Optimizer:
             "learning_rate": hyper[LEARNING_RATE] * factor,
             "weight_decay": hyper[WEIGHT_DECAY],
         }
+
+    def _trainable(self, tree: Any) -> Any:
+        """Returns `tree` without frozen leaves and, as some of Optax fails on them, without holes."""
+        return _without_holes(self.split(tree)[0])
 
     def _rates(self, params: Any) -> dict[str, float | None]:
         return self._factors("learning_rate_rules", params)
@@ -276,6 +280,18 @@ class Optimizer:
                     f"'{path}' cannot have a factor of its own ({factor}); only None, to freeze it"
                 )
         return factors
+
+
+def _without_holes(tree: Any) -> Any:
+    if not isinstance(tree, Mapping):
+        return tree
+    return {key: _without_holes(value) for key, value in tree.items() if value is not None}
+
+
+def _replace(params: Any, new: Any) -> Any:
+    """Returns `params` with the leaves that `new` holds under the same path."""
+    by_path = paths(new)
+    return map_with_path(lambda path, leaf: by_path.get(path, leaf), params)
 
 
 def global_norm(tree: Any) -> jax.Array:
