@@ -1,0 +1,86 @@
+"""Binary classification: one sigmoid per example. Pure; knows nothing of devices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.errors import UserError
+from bigjax.losses import Pair, hide_masked, masked_sum, sigmoid_cross_entropy
+from bigjax.tasks import scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Binary:
+    """Logits (B, 1) or (B,), labels (B, 1) or (B,): 0 or 1, or a probability of class 1.
+
+    input, label: keys of the batch. Class 1 is predicted where the logit is above 0.
+    """
+
+    input: str = "features"
+    label: str = "label"
+
+    def inputs(self, batch: dict) -> tuple:
+        return (scores.field(batch, self.input, "task.input"),)
+
+    def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
+        """The cross-entropy pair, and the accuracy on this batch."""
+        logits, labels, mask = self._read(outputs, batch)
+        correct = (logits > 0) == (labels > 0.5)
+        pair = sigmoid_cross_entropy(logits, labels, mask)
+        return pair, {"accuracy": masked_sum(correct, mask)}
+
+    def statistics(self, outputs: jax.Array, batch: dict) -> dict:
+        """Sums over the examples: loss, confusion matrix (2, 2), calibration bins."""
+        logits, labels, mask = self._read(outputs, batch)
+        true, predicted = (labels > 0.5).astype(jnp.int32), (logits > 0).astype(jnp.int32)
+        confidence = jax.nn.sigmoid(jnp.abs(logits))
+        return {
+            "loss": sigmoid_cross_entropy(logits, labels, mask),
+            "confusion": scores.confusion_matrix(true, predicted, mask, 2),
+            "calibration": scores.calibration(confidence, predicted == true, mask),
+        }
+
+    def collect(self, outputs: jax.Array, batch: dict) -> dict:
+        """Score and label of each example: ROC AUC needs their order over the whole split."""
+        logits, labels, _ = self._read(outputs, batch)
+        return {"score": logits, "label": (labels > 0.5).astype(jnp.int32)}
+
+    def summarize(self, statistics: dict, collected: dict) -> dict:
+        """Mean loss, accuracy, errors, scores of class 1, macro and per-class, ROC AUC, ECE."""
+        result = {
+            "loss": scores.mean(statistics["loss"]),
+            **scores.confusion_scores(statistics["confusion"]),
+        }
+        for name in ("precision", "recall", "f1"):
+            result[name] = result[f"{name}_per_class"][1]
+        result["roc_auc"] = scores.roc_auc(collected["label"], collected["score"])
+        result["ece"] = scores.calibration_error(statistics["calibration"])
+        return result
+
+    def predict(self, outputs: jax.Array) -> dict:
+        """The predicted class, 0 or 1, and the probability of that class; both (B,)."""
+        logits = outputs.astype(jnp.float32).reshape(outputs.shape[0])
+        return {
+            "class": (logits > 0).astype(jnp.int32),
+            "probability": jax.nn.sigmoid(jnp.abs(logits)),
+        }
+
+    def _read(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Logits, labels and mask, each float32 (B,), the masked rows 0."""
+        labels, mask = scores.field(batch, self.label, "task.label"), batch["mask"]
+        one = (mask.shape, (*mask.shape, 1))
+        if outputs.shape not in one:
+            raise UserError(
+                f"binary classification needs one logit per example, {one[1]}; the model gives "
+                f"{outputs.shape} (several: use the task 'classification' or 'multilabel')"
+            )
+        if labels.shape not in one:
+            raise UserError(f"labels '{self.label}' have shape {labels.shape}, not {one[0]}")
+        return (
+            hide_masked(outputs.reshape(mask.shape), mask),
+            hide_masked(labels.reshape(mask.shape), mask),
+            mask,
+        )

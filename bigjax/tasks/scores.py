@@ -1,0 +1,94 @@
+"""Numbers that several tasks report: additive counts on the device, scores from them on the host.
+
+The device side (jax.numpy) must stay a plain sum over examples; the host side works in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax.errors import UserError, did_you_mean
+from bigjax.losses import hide_masked
+
+CALIBRATION_BINS = 15
+
+
+def field(batch: Mapping[str, jax.Array], key: str, of: str) -> jax.Array:
+    """batch[key], or a UserError that names the setting `of` and what the batch holds."""
+    if key not in batch:
+        hint = did_you_mean(key, batch)
+        raise UserError(f"{of}: the batch holds no '{key}'{hint}; it holds {', '.join(batch)}")
+    return batch[key]
+
+
+def calibration(confidence: jax.Array, correct: jax.Array, mask: jax.Array) -> dict:
+    """Counts per bin of confidence, ((m - 1) / M, m / M] for m = 1..M; inputs (B,), outputs (M,)."""
+    place = jnp.ceil(hide_masked(confidence, mask) * CALIBRATION_BINS).astype(jnp.int32) - 1
+    place = jnp.clip(place, 0, CALIBRATION_BINS - 1)
+    inside = (place[:, None] == jnp.arange(CALIBRATION_BINS)) & (mask > 0)[:, None]
+    return {
+        "count": jnp.sum(inside, axis=0, dtype=jnp.int32),
+        "correct": jnp.sum(inside & correct[:, None], axis=0, dtype=jnp.int32),
+        "confidence": jnp.sum(jnp.where(inside, confidence[:, None], 0.0), axis=0),
+    }
+
+
+def calibration_error(bins: Mapping[str, np.ndarray]) -> float:
+    """Expected calibration error, sum_m |B_m| / n |acc(B_m) - conf(B_m)| (Guo et al. 2017, eq. 3)."""
+    gap = np.abs(np.float64(bins["correct"]) - np.float64(bins["confidence"]))
+    return float(gap.sum() / bins["count"].sum())
+
+
+def confusion_matrix(true: jax.Array, predicted: jax.Array, mask: jax.Array, classes: int):
+    """int32 (K, K), [true][predicted]; a label outside [0, K) is left out.
+
+    A product of one-hot rows rather than a scatter: over a sharded batch it is one all-reduce.
+    """
+    true = jax.nn.one_hot(true, classes) * (mask > 0)[:, None]
+    return jnp.einsum("bi,bj->ij", true, jax.nn.one_hot(predicted, classes)).astype(jnp.int32)
+
+
+def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> dict:
+    """Scores from counts per class (K,); 0 where the denominator is 0. Macro: mean over all K.
+
+    precision = hits / predicted, recall = hits / actual, F1 = 2 hits / (predicted + actual).
+    """
+    scores = {}
+    for name, above, below in (
+        ("precision", hits, predicted),
+        ("recall", hits, actual),
+        ("f1", 2 * hits, predicted + actual),
+    ):
+        per_class = np.where(below > 0, above / np.maximum(below, 1), 0.0)
+        scores[f"{name}_macro"] = float(per_class.mean())
+        scores[f"{name}_per_class"] = per_class.tolist()
+    return scores
+
+
+def confusion_scores(confusion: np.ndarray) -> dict:
+    """Accuracy, errors, precision, recall, F1 and the matrix itself, as plain numbers and lists."""
+    hits = np.diag(confusion)
+    return {
+        "accuracy": float(hits.sum() / confusion.sum()),
+        "errors": float(confusion.sum() - hits.sum()),
+        **precision_recall_f1(hits, confusion.sum(axis=0), confusion.sum(axis=1)),
+        "confusion_matrix": confusion.tolist(),
+    }
+
+
+def mean(pair) -> float:
+    """sum / weight of a pair, in float64."""
+    return float(np.float64(pair[0]) / np.float64(pair[1]))
+
+
+def roc_auc(label: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve of 0/1 labels (N,); NaN if only one of the two occurs or a score is not finite."""
+    if len(np.unique(label)) < 2 or not np.isfinite(score).all():
+        return float("nan")
+    from sklearn.metrics import roc_auc_score  # takes a second to import, and only here
+
+    return float(roc_auc_score(label, score))
