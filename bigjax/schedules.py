@@ -137,7 +137,8 @@ class Piecewise(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.pieces or any(len(piece) != 2 for piece in self.pieces):
+        pairs = [isinstance(piece, Sequence) and len(piece) == 2 for piece in self.pieces]
+        if not pairs or not all(pairs):
             raise UserError("schedule.pieces: expected (step, factor) pairs, at least one")
         steps, factors = zip(*self.pieces, strict=True)
         if steps[0] < 0 or any(a >= b for a, b in itertools.pairwise(steps)):
@@ -169,16 +170,6 @@ class Rsqrt(Schedule):
 
     def decay(self, step: jax.Array, total_steps: int) -> jax.Array:
         return jax.lax.rsqrt(1 + (step - self.warmup_steps) / self.timescale)
-
-
-SCHEDULES: dict[str, type[Schedule]] = {
-    "constant": Constant,
-    "cosine": Cosine,
-    "linear": Linear,
-    "step": Step,
-    "piecewise": Piecewise,
-    "rsqrt": Rsqrt,
-}
 
 
 def _check_final(final: float) -> None:
