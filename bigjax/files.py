@@ -1,0 +1,54 @@
+"""Files that are whole or not there: atomic writes, and JSON that any strict parser reads.
+
+Knows nothing of runs, models or JAX.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+
+def write_atomic(path: str | Path, text: str) -> None:
+    """Replaces `path` by `text` in one move: a reader, or a crash, sees the old file or the new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes files that only the owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Writes `value` as indented JSON, atomically; arrays and non-finite numbers as in `plain`."""
+    write_atomic(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def plain(value: object) -> object:
+    """Returns `value` as strict JSON can hold it.
+
+    Arrays and array scalars become (nested) lists and numbers, tuples lists, and the numbers that
+    JSON lacks become the strings "NaN", "Infinity" and "-Infinity", which `float` turns back (the
+    convention of Protocol Buffers' JSON mapping). Anything else is returned as it is.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)) or hasattr(value, "__array__"):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

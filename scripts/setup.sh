@@ -1,0 +1,65 @@
+# Sourced by scripts/run and scripts/test: goes to the repository root and brings .venv up to date.
+#
+#   set_up FILE...            installs these requirements files into .venv, unless they already are
+#   PYTHON=...                the Python (3.11 or newer) that makes .venv; else the first one found
+#   BIGJAX_JAX_EXTRA=cuda13   JAX for CUDA 13 (or tpu, cuda12) at the pinned version, not the CPU alone
+#
+# .venv/installed/FILE is a copy of what was installed, written last. A start that finds it equal
+# costs a few milliseconds, and a failed installation leaves none.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+is_usable() { # 3.11 or newer and able to make an environment
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidates=("${PYTHON:-}") candidate
+    [[ -n "${PYTHON:-}" ]] || candidates=(python3 python3.13 python3.12 python3.11)
+    for candidate in "${candidates[@]}"; do
+        if is_usable "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "bigjax needs Python 3.11 or newer with its venv module; tried: ${candidates[*]}." \
+        "Install one, or name it: PYTHON=/path/to/python3" >&2
+    exit 2
+}
+
+stamp_of() { # what .venv/installed/FILE holds once FILE is installed
+    echo "$(.venv/bin/python --version 2>&1) jax[${BIGJAX_JAX_EXTRA:-cpu}]"
+    cat "$1"
+}
+
+is_installed() {
+    local file
+    for file in "$@"; do
+        [[ -f ".venv/installed/$file" ]] || return 1
+        [[ "$(stamp_of "$file")" == "$(<".venv/installed/$file")" ]] || return 1
+    done
+}
+
+set_up() {
+    if is_installed "$@"; then return; fi
+    local python file
+    python=$(find_python)
+    # One set-up at a time; the second finds the work done. Python takes the lock because macOS has
+    # no flock command; the lock belongs to descriptor 9, which this shell holds until it closes it.
+    exec 9>>requirements.txt
+    "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
+    if ! is_installed "$@"; then
+        .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+        for file in "$@"; do
+            echo "bigjax: installing $file into .venv" >&2
+            rm -f ".venv/installed/$file"
+            .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+                --constraint requirements.txt --requirement "$file" \
+                ${BIGJAX_JAX_EXTRA:+"jax[$BIGJAX_JAX_EXTRA]"} >&2
+            mkdir -p .venv/installed
+            stamp_of "$file" >".venv/installed/$file"
+        done
+    fi
+    exec 9>&-
+}
