@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 import math
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,9 +93,12 @@ class OptimizerSettings:
 
 @functools.cache
 def names() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """Returns {name: factory} of every optimizer that works from gradients alone."""
+    """Returns {name: factory} of every optimizer that works from gradients alone.
+
+    The factories' signatures and annotations are plain (see `_plainly`), for the config to check.
+    """
     found = {
-        name: function
+        name: _plainly(function)
         for module in (optax.contrib, optax)
         for name, function in vars(module).items()
         if inspect.isfunction(function)
@@ -140,8 +144,9 @@ def build(
             that does not fit into the run.
     """
     factory = resolve(type_name)
+    own = inspect.signature(inspect.unwrap(factory)).parameters
     for name in REPLACED_BY_RULES:
-        if name in keywords:
+        if name in keywords and (name not in own or keywords[name] != own[name].default):
             raise UserError(f"optimizer.{name}: use weight_decay and weight_decay_rules instead")
     settings.schedule.check(total_steps)
     optimizer = Optimizer(settings, type_name, factory, dict(keywords), total_steps)
@@ -280,6 +285,36 @@ class Optimizer:
                     f"'{path}' cannot have a factor of its own ({factor}); only None, to freeze it"
                 )
         return factors
+
+
+def _plainly(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `factory`, its signature reduced to what a config can say.
+
+    What rules replace and what is no plain value (a function) goes; a dtype is said by its name; a
+    number is annotated as number, where Optax admits any array.
+    """
+
+    @functools.wraps(factory)
+    def plain(**keywords: Any) -> Any:
+        return factory(**keywords)
+
+    kept, annotations = [], {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        default, annotation = parameter.default, parameter.annotation
+        if isinstance(default, type) and default is not parameter.empty:
+            default = jnp.dtype(default).name
+        required = default is parameter.empty
+        if name in REPLACED_BY_RULES[1:] or (callable(default) and not required):
+            continue
+        if isinstance(default, bool | int | float):
+            may_be_none = type(None) in typing.get_args(annotation)
+            annotation = int | float if type(default) is int else type(default)
+            annotation = annotation | None if may_be_none else annotation
+        kept.append(parameter.replace(default=default, kind=parameter.KEYWORD_ONLY))
+        annotations[name] = annotation
+    plain.__annotations__ = annotations
+    plain.__signature__ = inspect.Signature(kept)
+    return plain
 
 
 def _without_holes(tree: Any) -> Any:
