@@ -187,7 +187,7 @@ def test_kl_is_zero_on_itself_and_never_negative(seed, temperature):
     assert kl_divergence(d["logits"], d["logits"], MASK, temperature)[0] == 0
     near = d["logits"] + np.float32(1e-4) * d["other"]
     for student in (d["other"], near):
-        assert kl_divergence(d["logits"], student, MASK, temperature)[0] >= -1e-6
+        assert kl_divergence(d["logits"], student, MASK, temperature)[0] >= -1e-5
 
 
 @settings(max_examples=30, deadline=None)
