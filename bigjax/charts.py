@@ -13,57 +13,51 @@ COLORS = ("#2563eb", "#ea580c", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#ca
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34  # margins around the plotted area
 MOST_POINTS = 400  # a line; beyond it only each bucket's least and greatest value are drawn
+MOST_DOTS = 20  # points of a line that are also marked one by one
 
 Points = Sequence[tuple[float, float]]
 
 
-def line_chart(series: Mapping[str, Points], x_label: str = "step") -> str:
-    """Returns an SVG of the named series; points that are not finite leave a gap in their line."""
-    finite = [p for points in series.values() for p in points if math.isfinite(p[1])]
+def line_chart(series: Mapping[str, Points]) -> str:
+    """Returns an SVG of the named series of (step, value) points, steps counted from 0.
+
+    A value that is not finite leaves a gap in its line.
+    """
+    finite = [point for points in series.values() for point in points if math.isfinite(point[1])]
     if not finite:
         return '<p class="note">no finite value</p>'
-    x_ticks = ticks(min(x for x, _ in finite), max(x for x, _ in finite), 5, whole=True)
-    y_ticks = ticks(min(y for _, y in finite), max(y for _, y in finite), 5)
-    x_low, x_high = min(x for x, _ in finite), max(x for x, _ in finite)
-    y_low, y_high = y_ticks[0], y_ticks[-1]
+    last_step = max(step for step, _ in finite) or 1
+    values = ticks(min(value for _, value in finite), max(value for _, value in finite))
 
-    def at(x: float, y: float) -> str:
-        across = (x - x_low) / (x_high - x_low) if x_high > x_low else 0.5
-        up = (y - y_low) / (y_high - y_low)
-        return (
-            f"{LEFT + across * (WIDTH - LEFT - RIGHT):.1f},"
-            f"{HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM):.1f}"
-        )
+    def x_of(step: float) -> float:
+        return round(LEFT + step / last_step * (WIDTH - LEFT - RIGHT), 1)
+
+    def y_of(value: float) -> float:
+        height = (value - values[0]) / (values[-1] - values[0])
+        return round(HEIGHT - BOTTOM - height * (HEIGHT - TOP - BOTTOM), 1)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
-    for y in y_ticks:
-        y_pixel = at(x_low, y).split(",")[1]
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_pixel}" y2="{y_pixel}"/>'
-        )
-        parts.append(f'<text x="{LEFT - 7}" y="{y_pixel}" dy="4" text-anchor="end">{y:.6g}</text>')
-    for x in x_ticks:
-        if x_low <= x <= x_high:
-            x_pixel = at(x, y_low).split(",")[0]
-            parts.append(
-                f'<text x="{x_pixel}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{si(x)}</text>'
-            )
-    parts.append(
-        f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>'
-    )
-    for (_, points), color in zip(series.items(), _colors(len(series)), strict=True):
+    for value in values:
+        y = y_of(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{value:.6g}</text>')
+    for step in ticks(0, last_step):
+        if step <= last_step and step == int(step):
+            x, y = x_of(step), HEIGHT - BOTTOM + 16
+            parts.append(f'<text x="{x}" y="{y}" text-anchor="middle">{short_count(step)}</text>')
+    x, y = WIDTH - RIGHT, HEIGHT - 3
+    parts.append(f'<text x="{x}" y="{y}" text-anchor="end">step</text>')
+    for points, color in zip(series.values(), _colors(len(series)), strict=True):
         for run in finite_runs(points):
             drawn = thin(run)
-            if len(drawn) > 1:
-                path = " ".join(at(x, y) for x, y in drawn)
-                parts.append(f'<polyline points="{path}" stroke="{color}"/>')
-            if len(drawn) <= 20:
-                for x, y in drawn:
-                    cx, cy = at(x, y).split(",")
-                    title = f"<title>{x:g}: {y:.6g}</title>"
-                    parts.append(
-                        f'<circle cx="{cx}" cy="{cy}" r="3" fill="{color}">{title}</circle>'
-                    )
+            path = " ".join(f"{x_of(step)},{y_of(value)}" for step, value in drawn)
+            parts.append(f'<polyline points="{path}" stroke="{color}"/>')
+            if len(drawn) <= MOST_DOTS:
+                parts += [
+                    f'<circle cx="{x_of(step)}" cy="{y_of(value)}" r="3" fill="{color}">'
+                    f"<title>{step:g}: {value:.6g}</title></circle>"
+                    for step, value in drawn
+                ]
     return "".join([*parts, "</svg>"])
 
 
@@ -75,14 +69,13 @@ def legend(names: Sequence[str]) -> str:
     )
 
 
-def ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
-    """Returns about `count` round numbers, 1, 2 or 5 times a power of ten apart, around low..high."""
+def ticks(low: float, high: float) -> list[float]:
+    """Returns about five round numbers, 1, 2 or 5 times a power of ten apart, around low..high."""
     if low == high:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    raw = (high - low) / count
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
-    step = max(step, 1) if whole else step
     return [i * step for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
@@ -109,11 +102,11 @@ def thin(points: Points) -> Points:
     return kept
 
 
-def si(number: float) -> str:
-    """Returns a step count as an axis shows it: 500, 20k, 1.5M."""
-    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(number) >= size:
-            return f"{number / (1e3 if suffix == 'k' else size):g}{suffix}"
+def short_count(number: float) -> str:
+    """Returns a count as an axis shows it: 500, 20k, 1.5M."""
+    for size, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size and number >= 1e4:
+            return f"{number / size:g}{suffix}"
     return f"{number:g}"
 
 

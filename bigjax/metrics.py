@@ -7,6 +7,7 @@ writing never waits for a device. Text tables for people are here too.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -204,17 +205,27 @@ def _name_values(scalars: Mapping[str, float]) -> list[str]:
 def duration(seconds: float) -> str:
     """Returns `seconds` for people: "8s", "3m05s", "2h03m", "4d02h"."""
     seconds = round(seconds)
-    for big, small, size in (("d", "h", 86400), ("h", "m", 3600), ("m", "s", 60)):
+    for size, big, part, small in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "m"),
+        (60, "m", 1, "s"),
+    ):
         if seconds >= size:
-            return f"{seconds // size}{big}{seconds % size * 60 // size:02d}{small}"
+            return f"{seconds // size}{big}{seconds % size // part:02d}{small}"
     return f"{seconds}s"
 
 
 def cell(value: object) -> str:
-    """Returns a table cell: 4 digits of a float, and `mean ± standard deviation` of a list (n - 1)."""
-    if isinstance(value, (list, tuple, np.ndarray)):
-        spread = f" ± {np.std(value, ddof=1):.2g}" if len(value) > 1 else ""
-        return f"{np.mean(value):.4g}{spread}"
+    """Returns a table cell: a float in 4 digits, a list of numbers as mean ± standard deviation.
+
+    The deviation (n - 1) has 2 digits and the mean as many decimals as it.
+    """
+    if isinstance(value, (list, tuple)):
+        spread = float(np.std(value, ddof=1)) if len(value) > 1 else 0.0
+        if not (spread > 0 and math.isfinite(spread)):
+            return cell(float(np.mean(value)))
+        decimals = max(0, 1 - math.floor(math.log10(spread)))
+        return f"{np.mean(value):.{decimals}f} ± {spread:.{decimals}f}"
     return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
 
 

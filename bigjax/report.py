@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from bigjax.charts import legend, line_chart
 from bigjax.files import write_atomic
@@ -50,6 +51,8 @@ td.value { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans M
 .sections table { width: 100% }
 .sections td:first-child { color: var(--soft); width: 45%; overflow-wrap: anywhere }
 .matrix th, .matrix td { padding: 4px 8px; text-align: right; border: 1px solid #fff; font-size: 12px }
+.matrix td { min-width: 36px }
+.matrix .zero { color: #d1d5db }
 .matrix th { font-weight: 500; max-width: 120px; overflow-wrap: anywhere }
 """
 
@@ -63,16 +66,18 @@ def write_report(workdir: str | Path) -> Path:
     lines = read_metrics(workdir / "metrics.jsonl")
     final = result.get("metrics") or _last_values(lines)
     names = manifest.pop("class_names", None)
-    body = [_heading(str(workdir.resolve().name), result, lines)]
+    title = workdir.resolve().name
+    body = [_heading(workdir, title, result, lines)]
     if final:
         body.append(f"<h2>{'Final' if result else 'Latest'} metrics</h2>{_metrics_table(final)}")
     body.append(_charts(lines))
+    body.append(_class_table(final, names))
     for name, value in final.items():
         if name.rsplit("/", 1)[-1] == "confusion_matrix":
             body.append(f"<h2>Confusion matrix: {escape(name.rsplit('/', 1)[0])}</h2>")
             body.append(_confusion_matrix(value, names))
     body.append(_sections("Config", config) + _sections("Environment", manifest))
-    return _write_page(workdir, str(workdir.resolve().name), body)
+    return _write_page(workdir, title, body)
 
 
 def write_pipeline_report(
@@ -92,21 +97,9 @@ def write_pipeline_report(
     body = [f"<h1>{escape(title)}</h1>", "<h2>Results</h2>", _html_table(table_rows, columns)]
     if any(isinstance(value, (list, tuple)) for row in table_rows for value in row.values()):
         body.append(
-            '<p class="note">mean ± standard deviation (n − 1), one number a seed below</p>'
+            '<p class="note">mean ± standard deviation (n - 1), one number a seed below</p>'
         )
-    body.append(
-        "<h2>Stages</h2><div class='wide'><table><tr><th>run</th><th class='number'>steps</th>"
-    )
-    body.append("<th class='number'>time</th><th>parameters (sha256)</th></tr>")
-    for name, folder in stages.items():
-        result = _read_json(workdir / folder / "result.json")
-        facts = [cell(result.get("step", "not finished")), _time(result), _short(result)]
-        body.append(
-            f'<tr><td><a href="{escape(folder, quote=True)}/report.html">{escape(name)}</a></td>'
-            f'<td class="number">{facts[0]}</td><td class="number">{facts[1]}</td>'
-            f'<td class="value">{facts[2]}</td></tr>'
-        )
-    body.append("</table></div>")
+    body.append(f"<h2>Stages</h2>{_stage_table(workdir, stages)}")
     return _write_page(workdir, title, body)
 
 
@@ -122,27 +115,63 @@ def _write_page(workdir: Path, title: str, body: Sequence[str]) -> Path:
     return workdir / "report.html"
 
 
-def _heading(title: str, result: dict, lines: Sequence[dict]) -> str:
-    heading = f"<h1>{escape(title)}</h1>"
+def _heading(workdir: Path, title: str, result: dict, lines: Sequence[dict]) -> str:
+    facts = [str(workdir)]
     if result:
-        facts = [f"{result.get('step')} steps", _time(result), f"parameters {_short(result)}"]
-        return heading + f'<p class="facts">{" · ".join(facts)}</p>'
+        facts += [
+            f"{result.get('step')} steps",
+            _time(result),
+            f"parameters {_fingerprint(result)}",
+        ]
+    heading = f'<h1>{escape(title)}</h1><p class="facts">{escape(" · ".join(facts))}</p>'
+    if result:
+        return heading
     last = f"its last logged step is {lines[-1]['step']}" if lines else "nothing is logged yet"
     return heading + f'<p class="warn">This run is not finished: {last}.</p>'
+
+
+def _stage_table(workdir: Path, stages: Mapping[str, str]) -> str:
+    number = 'class="number"'
+    parts = [
+        f'<div class="wide"><table><tr><th>run</th><th {number}>steps</th><th {number}>time</th>'
+        "<th>parameters (sha256)</th></tr>"
+    ]
+    for name, folder in stages.items():
+        result = _read_json(workdir / folder / "result.json")
+        link = f'<a href="{quote(str(folder))}/report.html">{escape(name)}</a>'
+        parts.append(
+            f"<tr><td>{link}</td><td {number}>{escape(cell(result.get('step', 'not finished')))}</td>"
+            f"<td {number}>{_time(result)}</td>"
+            f'<td class="value">{escape(_fingerprint(result))}</td></tr>'
+        )
+    return "".join([*parts, "</table></div>"])
 
 
 def _metrics_table(metrics: Mapping[str, object]) -> str:
     """A row per metric, a column per split, so that train and test stand side by side."""
     rows: dict[str, dict[str, object]] = {}
     for name, value in metrics.items():
-        if not _is_matrix(value):
+        if not isinstance(value, list):
             split, _, metric = name.rpartition("/")
-            shown = [f"{float(v):.4g}" for v in value] if isinstance(value, list) else float(value)
-            rows.setdefault(metric, {"metric": metric})[split or "value"] = (
-                "  ".join(shown) if isinstance(value, list) else shown
-            )
+            rows.setdefault(metric, {"metric": metric})[split or "value"] = float(value)
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     return _html_table(list(rows.values()), columns)
+
+
+def _class_table(metrics: Mapping[str, object], names: Sequence[str] | None) -> str:
+    """A row per class, a column per metric that is a list with one number a class."""
+    lists = {
+        name: [float(number) for number in value]
+        for name, value in metrics.items()
+        if isinstance(value, list) and not any(isinstance(item, list) for item in value)
+    }
+    length = max(map(len, lists.values()), default=0)
+    names = _class_names(names, length)
+    rows = [
+        {"class": names[i]} | {name: values[i] for name, values in lists.items() if i < len(values)}
+        for i in range(length)
+    ]
+    return f"<h2>Per class</h2>{_html_table(rows, ['class', *lists])}" if rows else ""
 
 
 def _charts(lines: Sequence[dict]) -> str:
@@ -163,42 +192,48 @@ def _charts(lines: Sequence[dict]) -> str:
 
 def _confusion_matrix(matrix: list[list[float]], names: Sequence[str] | None) -> str:
     """Rows are the true classes; a cell's shade is its share of the row, red off the diagonal."""
-    names = [str(n) for n in names] if names and len(names) == len(matrix) else None
-    names = names or [str(i) for i in range(len(matrix))]
+    names = _class_names(names, len(matrix))
     if len(matrix) > MOST_CLASSES:
-        pairs = [
-            (n, names[i], names[j]) for i, r in enumerate(matrix) for j, n in enumerate(r) if i != j
-        ]
-        pairs = sorted(pairs, key=lambda pair: -pair[0])[:MOST_PAIRS]
-        rows = [
-            {"true": true, "predicted": predicted, "count": n} for n, true, predicted in pairs if n
-        ]
-        return '<p class="note">The most confused pairs.</p>' + _html_table(
-            rows, list(rows[0] if rows else ())
-        )
-    parts = ['<p class="note">rows: true class; columns: predicted class</p>']
+        return _most_confused(matrix, names)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    parts = ['<p class="note">rows: true class; columns: predicted class</p>']
     parts.append(f'<div class="wide"><table class="matrix"><tr><th></th>{head}</tr>')
     for i, (name, row) in enumerate(zip(names, matrix, strict=True)):
-        total = sum(row) or 1
-        cells = "".join(
-            f'<td style="background:rgba(var(--{"blue" if i == j else "red"}),{_shade(n / total)})">'
-            f"{n:g}</td>"
-            for j, n in enumerate(row)
-        )
+        cells = "".join(_count(n, sum(row), i == j) for j, n in enumerate(row))
         parts.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     return "".join([*parts, "</table></div>"])
 
 
-def _shade(share: float) -> str:
-    return f"{0.06 + 0.5 * share**0.5:.2f}" if share else "0.02"
+def _count(count: float, row_sum: float, is_right: bool) -> str:
+    if not count:
+        return '<td class="zero">0</td>'
+    color = "--blue" if is_right else "--red"
+    shade = 0.06 + 0.5 * (count / row_sum) ** 0.5  # the root lets a few confusions still be seen
+    return f'<td style="background:rgba(var({color}),{shade:.2f})">{count:g}</td>'
+
+
+def _most_confused(matrix: list[list[float]], names: Sequence[str]) -> str:
+    rows = [
+        {"true": names[i], "predicted": names[j], "count": count}
+        for i, row in enumerate(matrix)
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    rows = sorted(rows, key=lambda row: -row["count"])[:MOST_PAIRS]
+    table = _html_table(rows, ["true", "predicted", "count"])
+    return f'<p class="note">The most confused pairs of classes.</p>{table}'
+
+
+def _class_names(names: Sequence[str] | None, count: int) -> list[str]:
+    return [str(name) for name in (names if names and len(names) == count else range(count))]
 
 
 def _sections(title: str, tree: dict) -> str:
     """The nested dict as one small table per top-level section; loose values come first."""
-    loose = {key: value for key, value in tree.items() if not isinstance(value, dict)}
+    nested = {key: value for key, value in tree.items() if isinstance(value, dict) and value}
+    loose = {key: value for key, value in tree.items() if key not in nested}
     sections = {"": loose} if loose else {}
-    sections |= {key: dict(_flat(value)) for key, value in tree.items() if isinstance(value, dict)}
+    sections |= {key: dict(_flat(value)) for key, value in nested.items()}
     tables = []
     for name, values in sections.items():
         rows = "".join(
@@ -249,10 +284,6 @@ def _last_values(lines: Sequence[dict]) -> dict[str, object]:
     return {name: value for line in lines for name, value in line.items() if name != "step"}
 
 
-def _is_matrix(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
-
-
 def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -261,5 +292,5 @@ def _time(result: dict) -> str:
     return duration(result["seconds"]) if "seconds" in result else ""
 
 
-def _short(result: dict) -> str:
-    return escape(str(result.get("fingerprint", "")).removeprefix("sha256:")[:12])
+def _fingerprint(result: dict) -> str:
+    return str(result.get("fingerprint", ""))[:12]
