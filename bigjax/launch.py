@@ -1,0 +1,112 @@
+"""What `python -m experiments.NAME` calls: flags, verbs, signals, exit codes. Effects live here.
+
+Exit codes: 0 done; 2 the user's input is wrong (one line, no traceback); 75 stopped on request after
+saving, run again to go on; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigjax import verbs
+from bigjax.errors import UserError, did_you_mean
+from bigjax.train import Stopped
+
+log = logging.getLogger("bigjax")
+
+OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75
+
+
+def run(get_config: Callable[[], Any]) -> None:
+    """Runs the experiment whose file ends in this call, as the command line says, and exits."""
+    main = sys.modules["__main__"]
+    name = main.__spec__.name if main.__spec__ else Path(main.__file__).stem
+    sys.exit(execute(name, get_config, sys.argv[1:]))
+
+
+def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) -> int:
+    """Runs one verb of an experiment.
+
+    Args:
+      name: the experiment's module, "experiments.NAME".
+      get_config: returns its raw config.
+      arguments: the command line after the module's name.
+
+    Returns:
+      The exit code. Exceptions other than the user's errors and stops pass through.
+    """
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    log.setLevel(logging.INFO)
+    try:
+        options, overrides = parse(name, arguments)
+        verbs.VERBS[options.verb](get_config(), overrides, options, Stop())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except Stopped as stopped:
+        print(f"{stopped}; run the same command again to go on", file=sys.stderr)
+        return STOPPED
+    return OK
+
+
+def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options and the config overrides ("KEY=VALUE") of a command line.
+
+    Raises:
+      UserError: unknown verb or flag; the nearest is named.
+    """
+    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
+    rest = [argument for argument in arguments if not argument.startswith("--config.")]
+    short = name.removeprefix("experiments.")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        allow_abbrev=False,
+        exit_on_error=False,
+        epilog="--config.KEY=VALUE overrides any value; the verb `config` shows them all",
+    )
+    parser.add_argument("verb", nargs="?", default="train", help=", ".join(verbs.VERBS))
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs", short), help="the run's folder"
+    )
+    parser.add_argument("--split", help="evaluate: which split (default: evaluate.splits)")
+    parser.add_argument("--input", type=Path, help="predict: .npz, .csv, or a folder of png/jpg")
+    parser.add_argument(
+        "--output", type=Path, help="predict: JSON lines go here, not to the terminal"
+    )
+    try:
+        options, unknown = parser.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    if unknown:
+        flags = [f for action in parser._actions for f in action.option_strings] + ["--config.KEY"]
+        word = unknown[0].partition("=")[0]
+        raise UserError(f"unknown argument {word}{did_you_mean(word, flags)}")
+    if options.verb not in verbs.VERBS:
+        raise UserError(
+            f"unknown verb '{options.verb}'{did_you_mean(options.verb, verbs.VERBS)}; "
+            f"verbs: {', '.join(verbs.VERBS)}"
+        )
+    return options, overrides
+
+
+class Stop:
+    """Whether SIGTERM or SIGINT has come. A second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self._asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr)

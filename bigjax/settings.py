@@ -1,0 +1,161 @@
+"""The settings of a run: one frozen dataclass per config section, with its defaults and ranges.
+
+Every field is a plain value; a range or a contradiction is refused in `__post_init__`. The values
+are read by the room each section is named after. No JAX here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from bigjax.errors import UserError
+
+
+def _positive(section: str, **values: float | None) -> None:
+    for key, value in values.items():
+        if value is not None and value <= 0:
+            raise UserError(f"config.{section}.{key}: {value!r} must be more than 0")
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, and how many examples at a time."""
+
+    steps: int | None = None
+    epochs: float | None = None
+    examples: int | None = None
+    batch_size: int = 64  # global: over all devices and hosts
+    accumulate: int = 1  # microbatches a step; the numbers stay the same, memory falls
+    ema_decay: float | None = None  # keep a moving average of the parameters and evaluate that
+
+    def __post_init__(self) -> None:
+        lengths = {"steps": self.steps, "epochs": self.epochs, "examples": self.examples}
+        given = [name for name, value in lengths.items() if value is not None]
+        if len(given) != 1:
+            raise UserError(
+                "config.train: give exactly one of steps, epochs, examples, not "
+                + (" and ".join(given) or "none")
+            )
+        _positive("train", **lengths, batch_size=self.batch_size, accumulate=self.accumulate)
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"config.train.accumulate: {self.accumulate} does not divide "
+                f"train.batch_size {self.batch_size}"
+            )
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"config.train.ema_decay: {self.ema_decay} must lie between 0 and 1")
+
+    def total_steps(self, train_examples: int) -> int:
+        """Steps of the whole run; enough to see at least the examples asked for."""
+        if self.steps is not None:
+            return self.steps
+        examples = self.examples or self.epochs * train_examples
+        return max(1, math.ceil(examples / self.batch_size))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where examples come from and what happens to them on the way to the model."""
+
+    source: Any
+    splits: Mapping[str, str]  # "train" and the names that `evaluate.splits` may use
+    augment: Sequence[Any] = ()  # training only, first
+    preprocess: Sequence[Any] = ()  # always, after `augment`
+    workers: int = 2  # reading threads
+
+    def __post_init__(self) -> None:
+        if "train" not in self.splits:
+            raise UserError("config.data.splits: needs a split named 'train'")
+        _positive("data", workers=self.workers)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Which splits are evaluated, and when (see `bigjax.when`)."""
+
+    splits: Sequence[str] = ()
+    every: int | float | str = "end"
+    batch_size: int | None = None  # default: train.batch_size
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """When the state is saved and which saves are kept."""
+
+    every: int | float | str = "end"
+    keep: int = 3  # the newest ones
+    best: str | None = None  # a metric such as "eval/test/accuracy": its best save is kept too
+    best_mode: Literal["max", "min"] = "max"
+
+    def __post_init__(self) -> None:
+        _positive("checkpoint", keep=self.keep)
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a person sees."""
+
+    every: int = 100  # steps
+    tensorboard: bool = True
+    profile: int | float | str = "never"  # when to trace one step with the JAX profiler
+
+    def __post_init__(self) -> None:
+        _positive("log", every=self.every)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; -1 takes what is left, and at most one axis may say it."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+    expert: int = 1
+    pipeline: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = vars(self)
+        for axis, size in sizes.items():
+            if size == 0 or size < -1:
+                raise UserError(f"config.mesh.{axis}: {size} must be -1 or at least 1")
+        if list(sizes.values()).count(-1) > 1:
+            free = [axis for axis, size in sizes.items() if size == -1]
+            raise UserError(f"config.mesh: only one axis may be -1, not {' and '.join(free)}")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Which parameter is split over which mesh axes (see `bigjax.sharding`)."""
+
+    rules: Sequence[tuple[str, Any]] = ((".*", "replicate"),)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Knowledge distillation from another run's model (Hinton et al. 2015)."""
+
+    OPTIONAL: ClassVar[bool] = True
+
+    teacher: str  # the teacher's run folder; "../NAME" names an earlier stage of a pipeline
+    temperature: float = 2.0
+    alpha: float = 0.5  # weight of the teacher's term; the labels' term has 1 - alpha
+
+    def __post_init__(self) -> None:
+        _positive("distill", temperature=self.temperature)
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"config.distill.alpha: {self.alpha} must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Init:
+    """Initial weights from another run; the optimizer starts fresh."""
+
+    OPTIONAL: ClassVar[bool] = True
+
+    source: str  # a run folder; "../NAME" names an earlier stage of a pipeline
+    # regex -> parameter path in the source (may use \1), or None: initialised from scratch.
+    rules: Sequence[tuple[str, str | None]] = field(default=((r"(.*)", r"\1"),))

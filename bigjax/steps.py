@@ -1,0 +1,187 @@
+"""The train step and the evaluation step: pure functions, built once for every kind of objective.
+
+`train_step(state, batch, frozen) -> (state, metrics)`. Nothing here knows a device, a file or a
+config: `train.py` jits what these builders return and says where the arrays lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.data.transforms import apply_transforms
+from bigjax.losses import Loss
+from bigjax.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What a method is: a pure function from parameters and a batch to a loss to descend."""
+
+    def __call__(
+        self,
+        params: Any,
+        batch: Batch,
+        *,
+        rng: jax.Array,
+        state: Any,
+        frozen: Any,
+        hyper: dict[str, jax.Array],
+        train: bool,
+    ) -> Loss: ...
+
+
+def supervised(model: Any, task: Any) -> Objective:
+    """The objective of plain training: the task's loss of the model's output."""
+
+    def objective(params, batch, *, rng, state, frozen, hyper, train):
+        del frozen, hyper
+        outputs, new_state = apply_model(
+            model, task, params, batch, rng=rng, state=state, train=train
+        )
+        (loss_sum, weight), metrics = task.loss(outputs, batch)
+        return Loss(loss_sum, weight, metrics, new_state)
+
+    return objective
+
+
+def apply_model(model, task, params, batch, *, rng, state, train) -> tuple[Any, Any]:
+    """The model's outputs on a batch, and its mutable collections after it."""
+    variables = {"params": params, **state}
+    inputs = task.inputs(batch)
+    if not train:
+        return model.apply(variables, *inputs, train=False), state
+    return model.apply(variables, *inputs, train=True, rngs={"dropout": rng}, mutable=list(state))
+
+
+def build_train_step(
+    objective: Objective,
+    optimizer: Any,
+    *,
+    transforms: Sequence[Any] = (),
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]:
+    """The one train step.
+
+    Args:
+      objective: see `Objective`.
+      optimizer: a `bigjax.optimizers.Optimizer`.
+      transforms: augmentation and preprocessing, applied to the whole batch first.
+      accumulate: microbatches; sums and weights are added over them and divided once.
+      ema_decay: decay of the moving average of the parameters.
+
+    Returns:
+      `train_step(state, batch, frozen) -> (state, metrics)`; metrics are (sum, weight) pairs.
+    """
+
+    def gradients(state: TrainState, batch: Batch, frozen: Any, rng: jax.Array, collections: Any):
+        trained, fixed = optimizer.split(state.params)
+
+        def loss_sum(trained):
+            params = optimizer.merge(trained, fixed)
+            loss = objective(
+                params,
+                batch,
+                rng=rng,
+                state=collections,
+                frozen=frozen,
+                hyper=state.hyper,
+                train=True,
+            )
+            return loss.sum, loss
+
+        grads, loss = jax.grad(loss_sum, has_aux=True)(trained)
+        pairs = {"loss": (loss.sum, loss.weight), **loss.metrics}
+        return grads, pairs, loss.state
+
+    def accumulated(state: TrainState, batch: Batch, frozen: Any, rng: jax.Array):
+        if accumulate == 1:
+            return gradients(state, batch, frozen, rng, state.collections)
+
+        def body(carry, xs):
+            index, microbatch = xs
+            sums, collections = carry
+            grads, pairs, collections = gradients(
+                state, microbatch, frozen, jax.random.fold_in(rng, index), collections
+            )
+            return (jax.tree.map(jnp.add, sums, (grads, pairs)), collections), None
+
+        microbatches = jax.tree.map(lambda x: split_microbatches(x, accumulate), batch)
+        first = jax.tree.map(lambda x: x[0], microbatches)
+        shapes = jax.eval_shape(gradients, state, first, frozen, rng, state.collections)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[:2])
+        (sums, collections), _ = jax.lax.scan(
+            body, (zeros, state.collections), (jnp.arange(accumulate), microbatches)
+        )
+        return *sums, collections
+
+    def train_step(state: TrainState, batch: Batch, frozen: Any):
+        augment_key, dropout_key = jax.random.split(state.key)
+        batch = apply_transforms(transforms, batch, augment_key)
+        rng = jax.random.fold_in(dropout_key, state.step)
+        grad_sums, metrics, collections = accumulated(state, batch, frozen, rng)
+        weight = jnp.maximum(metrics["loss"][1], 1e-8)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grad_sums)
+        params, opt_state, info = optimizer.update(
+            grads, state.opt_state, state.params, hyper=state.hyper, step=state.step
+        )
+        ema = state.ema
+        if ema_decay is not None:
+            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            collections=collections,
+            ema=ema,
+        )
+        one = jnp.ones((), jnp.float32)
+        return state, {**metrics, **{name: (value, one) for name, value in info.items()}}
+
+    return train_step
+
+
+def build_eval_step(
+    model: Any, task: Any, *, transforms: Sequence[Any] = ()
+) -> Callable[[TrainState, Batch], tuple[Any, Any]]:
+    """`eval_step(state, batch) -> (statistics, collected)`: see the task's methods of these names."""
+
+    def eval_step(state: TrainState, batch: Batch):
+        batch = apply_transforms(transforms, batch, state.key)
+        outputs, _ = apply_model(
+            model, task, state.eval_params, batch, rng=None, state=state.collections, train=False
+        )
+        collected = task.collect(outputs, batch)
+        if collected:
+            collected = {**collected, "mask": batch["mask"]}
+        return task.statistics(outputs, batch), collected
+
+    return eval_step
+
+
+def build_predict_step(
+    model: Any, task: Any, *, transforms: Sequence[Any] = ()
+) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
+    """`predict_step(state, batch) -> predictions`, one row an example."""
+
+    def predict_step(state: TrainState, batch: Batch):
+        batch = apply_transforms(transforms, batch, state.key)
+        outputs, _ = apply_model(
+            model, task, state.eval_params, batch, rng=None, state=state.collections, train=False
+        )
+        return task.predict(outputs)
+
+    return predict_step
+
+
+def split_microbatches(x: jax.Array, count: int) -> jax.Array:
+    """(B, ...) -> (count, B / count, ...), rows dealt out in turn.
+
+    Dealt, not cut in blocks: a row then stays on the device that holds it when B is sharded.
+    """
+    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)

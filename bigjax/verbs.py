@@ -1,0 +1,126 @@
+"""The verbs of an experiment: train, evaluate, predict, config. Each is one function from options.
+
+A new verb is one function here and one line in `VERBS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigjax import config as configs
+from bigjax import inputs, stages
+from bigjax.checkpoint import Checkpoints
+from bigjax.config import Config
+from bigjax.errors import UserError
+from bigjax.metrics import table
+from bigjax.program import Program, build_program, teacher_config
+from bigjax.train import eval_batches, evaluate, open_sources, train
+
+
+def train_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Trains, or goes on with, the run in the folder; ends in a table."""
+    if stages.is_pipeline(raw):
+        print(stages.train_pipeline(raw, overrides, options.workdir, stop))
+        return
+    config = configs.resolve(raw, overrides)
+    result = train(config, options.workdir, stop=stop)
+    print(metrics_table(result["metrics"]))
+    print(f"report: {options.workdir / 'report.html'}")
+
+
+def evaluate_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Evaluates the newest checkpoint of the run in the folder."""
+    config, program, state, sources = open_run(options.workdir, overrides, options.split)
+    for split, source in sources.items():
+        values = evaluate(config, program, state, source)
+        print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
+
+
+def predict_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Writes one JSON object a row of the input; bad rows are reported by number and left out."""
+    if options.input is None:
+        raise UserError("predict needs --input=FILE (.npz, .csv, or a folder of png/jpg)")
+    config, program, state, _ = open_run(options.workdir, overrides, None)
+    train_source = open_sources(config)["train"]
+    rows = inputs.read(options.input, train_source.features, program.task.input)
+    for problem in rows.problems:
+        print(f"{options.input}: {problem}", file=sys.stderr)
+    if len(rows.source) == 0:
+        raise UserError(f"{options.input}: no row can be predicted")
+    names = train_source.class_names
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(open(options.output, "w")) if options.output else sys.stdout
+        position = 0
+        for batch in eval_batches(config, program, rows.source):
+            predicted = {k: v for k, v in program.predict_step(state, batch).items()}
+            for line in inputs.json_rows(predicted, batch["mask"], names):
+                out.write(json.dumps({"row": rows.numbers[position], **line}) + "\n")
+                position += 1
+
+
+def config_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Prints every final value and where it came from."""
+    if not stages.is_pipeline(raw):
+        config = configs.resolve(raw, overrides)
+        print(f"{configs.show(config)}\nfingerprint {config.fingerprint}")
+        return
+    found, seeds, _ = stages.resolve(raw, overrides)
+    for name, config in found.items():
+        print(f"# stage {name}, {seeds} seeds\n{configs.show(config)}")
+        print(f"fingerprint {config.fingerprint}\n")
+
+
+VERBS = {
+    "train": train_verb,
+    "evaluate": evaluate_verb,
+    "predict": predict_verb,
+    "config": config_verb,
+}
+
+
+def open_run(
+    workdir: Path, overrides: Sequence[str], split: str | None
+) -> tuple[Config, Program, Any, dict[str, Any]]:
+    """A trained run: its config, program, newest state, and the splits to evaluate.
+
+    Raises:
+      UserError: the folder holds no run, or no such split.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        runs = sorted(str(p.parent) for p in workdir.glob("*/*/config.json"))
+        hint = (
+            f"; give one of its runs as --workdir: {', '.join(runs)}" if runs else "; train first"
+        )
+        raise UserError(f"{workdir} holds no run{hint}")
+    config = configs.load(path, overrides)
+    if split is not None:
+        config = config.with_value("evaluate.splits", (split,))
+    sources = open_sources(config)
+    program = build_program(config, sources["train"], teacher_config(config, workdir))
+    checkpoints = Checkpoints(workdir, config.section("checkpoint"))
+    if checkpoints.latest() is None:
+        raise UserError(f"{workdir}: holds no checkpoint yet")
+    state = checkpoints.restore(program.state)
+    checkpoints.close()
+    return config, program, state, {name: sources[name] for name in config.get("evaluate.splits")}
+
+
+def metrics_table(metrics: dict[str, Any]) -> str:
+    """Scalar metrics as a table for people; lists (per class, confusion) are in the report."""
+    rows = [{"metric": k, "value": v} for k, v in metrics.items() if not isinstance(v, list)]
+    return table(rows, ["metric", "value"])

@@ -1,0 +1,1 @@
+"""One runnable config per file. `python -m experiments` lists them."""
