@@ -33,6 +33,8 @@ def test_first_match_wins():
 
 
 def test_a_pattern_must_match_the_whole_path():
+    tree = {"kernel": 1, "kernel_2": 2}
+    assert match_rules((("kernel", 0.0), (".*", 1.0)), tree, what="x")["kernel_2"] == 1.0
     with pytest.raises(UserError, match=r"my\.rules: pattern 'bias' .* 'head/bias'"):
         match_rules((("bias", 0.0), (".*", 1.0)), TREE, what="my.rules")
 
