@@ -1,0 +1,296 @@
+"""Where examples come from: a `Source` answers `read(ids)`, and nothing else is asked of it.
+
+A config names a target (`TFDS`, and `NPZ` and `CSV` in `files.py`); `target.open(split)` gives the
+Source. Sources know nothing of order, batches, hosts or devices. No TensorFlow is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from bigjax.errors import UserError, did_you_mean
+
+Features = dict[str, tuple[tuple[int, ...], np.dtype]]
+
+
+class Source(Protocol):
+    """Examples 0..len-1, any of which can be read at any time by any thread.
+
+    Attributes:
+      features: name -> (shape of one example, dtype); always fixed-shape numbers.
+      class_names: names of the classes of "label", or None if they are not known.
+      num_classes: how many there are, or None.
+    """
+
+    features: Features
+    class_names: tuple[str, ...] | None
+    num_classes: int | None
+
+    def __len__(self) -> int: ...
+
+    def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Reads examples: ids (N,) -> each feature with leading axis N, in the order of ids."""
+        ...
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) that changes when the data does."""
+        ...
+
+
+class Arrays:
+    """A Source held in memory: reading is one fancy index per feature.
+
+    64-bit numbers are narrowed to 32 bits, as JAX would do.
+
+    Raises:
+      UserError: the arrays are empty, of unequal length, or not numbers that fit.
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray], class_names: Sequence[str] | None = None):
+        self._columns = {key: _narrow(key, np.asarray(value)) for key, value in columns.items()}
+        lengths = {key: len(column) for key, column in self._columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise UserError(f"arrays must have one length, got {lengths}")
+        self._length = next(iter(lengths.values()))
+        if not self._length:
+            raise UserError("there are no examples")
+        self.features = {key: (c.shape[1:], c.dtype) for key, c in self._columns.items()}
+        self.class_names = tuple(class_names) if class_names else None
+        self.num_classes = len(self.class_names) if self.class_names else None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        return {key: column[ids] for key, column in self._columns.items()}
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self.class_names).encode())
+        for key, column in sorted(self._columns.items()):
+            digest.update(f"{key}{column.shape}{column.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
+
+class Records:
+    """A Source over a TFDS data source too large for memory: each read fetches its records."""
+
+    def __init__(
+        self,
+        data,
+        features: Features,
+        class_names: tuple[str, ...] | None,
+        identity: str,
+    ):
+        self._data = data
+        self._identity = identity
+        self.features = features
+        self.class_names = class_names
+        self.num_classes = len(class_names) if class_names else None
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        examples = self._data.__getitems__(np.asarray(ids).tolist())
+        columns = {}
+        for key, (shape, dtype) in self.features.items():
+            column = np.empty((len(examples), *shape), dtype)
+            for row, example in enumerate(examples):
+                column[row] = example[key]
+            columns[key] = column
+        return columns
+
+    def fingerprint(self) -> str:
+        return self._identity
+
+
+@dataclasses.dataclass(frozen=True)
+class TFDS:
+    """A data set prepared by TFDS under a data dir, or one that bigjax prepares itself.
+
+    Kept are the top-level features that are numbers of a fixed shape; strings, nested features and
+    images of varying size are left out. A split that decodes to at most `cache_mb` MiB is read into
+    memory once.
+
+    Attributes:
+      name: e.g. "digits"; `bigjax_NAME` is taken when no NAME of your own is prepared.
+      data_dir: where it is prepared; default $TFDS_DATA_DIR or ~/tensorflow_datasets, as in TFDS.
+      config: the TFDS builder config; needed only when several are prepared.
+      version: default the newest prepared.
+      cache_mb: MiB of decoded data to hold in memory.
+    """
+
+    name: str
+    data_dir: str | None = None
+    config: str | None = None
+    version: str | None = None
+    cache_mb: int = 1024
+
+    def open(self, split: str) -> Source:
+        """Opens a split, e.g. "train", "train[:90%]", "train+test".
+
+        Raises:
+          UserError: the data set is not prepared, or the split is not there, empty or misspelt.
+        """
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self._find())
+        features = _numeric_features(builder.info.features)
+        if not features:
+            raise UserError(f"TFDS {self.name!r} has no feature that is numbers of a fixed shape")
+        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            raise UserError(
+                f"TFDS {self.name!r} is prepared as {builder.info.file_format.value}, which cannot "
+                f"be read at random; prepare it with `tfds build {self.name} "
+                "--file_format=array_record`"
+            )
+        known = list(builder.info.splits)
+        base = split.split("[")[0]
+        if "+" not in split and base not in known:
+            raise UserError(
+                f"TFDS {self.name!r} has no split {base!r}{did_you_mean(base, known)}; "
+                f"it has {', '.join(known)}"
+            )
+        left_out = [key for key in builder.info.features if key not in features]
+        decoders = {key: tfds.decode.SkipDecoding() for key in left_out} or None
+        try:
+            length = builder.info.splits[split].num_examples
+        except Exception as error:  # TFDS raises many kinds for a bad split, all with a message
+            raise UserError(f"split {split!r} of TFDS {self.name!r}: {_one_line(error)}") from error
+        if not length:
+            raise UserError(f"split {split!r} of TFDS {self.name!r} has no examples")
+        data = builder.as_data_source(split, decoders=decoders)
+        identity = _identity(builder, split)
+        names = _class_names(builder.info.features)
+        source = Records(data, features, names, identity)
+        if length * _example_bytes(features) <= self.cache_mb * 2**20:
+            return Arrays(source.read(np.arange(length)), names)
+        return source
+
+    def _find(self):
+        """The folder of the prepared data set; prepares an embedded one that is not there yet."""
+        from bigjax.data import builders
+
+        root = default_data_dir(self.data_dir)
+        for name in (self.name, f"bigjax_{self.name}"):
+            found = _prepared(root, name)
+            if found:
+                return self._choose(found, root / name)
+        if self.name in builders.EMBEDDED:
+            builders.prepare(builders.EMBEDDED[self.name], root)
+            return self._find()
+        if self.name in builders.FETCHED:
+            how = f"get it with `scripts/fetch_data {self.name}`"
+        else:
+            how = f"prepare it with `tfds build {self.name} --file_format=array_record`"
+        here = sorted({path.name for path in root.glob("*") if _prepared(root, path.name)})
+        choices = [*here, *builders.EMBEDDED, *builders.FETCHED]
+        raise UserError(
+            f"TFDS data set {self.name!r} is not prepared under {root}"
+            f"{did_you_mean(self.name, choices)}; prepared there: {', '.join(here) or 'nothing'}; "
+            f"bigjax carries {', '.join(builders.EMBEDDED)}; {how}, or set data_dir"
+        )
+
+    def _choose(self, found: dict[tuple[str, str], os.PathLike], where: os.PathLike):
+        """Picks one of the prepared (config, version) pairs."""
+        configs = sorted({config for config, _ in found})
+        if self.config is None and len(configs) > 1:
+            raise UserError(f"{where} holds several configs, name one: {', '.join(configs)}")
+        config = configs[0] if self.config is None else self.config
+        versions = sorted((v for c, v in found if c == config), key=_version_key)
+        version = self.version or (versions[-1] if versions else "")
+        if (config, version) not in found:
+            there = ", ".join("/".join(filter(None, pair)) for pair in sorted(found))
+            raise UserError(
+                f"{where} has no config {self.config!r} version {self.version!r}; it has {there}"
+            )
+        return found[config, version]
+
+
+def default_data_dir(data_dir: str | os.PathLike | None = None):
+    """The data dir as TFDS finds it: given, $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    from etils import epath
+
+    given = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return epath.Path(given).expanduser()
+
+
+def _prepared(root, name: str) -> dict[tuple[str, str], os.PathLike]:
+    """(config or "", version) -> folder of everything prepared as `name` under `root`."""
+    found = {}
+    for depth in ("*", "*/*"):
+        for info in (root / name).glob(f"{depth}/dataset_info.json"):
+            config = info.parent.parent.name if depth == "*/*" else ""
+            if not info.parent.name.startswith("incomplete."):
+                found[config, info.parent.name] = info.parent
+    return found
+
+
+def _version_key(version: str) -> list[int]:
+    return [int(part) if part.isdigit() else -1 for part in version.split(".")]
+
+
+def _numeric_features(features) -> Features:
+    """The top-level features that are numbers of a fixed shape, 64 bits narrowed to 32."""
+    kept = {}
+    if not hasattr(features, "items"):
+        return kept
+    for key, feature in sorted(features.items()):
+        shape, dtype = feature.shape, feature.np_dtype
+        if isinstance(shape, tuple) and None not in shape and not isinstance(dtype, dict):
+            dtype = np.dtype(dtype)
+            if dtype.kind in "biuf":
+                kept[key] = (shape, _narrow_dtype(dtype))
+    return kept
+
+
+def _class_names(features) -> tuple[str, ...] | None:
+    names = getattr(features["label"], "names", None) if "label" in features else None
+    return tuple(names) if names else None
+
+
+def _example_bytes(features: Features) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in features.values())
+
+
+def _identity(builder, split: str) -> str:
+    """sha256 of a prepared data set's description and of the name and size of each of its files.
+
+    Reading every byte of a set too large for memory would take hours, so this stands for it.
+    """
+    folder = builder.data_path
+    digest = hashlib.sha256(split.encode())
+    for path in sorted(folder.iterdir()):
+        digest.update(f"{path.name}:{path.stat().length};".encode())
+        if path.suffix == ".json":
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _narrow_dtype(dtype: np.dtype) -> np.dtype:
+    if dtype.kind in "iu" and dtype.itemsize == 8:
+        return np.dtype(np.int32)
+    return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize == 8 else dtype
+
+
+def _narrow(key: str, column: np.ndarray) -> np.ndarray:
+    if column.ndim == 0 or column.dtype.kind not in "biuf":
+        raise UserError(f"array {key!r} must be numbers with one row per example")
+    dtype = _narrow_dtype(column.dtype)
+    if dtype != column.dtype and dtype.kind == "i" and column.size:
+        limits = np.iinfo(np.int32)
+        if column.min() < limits.min or column.max() > limits.max:
+            raise UserError(f"array {key!r} holds integers that do not fit 32 bits")
+    return column.astype(dtype, copy=False)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
