@@ -52,12 +52,6 @@ def test_mean_of_nothing_is_nan_without_a_warning(recwarn):
     assert not recwarn.list
 
 
-def test_finalize_does_no_hidden_transfer():
-    pair = (jnp.array(1.0), jnp.array(2.0))
-    with jax.transfer_guard("disallow"):
-        assert finalize({"loss": pair}) == {"loss": 0.5}
-
-
 def test_each_line_is_on_disk_at_once_with_step_first(tmp_path):
     with writers(tmp_path) as w:
         w.write(3, {"train/loss": np.float32(0.5), "eval/f1": [np.float64(1), 0.25]})
