@@ -149,7 +149,10 @@ def build(
         if name in keywords and (name not in own or keywords[name] != own[name].default):
             raise UserError(f"optimizer.{name}: use weight_decay and weight_decay_rules instead")
     settings.schedule.check(total_steps)
-    optimizer = Optimizer(settings, type_name, factory, dict(keywords), total_steps)
+    name = type_name.rpartition(":")[
+        2
+    ]  # "optax.contrib:prodigy" is no other optimizer than prodigy
+    optimizer = Optimizer(settings, name, factory, dict(keywords), total_steps)
     try:
         optimizer.transformation(settings.learning_rate, settings.weight_decay)
     except (TypeError, ValueError) as error:

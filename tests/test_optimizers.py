@@ -285,6 +285,25 @@ def test_schedule_free_is_evaluated_at_its_average():
     assert make("adam").evaluation_params(params, None) is params
 
 
+def test_an_optimizer_named_by_its_module_is_the_same_one():
+    named = make("optax.contrib:prodigy", learning_rate=1.0, weight_decay=0.1)
+    short = make("prodigy", learning_rate=1.0, weight_decay=0.1)
+    jax.tree.map(np.testing.assert_array_equal, train(named, TREE)[0], train(short, TREE)[0])
+
+
+@pytest.mark.parametrize("type_name", ["adamw", "muon", "prodigy", "schedule_free_adamw"])
+def test_parameters_and_state_can_be_donated_together(type_name):
+    optimizer = make(type_name)
+    params, state = jax.jit(lambda p: (jax.tree.map(jnp.copy, p), optimizer.init(p)))(TREE)
+    donating = jax.jit(
+        lambda p, s: optimizer.update(p, s, p, hyper=optimizer.hyper(), step=0)[:2],
+        donate_argnums=(0, 1),
+    )
+    for _ in range(2):
+        params, state = donating(params, state)
+    assert all(np.isfinite(p).all() for p in jax.tree.leaves(params))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
