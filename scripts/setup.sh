@@ -54,7 +54,7 @@ set_up() {
         for file in "$@"; do
             echo "bigjax: installing $file into .venv" >&2
             rm -f ".venv/installed/$file"
-            .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+            .venv/bin/python -m pip install -qq --disable-pip-version-check \
                 --constraint requirements.txt --requirement "$file" \
                 ${BIGJAX_JAX_EXTRA:+"jax[$BIGJAX_JAX_EXTRA]"} >&2
             mkdir -p .venv/installed
