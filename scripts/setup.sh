@@ -49,17 +49,16 @@ set_up() {
     # no flock command; the lock belongs to descriptor 9, which this shell holds until it closes it.
     exec 9>>requirements.txt
     "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'
-    if ! is_installed "$@"; then
-        .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
-        for file in "$@"; do
-            echo "bigjax: installing $file into .venv" >&2
-            rm -f ".venv/installed/$file"
-            .venv/bin/python -m pip install -qq --disable-pip-version-check \
-                --constraint requirements.txt --requirement "$file" \
-                ${BIGJAX_JAX_EXTRA:+"jax[$BIGJAX_JAX_EXTRA]"} >&2
-            mkdir -p .venv/installed
-            stamp_of "$file" >".venv/installed/$file"
-        done
-    fi
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
+    mkdir -p .venv/installed
+    for file in "$@"; do
+        if is_installed "$file"; then continue; fi
+        echo "bigjax: installing $file into .venv" >&2
+        rm -f ".venv/installed/$file"
+        .venv/bin/python -m pip install -qq --disable-pip-version-check \
+            --constraint requirements.txt --requirement "$file" \
+            ${BIGJAX_JAX_EXTRA:+"jax[$BIGJAX_JAX_EXTRA]"} >&2
+        stamp_of "$file" >".venv/installed/$file"
+    done
     exec 9>&-
 }

@@ -18,6 +18,7 @@ case "$*" in
     --version) echo "Python 3.11.7" ;;
     *"import fcntl"*) exec {python} "$@" ;;
     "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m pip --version") ;;
     *"pip install"*) exit "${{FAKE_PIP_CODE:-0}}" ;;
     "-m experiments.missing"*) echo "No module named experiments.missing" >&2; exit 1 ;;
 esac
