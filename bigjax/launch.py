@@ -41,7 +41,9 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     Returns:
       The exit code. Exceptions other than the user's errors and stops pass through.
     """
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
     try:
         options, overrides = parse(name, arguments)

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from bigjax import config as configs
 from bigjax.config import Config
 from bigjax.errors import UserError, did_you_mean
@@ -23,6 +25,18 @@ from bigjax.train import train
 log = logging.getLogger("bigjax")
 
 KEYS = ("stages", "seeds", "table")
+
+
+def pipeline(stages: Mapping[str, Any], *, seeds: int = 1, table: Sequence[str] = ()) -> Any:
+    """The config of a pipeline: stages in the order given.
+
+    Args:
+      stages: name -> config of an ordinary run.
+      seeds: how often the whole pipeline runs, each time with another seed.
+      table: metrics such as "eval/test/accuracy" that the final table compares.
+    """
+    in_order = ConfigDict(dict(stages), sort_keys=False)
+    return ConfigDict({"stages": in_order, "seeds": seeds, "table": tuple(table)})
 
 
 def is_pipeline(raw: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ What is computed is in `steps.py`; what the parts are, in `program.py`; here the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -113,7 +114,7 @@ def train(
                 writers.write(done, {f"train/{name}": value for name, value in values.items()})
 
     metrics: dict[str, Any] = {}
-    with writers, batches:
+    with writers, contextlib.closing(batches):
         for step in range(start + 1, total_steps + 1):
             batch = next(batches)
             if profile_due(step):

@@ -9,6 +9,7 @@ Vinyals & Dean 2015, section 3, on a smaller data set). 1,000 training and 797 t
 from ml_collections import ConfigDict
 
 from bigjax import launch
+from bigjax.stages import pipeline
 
 
 def get_config():
@@ -34,12 +35,10 @@ def get_config():
     distilled = alone.copy_and_resolve_references()
     distilled.distill = dict(teacher="../teacher", temperature=2.0, alpha=0.9)
 
-    return ConfigDict(
-        dict(
-            seeds=5,
-            stages=dict(teacher=teacher, student_alone=alone, student_distilled=distilled),
-            table=("eval/test/errors", "eval/test/accuracy"),
-        )
+    return pipeline(
+        dict(teacher=teacher, student_alone=alone, student_distilled=distilled),
+        seeds=5,
+        table=("eval/test/errors", "eval/test/accuracy"),
     )
 
 
