@@ -1,0 +1,149 @@
+"""From a Source to batches on the devices: which rows, read by whom, placed where.
+
+The global batch of step k is stream positions [k B, (k+1) B), whatever the hosts and devices; a host
+reads only the rows its own devices hold. grain provides the threads and the prefetch.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from bigjax.data.order import sample_ids
+from bigjax.data.sources import Source
+
+Batch = dict[str, jax.Array]
+
+ORDER_BLOCK = 4096  # positions whose ids are computed together: NumPy's cost per call, shared
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    sharding: Sharding,
+    workers: int = 2,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """Yields the global batches of steps start_step, start_step + 1, ... for ever.
+
+    Args:
+      source: where examples come from.
+      batch_size: B, global; the sharding must divide it.
+      seed: with the step, all that decides which examples are seen.
+      start_step: first step; any step costs the same to start at.
+      sharding: how the leading axis of every array lies over the devices.
+      workers: reading threads.
+      prefetch: batches read ahead, already on the devices.
+
+    Returns:
+      An iterator of {features..., "mask", "sample", "epoch"}, each with leading axis B; its
+      `close()` stops the threads.
+    """
+    size = len(source)
+    rows = local_rows(sharding, batch_size)
+    steps_per_block = max(1, ORDER_BLOCK // batch_size)
+
+    @functools.lru_cache(maxsize=4)
+    def block_ids(block: int) -> tuple[np.ndarray, np.ndarray]:
+        steps = block * steps_per_block + np.arange(steps_per_block)
+        return sample_ids(seed, steps[:, None] * batch_size + rows, size)
+
+    def batch_of(step: int) -> Batch:
+        ids, epochs = (x[step % steps_per_block] for x in block_ids(step // steps_per_block))
+        mask = np.ones(len(rows), np.float32)
+        return _place(source, ids, epochs, mask, rows, batch_size, sharding)
+
+    return _iterate(batch_of, sys.maxsize, start_step, workers, prefetch)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    sharding: Sharding,
+    workers: int = 2,
+    prefetch: int = 4,
+) -> Iterator[Batch]:
+    """Yields every example once, in order; the last batch repeats the last example with mask 0.
+
+    All hosts yield the same ceil(len(source) / B) batches. Arguments as in `train_batches`.
+    """
+    size = len(source)
+    rows = local_rows(sharding, batch_size)
+
+    def batch_of(step: int) -> Batch:
+        positions = step * batch_size + rows
+        mask = (positions < size).astype(np.float32)
+        ids = np.minimum(positions, size - 1)
+        return _place(source, ids, np.zeros_like(ids), mask, rows, batch_size, sharding)
+
+    return _iterate(batch_of, -(-size // batch_size), 0, workers, prefetch)
+
+
+def local_rows(sharding: Sharding, batch_size: int) -> np.ndarray:
+    """The rows of the global batch that this process's devices hold: sorted, without repeats.
+
+    Devices that hold the same rows (those along a tensor axis) share one read.
+    """
+    indices = sharding.addressable_devices_indices_map((batch_size,)).values()
+    parts = {index[0].indices(batch_size)[:2] for index in indices}
+    return np.unique(np.concatenate([np.arange(start, stop) for start, stop in parts]))
+
+
+class _BatchOfStep:
+    """What grain reads from: the batch of any step, by its number."""
+
+    def __init__(self, batch_of, length: int):
+        self._batch_of = batch_of
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._batch_of(step)
+
+
+def _iterate(batch_of, length: int, start: int, workers: int, prefetch: int) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=prefetch)
+    dataset = grain.MapDataset.source(_BatchOfStep(batch_of, length))[start:]
+    return iter(dataset.to_iter_dataset(options))
+
+
+def _place(
+    source: Source,
+    ids: np.ndarray,
+    epochs: np.ndarray,
+    mask: np.ndarray,
+    rows: np.ndarray,
+    batch_size: int,
+    sharding: Sharding,
+) -> Batch:
+    """Reads the local rows and makes global arrays of them, each device getting its own part."""
+    local = {
+        **source.read(ids),
+        "mask": mask,
+        "sample": ids.astype(np.int32),
+        "epoch": epochs.astype(np.int32),
+    }
+
+    def place(values: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = np.searchsorted(rows, start)  # a device's rows are one run of `rows`
+            return values[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *values.shape[1:]), sharding, part)
+
+    # The one transfer that is meant: a loop under transfer_guard="disallow" finds all others.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {key: place(values) for key, values in local.items()}

@@ -1,0 +1,210 @@
+"""Transforms of examples: pure functions of (example, key), run on the device inside the jitted step.
+
+Per-example transforms see one example without a batch axis; those with `batch_level = True` see the
+whole batch. The key of an example comes from its epoch and its id, so what happens to it depends on
+no mesh, host, batch size or neighbour.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax.data.sources import Source
+from bigjax.errors import UserError
+
+Example = dict[str, jax.Array]
+
+
+def apply_transforms(transforms: Iterable, batch: Example, key: jax.Array) -> Example:
+    """Applies transforms in order; pure, jittable.
+
+    The n-th transform gives example s of epoch e the key fold_in(fold_in(fold_in(key, n), e), s).
+
+    Args:
+      transforms: per-example or batch-level transforms.
+      batch: flat dict with leading axis B, including "sample" and "epoch", int32 (B,).
+      key: a PRNG key; the same for every step of a run.
+    """
+    for number, transform in enumerate(transforms):
+        key_n = jax.random.fold_in(key, number)
+        if getattr(transform, "batch_level", False):
+            batch = transform(batch, key_n)
+        else:
+            batch = jax.vmap(transform)(batch, _example_keys(batch, key_n))
+    return batch
+
+
+def _example_keys(batch: Example, key: jax.Array) -> jax.Array:
+    """One key per example, (B,)."""
+
+    def example_key(epoch, sample):
+        return jax.random.fold_in(jax.random.fold_in(key, epoch), sample)
+
+    return jax.vmap(example_key)(batch["epoch"], batch["sample"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    """x -> (x / scale - mean) / std, in float32; mean and std one number or one per channel (last)."""
+
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
+    scale: float = 1.0
+    key: str = "image"
+
+    def __post_init__(self):
+        if self.scale <= 0 or np.any(np.asarray(self.std) <= 0):
+            raise UserError(f"normalize: scale and std must be > 0, got {self.scale}, {self.std}")
+
+    def __call__(self, example: Example, key: jax.Array) -> Example:
+        x = example[self.key].astype(jnp.float32) / self.scale
+        x = (x - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+        return {**example, self.key: x}
+
+
+@dataclasses.dataclass(frozen=True)
+class Standardize:
+    """Each column to mean 0 and deviation 1 over the training split; constant columns to 0."""
+
+    key: str = "features"
+
+    def fit(self, source: Source) -> Normalize:
+        """Reads the whole split once; statistics (population deviation) in float64."""
+        total = square = 0.0
+        for start in range(0, len(source), 8192):
+            ids = np.arange(start, min(start + 8192, len(source)))
+            x = source.read(ids)[self.key].astype(np.float64)
+            total, square = total + x.sum(0), square + (x**2).sum(0)
+        mean = total / len(source)
+        std = np.sqrt(np.maximum(square / len(source) - mean**2, 0.0))
+        std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
+        return Normalize(tuple(mean.tolist()), tuple(std.tolist()), key=self.key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flatten:
+    """Any shape -> one axis."""
+
+    key: str = "image"
+
+    def __call__(self, example: Example, key: jax.Array) -> Example:
+        return {**example, self.key: example[self.key].reshape(-1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHot:
+    """An integer label -> float32 probabilities (num_classes,)."""
+
+    num_classes: int
+    key: str = "label"
+
+    def __post_init__(self):
+        _at_least("one_hot: num_classes", self.num_classes, 1)
+
+    def __call__(self, example: Example, key: jax.Array) -> Example:
+        return {**example, self.key: jax.nn.one_hot(example[self.key], self.num_classes)}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+    """Pads the image (H, W, C) with zeros and crops size x size at a random place.
+
+    `size` defaults to the height and width of the image.
+    """
+
+    padding: int
+    size: int | None = None
+    key: str = "image"
+
+    def __post_init__(self):
+        _at_least("random_crop: padding", self.padding, 0)
+        if self.size is not None:
+            _at_least("random_crop: size", self.size, 1)
+
+    def __call__(self, example: Example, key: jax.Array) -> Example:
+        x = example[self.key]
+        height, width, channels = x.shape
+        crop = (self.size or height, self.size or width, channels)
+        x = jnp.pad(x, ((self.padding, self.padding), (self.padding, self.padding), (0, 0)))
+        if crop[0] > x.shape[0] or crop[1] > x.shape[1]:
+            raise UserError(f"random_crop: size {self.size} exceeds the padded image {x.shape[:2]}")
+        room = jnp.array([x.shape[0] - crop[0], x.shape[1] - crop[1]])
+        top, left = jax.random.randint(key, (2,), 0, room + 1)
+        return {**example, self.key: jax.lax.dynamic_slice(x, (top, left, 0), crop)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """Moves the image (H, W, C) by up to `pixels` each way; zeros come in at the border."""
+
+    pixels: int
+    key: str = "image"
+
+    def __post_init__(self):
+        _at_least("shift: pixels", self.pixels, 0)
+
+    def __call__(self, example: Example, key: jax.Array) -> Example:
+        return RandomCrop(padding=self.pixels, key=self.key)(example, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+    """Mirrors the image (H, W, C) left to right with probability `p`."""
+
+    p: float = 0.5
+    key: str = "image"
+
+    def __post_init__(self):
+        if not 0 <= self.p <= 1:
+            raise UserError(f"flip: p must be in [0, 1], got {self.p}")
+
+    def __call__(self, example: Example, key: jax.Array) -> Example:
+        x = example[self.key]
+        flipped = jnp.where(jax.random.bernoulli(key, self.p), x[:, ::-1], x)
+        return {**example, self.key: flipped}
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixup:
+    """Mixes each example with its neighbour in the batch (Zhang et al. 2018, eq. 1).
+
+    x_i <- r x_i + (1 - r) x_{i+1}, labels likewise as probabilities, with r ~ Beta(alpha, alpha)
+    drawn for each example from its own key. A masked example is never mixed in.
+    """
+
+    alpha: float
+    num_classes: int
+    key: str = "image"
+    label: str = "label"
+    batch_level: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.alpha <= 0:
+            raise UserError(f"mixup: alpha must be > 0, got {self.alpha}")
+        _at_least("mixup: num_classes", self.num_classes, 1)
+
+    def __call__(self, batch: Example, key: jax.Array) -> Example:
+        keys = _example_keys(batch, key)
+        ratio = jax.vmap(lambda k: jax.random.beta(k, self.alpha, self.alpha))(keys)
+        ratio = jnp.where(jnp.roll(batch["mask"], -1) > 0, ratio, 1.0)
+
+        def mix(x):
+            r = ratio.reshape(-1, *[1] * (x.ndim - 1))
+            return r * x + (1 - r) * jnp.roll(x, -1, axis=0)
+
+        label = batch[self.label]
+        if label.ndim == 1:
+            label = jax.nn.one_hot(label, self.num_classes)
+        x = batch[self.key].astype(jnp.float32)
+        return {**batch, self.key: mix(x), self.label: mix(label)}
+
+
+def _at_least(what: str, value: int, minimum: int) -> None:
+    if value < minimum:
+        raise UserError(f"{what} must be >= {minimum}, got {value}")
