@@ -153,12 +153,12 @@ def _build(config: Config, source: Any, teacher: Config | None, total_steps: int
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            steps.build_eval_step(model, task, transforms=preprocess),
+            steps.build_eval_step(model, task, optimizer, transforms=preprocess),
             in_shardings=(layout, rows),
             out_shardings=replicated,
         ),
         predict_step=jax.jit(
-            steps.build_predict_step(model, task, transforms=preprocess),
+            steps.build_predict_step(model, task, optimizer, transforms=preprocess),
             in_shardings=(layout, rows),
             out_shardings=replicated,
         ),

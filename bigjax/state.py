@@ -39,11 +39,6 @@ class TrainState:
     def key(self) -> jax.Array:
         return jax.random.wrap_key_data(self.rng)
 
-    @property
-    def eval_params(self) -> Any:
-        """The parameters that evaluation and prediction use."""
-        return self.params if self.ema is None else self.ema
-
 
 def init_state(
     variables: Any, optimizer: Any, *, rng: jax.Array, hyper: Any, ema: bool

@@ -147,15 +147,13 @@ def build_train_step(
 
 
 def build_eval_step(
-    model: Any, task: Any, *, transforms: Sequence[Any] = ()
+    model: Any, task: Any, optimizer: Any, *, transforms: Sequence[Any] = ()
 ) -> Callable[[TrainState, Batch], tuple[Any, Any]]:
     """`eval_step(state, batch) -> (statistics, collected)`: see the task's methods of these names."""
+    outputs_of = _evaluated(model, task, optimizer, transforms)
 
     def eval_step(state: TrainState, batch: Batch):
-        batch = apply_transforms(transforms, batch, state.key)
-        outputs, _ = apply_model(
-            model, task, state.eval_params, batch, rng=None, state=state.collections, train=False
-        )
+        outputs, batch = outputs_of(state, batch)
         collected = task.collect(outputs, batch)
         if collected:
             collected = {**collected, "mask": batch["mask"]}
@@ -165,18 +163,31 @@ def build_eval_step(
 
 
 def build_predict_step(
-    model: Any, task: Any, *, transforms: Sequence[Any] = ()
+    model: Any, task: Any, optimizer: Any, *, transforms: Sequence[Any] = ()
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
     """`predict_step(state, batch) -> predictions`, one row an example."""
+    outputs_of = _evaluated(model, task, optimizer, transforms)
 
     def predict_step(state: TrainState, batch: Batch):
-        batch = apply_transforms(transforms, batch, state.key)
-        outputs, _ = apply_model(
-            model, task, state.eval_params, batch, rng=None, state=state.collections, train=False
-        )
-        return task.predict(outputs)
+        return task.predict(outputs_of(state, batch)[0])
 
     return predict_step
+
+
+def _evaluated(model: Any, task: Any, optimizer: Any, transforms: Sequence[Any]) -> Callable:
+    """(state, batch) -> (outputs, transformed batch) with the parameters meant for evaluation."""
+
+    def outputs_of(state: TrainState, batch: Batch):
+        params = state.ema
+        if params is None:
+            params = optimizer.evaluation_params(state.params, state.opt_state)
+        batch = apply_transforms(transforms, batch, state.key)
+        outputs, _ = apply_model(
+            model, task, params, batch, rng=None, state=state.collections, train=False
+        )
+        return outputs, batch
+
+    return outputs_of
 
 
 def split_microbatches(x: jax.Array, count: int) -> jax.Array:

@@ -10,12 +10,11 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from bigjax import config as configs
 from bigjax import manifest, sharding
@@ -23,11 +22,12 @@ from bigjax.checkpoint import Checkpoints
 from bigjax.config import Config
 from bigjax.data import pipeline
 from bigjax.errors import UserError
+from bigjax.evaluate import evaluate_splits
 from bigjax.files import write_json
 from bigjax.metrics import Writers, finalize
 from bigjax.program import Program, build_program, initial_state, load_teacher, teacher_config
 from bigjax.report import write_report
-from bigjax.state import TrainState, params_fingerprint
+from bigjax.state import params_fingerprint
 from bigjax.when import When
 
 log = logging.getLogger("bigjax")
@@ -150,45 +150,6 @@ def train(
     write_json(workdir / "result.json", result)
     write_report(workdir)
     return result
-
-
-def evaluate_splits(
-    config: Config, program: Program, state: TrainState, sources: dict[str, Any]
-) -> dict[str, Any]:
-    """The metrics of every split in `config.evaluate.splits`, named "eval/SPLIT/METRIC"."""
-    metrics = {}
-    for split in config.get("evaluate.splits"):
-        values = evaluate(config, program, state, sources[split])
-        metrics.update({f"eval/{split}/{name}": value for name, value in values.items()})
-    return metrics
-
-
-def evaluate(config: Config, program: Program, state: TrainState, source: Any) -> dict[str, Any]:
-    """The task's metrics over every example of `source`, each counted once."""
-    totals, collected = None, []
-    for batch in eval_batches(config, program, source):
-        statistics, rows = program.eval_step(state, batch)
-        totals = (
-            statistics if totals is None else jax.tree.map(lambda a, b: a + b, totals, statistics)
-        )
-        collected.append(rows)
-        jax.block_until_ready(totals)
-    totals, collected = jax.device_get((totals, collected))
-    joined = {
-        name: np.concatenate([rows[name][rows["mask"] > 0] for rows in collected])
-        for name in collected[0]
-        if name != "mask"
-    }
-    return program.task.summarize(totals, joined)
-
-
-def eval_batches(config: Config, program: Program, source: Any) -> Iterator[dict[str, jax.Array]]:
-    """The batches of a source in order, the last one padded."""
-    size = config.get("evaluate.batch_size") or config.get("train.batch_size")
-    sharding.check_batch("config.evaluate.batch_size", size, 1, program.mesh)
-    return pipeline.eval_batches(
-        source, batch_size=size, sharding=sharding.batch_sharding(program.mesh)
-    )
 
 
 def open_sources(config: Config) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from bigjax import inputs, stages
 from bigjax.checkpoint import Checkpoints
 from bigjax.config import Config
 from bigjax.errors import UserError
+from bigjax.evaluate import eval_batches, evaluate
 from bigjax.metrics import table
 from bigjax.program import Program, build_program, teacher_config
-from bigjax.train import eval_batches, evaluate, open_sources, train
+from bigjax.train import open_sources, train
 
 
 def train_verb(
