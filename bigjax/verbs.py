@@ -65,7 +65,7 @@ def predict_verb(
         out = stack.enter_context(open(options.output, "w")) if options.output else sys.stdout
         position = 0
         for batch in eval_batches(config, program, rows.source):
-            predicted = {k: v for k, v in program.predict_step(state, batch).items()}
+            predicted = program.predict_step(state, batch)
             for line in inputs.json_rows(predicted, batch["mask"], names):
                 out.write(json.dumps({"row": rows.numbers[position], **line}) + "\n")
                 position += 1
