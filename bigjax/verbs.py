@@ -17,7 +17,7 @@ from bigjax import config as configs
 from bigjax import inputs, stages
 from bigjax.checkpoint import Checkpoints
 from bigjax.config import Config
-from bigjax.errors import UserError
+from bigjax.errors import UserError, did_you_mean
 from bigjax.evaluate import eval_batches, evaluate
 from bigjax.metrics import table
 from bigjax.program import Program, build_program, teacher_config
@@ -110,6 +110,12 @@ def open_run(
         raise UserError(f"{workdir} holds no run{hint}")
     config = configs.load(path, overrides)
     if split is not None:
+        splits = config.get("data.splits")
+        if split not in splits:
+            raise UserError(
+                f"--split={split}: no such split{did_you_mean(split, splits)}; "
+                f"config.data.splits has {', '.join(splits)}"
+            )
         config = config.with_value("evaluate.splits", (split,))
     sources = open_sources(config)
     program = build_program(config, sources["train"], teacher_config(config, workdir))
