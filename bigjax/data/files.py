@@ -58,7 +58,8 @@ class CSV:
 def subsplit(split: str, length: Callable[[str], int]) -> tuple[str, slice]:
     """Parses "train", "train[:90%]" or "train[100:200]".
 
-    Percentages round to the nearest row, so that `[:90%]` and `[90%:]` share no row and miss none.
+    Percentages round to the nearest row (halves to the even one), as in TFDS, so that `[:90%]` and
+    `[90%:]` share no row and miss none.
 
     Args:
       split: what to parse.
@@ -78,14 +79,13 @@ def subsplit(split: str, length: Callable[[str], int]) -> tuple[str, slice]:
     def row(bound: str | None, default: int) -> int:
         if bound is None:
             return default
-        if bound.endswith("%"):
-            number, limit = int(bound[:-1]), 100
-        else:
-            number, limit = int(bound), total
+        limit = 100 if bound.endswith("%") else total
+        number = int(bound.rstrip("%"))
         if abs(number) > limit:
             raise UserError(f"split {split!r}: {bound} is beyond its {total} examples")
-        number = number + limit if bound.startswith("-") else number
-        return (number * total + limit // 2) // limit if limit else 0
+        if bound.endswith("%"):
+            number = round(number * total / 100)
+        return number + total if bound.startswith("-") else number
 
     start, stop = row(match["start"], 0), row(match["stop"], total)
     if start >= stop:

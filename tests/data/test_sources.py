@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import sklearn.datasets
+import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +105,16 @@ def test_parsed_sub_splits_are_disjoint_and_complete(total, percent, at):
         assert ends in ([0, total], [0, ends[1], ends[1], total])
 
 
+def test_percentages_round_as_tfds_rounds_them(data_dir):
+    TFDS("digits", data_dir).open("test")
+    splits = tfds.builder_from_directory(f"{data_dir}/bigjax_digits/1.0.0").info.splits
+    for split in [f"test[{s}{p}%:]" for p in range(1, 100) for s in ("", "-")]:
+        rows = subsplit(split, lambda name: 797)[1]
+        assert rows.stop - rows.start == splits[split].num_examples
+    for percent in (25, 35):  # halves of ten rows: 2.5 and 3.5
+        assert subsplit(f"test[:{percent}%]", lambda name: 10)[1].stop == round(percent / 10)
+
+
 def test_sub_splits_read_as_python_slices():
     def rows(split):
         return subsplit(split, lambda name: 10)[1]
@@ -141,6 +152,13 @@ def test_the_data_dir_is_where_tfds_would_look(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "here"))
     TFDS("digits").open("test")
     assert (tmp_path / "here" / "bigjax_digits" / "1.0.0" / "dataset_info.json").exists()
+
+
+def test_your_own_prepared_copy_comes_before_bigjaxs(tmp_path):
+    builders.prepare(builders.Digits, tmp_path)
+    builders.prepare(builders.BreastCancer, tmp_path)
+    (tmp_path / "bigjax_breast_cancer").rename(tmp_path / "digits")
+    assert "features" in TFDS("digits", str(tmp_path)).open("train").features
 
 
 def test_processes_that_prepare_at_once_all_succeed_and_leave_nothing_behind(tmp_path):
