@@ -7,6 +7,7 @@ where nothing is lost (1 -> 1.0, list -> tuple) and fills in the defaults. Pure;
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import inspect
 import types
 import typing
@@ -29,15 +30,11 @@ class Parameter(typing.NamedTuple):
 
 def parameters(target: Callable[..., Any]) -> dict[str, Parameter]:
     """The keyword arguments of a class (its fields, for a dataclass or Linen module) or function."""
-    try:
-        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
-    except (NameError, TypeError, AttributeError):
-        hints = {}
-    if inspect.isclass(target):
-        try:
-            hints = {**typing.get_type_hints(target), **hints}
-        except (NameError, TypeError):
-            pass
+    hints: dict[str, Any] = {}
+    for annotated in (target, target.__init__) if inspect.isclass(target) else (target,):
+        # A library's annotations may name what only its type checker imports: then the defaults judge.
+        with contextlib.suppress(NameError, TypeError, AttributeError):
+            hints.update(typing.get_type_hints(annotated))
     keep_name = not (inspect.isclass(target) and hasattr(target, "scope"))
     return {
         name: Parameter(hints.get(name, Any), parameter.default)
