@@ -199,7 +199,8 @@ def _json_line(line: Mapping[str, object]) -> str:
 
 
 def _name_values(scalars: Mapping[str, float]) -> list[str]:
-    return [f"{name} {value:.4g}" for name, value in scalars.items()]
+    loss_first = sorted(scalars, key=lambda name: name != "loss")
+    return [f"{name} {scalars[name]:.4g}" for name in loss_first]
 
 
 def duration(seconds: float) -> str:
