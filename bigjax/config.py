@@ -48,12 +48,14 @@ NAMES: dict[str, dict[str, str]] = {
         "mlp": "bigjax.models.mlp:MLP",
         "cnn": "bigjax.models.cnn:CNN",
         "rnn": "bigjax.models.rnn:RNN",
+        "transformer": "bigjax.models.transformer:Transformer",
     },
     "task": {
         "classification": "bigjax.tasks.classification:Classification",
         "binary": "bigjax.tasks.binary:Binary",
         "multilabel": "bigjax.tasks.multilabel:MultiLabel",
         "regression": "bigjax.tasks.regression:Regression",
+        "language_model": "bigjax.tasks.language_model:LanguageModel",
     },
     "source": {
         "tfds": "bigjax.data.sources:TFDS",
