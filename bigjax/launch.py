@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax import verbs
-from bigjax.errors import UserError, did_you_mean
+from bigjax.errors import RunFailed, UserError, did_you_mean
 from bigjax.train import Stopped
 
 log = logging.getLogger("bigjax")
@@ -51,6 +51,9 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
+    except RunFailed as failed:
+        print(f"error: {failed}", file=sys.stderr)
+        return FAILED
     except Stopped as stopped:
         print(f"{stopped}; run the same command again to go on", file=sys.stderr)
         return STOPPED
@@ -86,9 +89,10 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
     if unknown:
-        flags = [f for action in parser._actions for f in action.option_strings] + ["--config.KEY"]
+        flags = ["--config", *(flag for action in parser._actions for flag in action.option_strings)]
         word = unknown[0].partition("=")[0]
-        raise UserError(f"unknown argument {word}{did_you_mean(word, flags)}")
+        near = did_you_mean(word.partition(".")[0], flags)
+        raise UserError(f"unknown argument {word}{near}")
     if options.verb not in verbs.VERBS:
         raise UserError(
             f"unknown verb '{options.verb}'{did_you_mean(options.verb, verbs.VERBS)}; "
