@@ -38,6 +38,7 @@ SETTINGS: dict[str, type] = {
     "evaluate": settings.Evaluate,
     "checkpoint": settings.Checkpoint,
     "log": settings.Log,
+    "check": settings.Check,
     "distill": settings.Distill,
     "init": settings.Init,
 }
@@ -106,7 +107,15 @@ TRACED = (
 )
 
 # Keys that say where, how often and how fast, never what: free to change between resumes.
-FREE_ON_RESUME = ("mesh", "log", "checkpoint", "evaluate", "data.source.data_dir", "data.workers")
+FREE_ON_RESUME = (
+    "mesh",
+    "log",
+    "check",
+    "checkpoint",
+    "evaluate",
+    "data.source.data_dir",
+    "data.workers",
+)
 
 
 @dataclasses.dataclass(frozen=True)

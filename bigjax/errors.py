@@ -1,7 +1,7 @@
-"""The one error that is the user's to mend, and the hint that goes with a misspelt name.
+"""The errors that are no defect of bigjax, and the hint that goes with a misspelt name.
 
-`launch` prints a `UserError` as one line and exits with code 2; every other exception is a defect
-of bigjax or of the machine and keeps its traceback.
+`launch` prints them as one line: a `UserError` exits with code 2, a `RunFailed` with 1. Every other
+exception is a defect of bigjax or of the machine and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from collections.abc import Iterable
 
 class UserError(Exception):
     """The user's input is wrong. The message says what, where, and what would be right."""
+
+
+class RunFailed(Exception):
+    """The run cannot go on, though its input is right. The message says what happened."""
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -35,6 +35,7 @@ class Program:
     Attributes:
       init: (rng key data, hyper) -> TrainState, sharded from the first byte.
       train_step: (state, batch, frozen) -> (state, metrics); the state is donated.
+      diagnose: (state, batch, frozen) -> where the numbers of a step stop being finite.
       eval_step: (state, batch) -> (statistics, collected).
       predict_step: (state, batch) -> predictions.
       state: the abstract TrainState, with shardings.
@@ -45,6 +46,7 @@ class Program:
     task: Any
     init: Callable[..., TrainState]
     train_step: Callable[..., Any]
+    diagnose: Callable[..., Any]
     eval_step: Callable[..., Any]
     predict_step: Callable[..., Any]
     state: TrainState
@@ -135,13 +137,16 @@ def _build(config: Config, source: Any, teacher: Config | None, total_steps: int
         frozen_layout = jax.tree.map(lambda _: replicated, frozen)
         frozen = abstract_with(frozen_layout, frozen)
 
+    options = dict(transforms=(*augment, *preprocess), accumulate=train.accumulate)
+    check = config.section("check")
     train_step = steps.build_train_step(
         objective,
         optimizer,
-        transforms=(*augment, *preprocess),
-        accumulate=train.accumulate,
+        **options,
         ema_decay=train.ema_decay,
+        check=None if check.policy == "off" else check,
     )
+    diagnose = steps.build_diagnosis(steps.build_gradients(objective, optimizer, **options))
     return Program(
         mesh=mesh,
         task=task,
@@ -151,6 +156,11 @@ def _build(config: Config, source: Any, teacher: Config | None, total_steps: int
             in_shardings=(layout, rows, frozen_layout),
             out_shardings=(layout, replicated),
             donate_argnums=0,
+        ),
+        diagnose=jax.jit(
+            diagnose,
+            in_shardings=(layout, rows, frozen_layout),
+            out_shardings=replicated,
         ),
         eval_step=jax.jit(
             steps.build_eval_step(model, task, optimizer, transforms=preprocess),

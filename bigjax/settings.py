@@ -107,6 +107,28 @@ class Log:
 
 
 @dataclass(frozen=True)
+class Check:
+    """What is done about numbers that cannot be right (see `bigjax.guard` and `bigjax.replay`)."""
+
+    # stop: exit 1 with a dump; skip: go on without that update; rewind: back to the newest
+    # checkpoint and on without those examples; off: no check at all
+    policy: Literal["stop", "skip", "rewind", "off"] = "stop"
+    spike: float | None = (
+        None  # a loss this many robust deviations above the recent ones is bad too
+    )
+    max_skips: int = 10  # in a row; then the run stops
+    max_rewinds: int = 3  # of the whole run; then it stops
+    replay_every: int | None = None  # steps; each is run twice and compared, bit for bit
+
+    def __post_init__(self) -> None:
+        _positive(
+            "check", spike=self.spike, max_skips=self.max_skips, replay_every=self.replay_every
+        )
+        if self.max_rewinds < 0:
+            raise UserError(f"config.check.max_rewinds: {self.max_rewinds} must be 0 or more")
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; -1 takes what is left, and at most one axis may say it."""
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.guard import Guard, init_guard
 from bigjax.rules import paths
 
 
@@ -23,6 +24,7 @@ class TrainState:
       opt_state: Optax's own state, for the trained parameters only.
       collections: the model's mutable collections, e.g. {"batch_stats": ...}.
       ema: moving average of the parameters, or None.
+      guard: what the check of bad numbers remembers (`bigjax.guard`).
       rng: uint32 (2,), the run's random key; the key of a step is folded in from `step`.
       hyper: float32 scalars that are inputs of the compiled step, by config path.
     """
@@ -32,6 +34,7 @@ class TrainState:
     opt_state: Any
     collections: Any
     ema: Any
+    guard: Guard
     rng: jax.Array
     hyper: dict[str, jax.Array]
 
@@ -60,6 +63,7 @@ def init_state(
         opt_state=optimizer.init(params),
         collections=collections,
         ema=jax.tree.map(jnp.copy, params) if ema else None,
+        guard=init_guard(),
         rng=rng,
         hyper=hyper,
     )

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.data.transforms import apply_transforms
+from bigjax.guard import guarded, non_finite
 from bigjax.losses import Loss
+from bigjax.settings import Check
 from bigjax.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -58,25 +60,16 @@ def apply_model(model, task, params, batch, *, rng, state, train) -> tuple[Any, 
     return model.apply(variables, *inputs, train=True, rngs={"dropout": rng}, mutable=list(state))
 
 
-def build_train_step(
+def build_gradients(
     objective: Objective,
     optimizer: Any,
     *,
     transforms: Sequence[Any] = (),
     accumulate: int = 1,
-    ema_decay: float | None = None,
-) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]:
-    """The one train step.
+) -> Callable[[TrainState, Batch, Any], tuple[Any, dict[str, Any], Any]]:
+    """`step_gradients(state, batch, frozen) -> (gradients, metrics, mutable collections)`.
 
-    Args:
-      objective: see `Objective`.
-      optimizer: a `bigjax.optimizers.Optimizer`.
-      transforms: augmentation and preprocessing, applied to the whole batch first.
-      accumulate: microbatches; sums and weights are added over them and divided once.
-      ema_decay: decay of the moving average of the parameters.
-
-    Returns:
-      `train_step(state, batch, frozen) -> (state, metrics)`; metrics are (sum, weight) pairs.
+    Arguments as in `build_train_step`. The gradients are of the mean loss, for trained leaves only.
     """
 
     def gradients(state: TrainState, batch: Batch, frozen: Any, rng: jax.Array, collections: Any):
@@ -120,30 +113,93 @@ def build_train_step(
         )
         return *sums, collections
 
-    def train_step(state: TrainState, batch: Batch, frozen: Any):
+    def step_gradients(state: TrainState, batch: Batch, frozen: Any):
         augment_key, dropout_key = jax.random.split(state.key)
         batch = apply_transforms(transforms, batch, augment_key)
         rng = jax.random.fold_in(dropout_key, state.step)
         grad_sums, metrics, collections = accumulated(state, batch, frozen, rng)
         weight = jnp.maximum(metrics["loss"][1], 1e-8)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grad_sums)
+        return grads, metrics, collections
+
+    return step_gradients
+
+
+def build_train_step(
+    objective: Objective,
+    optimizer: Any,
+    *,
+    transforms: Sequence[Any] = (),
+    accumulate: int = 1,
+    ema_decay: float | None = None,
+    check: Check | None = None,
+) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]:
+    """The one train step.
+
+    Args:
+      objective: see `Objective`.
+      optimizer: a `bigjax.optimizers.Optimizer`.
+      transforms: augmentation and preprocessing, applied to the whole batch first.
+      accumulate: microbatches; sums and weights are added over them and divided once.
+      ema_decay: decay of the moving average of the parameters.
+      check: which numbers are bad, and then not applied (`bigjax.guard`); None applies all.
+
+    Returns:
+      `train_step(state, batch, frozen) -> (state, metrics)`; metrics are (sum, weight) pairs.
+    """
+    step_gradients = build_gradients(
+        objective, optimizer, transforms=transforms, accumulate=accumulate
+    )
+
+    def train_step(state: TrainState, batch: Batch, frozen: Any):
+        grads, metrics, collections = step_gradients(state, batch, frozen)
         params, opt_state, info = optimizer.update(
             grads, state.opt_state, state.params, hyper=state.hyper, step=state.step
         )
         ema = state.ema
         if ema_decay is not None:
             ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
-        state = state.replace(
+        new = state.replace(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
             collections=collections,
             ema=ema,
         )
+        if check is not None:
+            new, flags = guarded(state, new, metrics["loss"], info["grad_norm"], check)
+            info = {**info, **flags}
         one = jnp.ones((), jnp.float32)
-        return state, {**metrics, **{name: (value, one) for name, value in info.items()}}
+        return new, {**metrics, **{name: (value, one) for name, value in info.items()}}
 
     return train_step
+
+
+def build_diagnosis(
+    step_gradients: Callable[..., Any],
+) -> Callable[[TrainState, Batch, Any], dict[str, Any]]:
+    """`diagnose(state, batch, frozen) -> counts`: where a step's numbers stop being finite.
+
+    Counts are path -> how many, for the batch as read, the params, the loss (and the other metrics'
+    sums) and the gradients, in the order in which a step meets them; "rows" (B,) says which
+    examples bring such numbers with them.
+    """
+
+    def diagnose(state: TrainState, batch: Batch, frozen: Any):
+        grads, metrics, _ = step_gradients(state, batch, frozen)
+        rows = jnp.zeros(batch["mask"].shape, bool)
+        for column in batch.values():
+            if jnp.issubdtype(column.dtype, jnp.inexact):
+                rows |= jnp.any(~jnp.isfinite(column.reshape(len(column), -1)), axis=1)
+        return {
+            "batch": non_finite(batch),
+            "params": non_finite(state.params),
+            "loss": non_finite({name: total for name, (total, _) in metrics.items()}),
+            "gradients": non_finite(grads),
+            "rows": rows,
+        }
+
+    return diagnose
 
 
 def build_eval_step(

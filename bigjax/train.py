@@ -6,6 +6,7 @@ What is computed is in `steps.py`; what the parts are, in `program.py`; here the
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 
 from bigjax import config as configs
-from bigjax import manifest, sharding
+from bigjax import guard, manifest, sharding
 from bigjax.checkpoint import Checkpoints
 from bigjax.config import Config
 from bigjax.data import pipeline
@@ -46,6 +47,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains a run in its folder, from where the folder's newest checkpoint left it.
 
+    With `config.check.policy` "rewind", a step of bad numbers starts it again from there, without
+    that step's examples.
+
     Args:
       config: what to run.
       workdir: the run's folder; made if absent.
@@ -57,7 +61,16 @@ def train(
     Raises:
       UserError: the folder holds a run of another config, or the config cannot run here.
       Stopped: see `stop`.
+      BadNumbers: a loss or gradient that cannot be right (see `bigjax.guard`).
     """
+    while True:
+        try:
+            return _train(config, workdir, stop)
+        except guard.Rewind as bad:
+            log.warning("%s; going back to the newest checkpoint, without its examples", bad)
+
+
+def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str, Any]:
     started = time.perf_counter()
 
     # Parts.
@@ -94,14 +107,16 @@ def train(
         workdir, tensorboard=config.get("log.tensorboard"), progress=True, total_steps=total_steps
     )
     writers.truncate_after(start)
-    batches = pipeline.train_batches(
+    batches_after = functools.partial(
+        pipeline.train_batches,
         sources["train"],
         batch_size=settings.batch_size,
         seed=config.seed,
-        start_step=start,
         sharding=rows,
         workers=data.workers,
+        leave_out=guard.left_out(workdir),
     )
+    batches = batches_after(start_step=start)
     in_flight: deque[tuple[int, Any]] = deque()
 
     def settle(limit: int) -> None:
@@ -109,9 +124,19 @@ def train(
         while len(in_flight) > limit:
             done, metrics = in_flight.popleft()
             jax.block_until_ready(metrics["loss"])
-            if log_due(done) or done == 1:
-                values = finalize(metrics)
+            bad, halted = guard.flags(metrics)
+            if log_due(done) or done == 1 or bad:
+                values = finalize(metrics) | ({"bad": 1} if bad else {})
                 writers.write(done, {f"train/{name}": value for name, value in values.items()})
+            if halted:
+                batch = next(batches_after(start_step=done - 1))
+                found = program.diagnose(state, batch, frozen)
+                checkpoints.close()
+                check = config.section("check")
+                raise guard.halt(workdir, check, done, guard.reason(values), found, batch)
+            if bad:
+                reason = guard.reason(values)
+                log.warning("step %d: %s; its update was not applied", done, reason)
 
     metrics: dict[str, Any] = {}
     with writers, contextlib.closing(batches):

@@ -32,6 +32,7 @@ def train_batches(
     sharding: Sharding,
     workers: int = 2,
     prefetch: int = 4,
+    leave_out: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[Batch]:
     """Yields the global batches of steps start_step, start_step + 1, ... for ever.
 
@@ -43,6 +44,7 @@ def train_batches(
       sharding: how the leading axis of every array lies over the devices.
       workers: reading threads.
       prefetch: batches read ahead, already on the devices.
+      leave_out: (epoch, sample) pairs whose rows are not read, and come as zeros with mask 0.
 
     Returns:
       An iterator of {features..., "mask", "sample", "epoch"}, each with leading axis B; its
@@ -60,7 +62,11 @@ def train_batches(
     def batch_of(step: int) -> Batch:
         ids, epochs = (x[step % steps_per_block] for x in block_ids(step // steps_per_block))
         mask = np.ones(len(rows), np.float32)
-        return _place(source, ids, epochs, mask, rows, batch_size, sharding)
+        if leave_out:
+            pairs = zip(epochs.tolist(), ids.tolist(), strict=True)
+            mask[:] = [pair not in leave_out for pair in pairs]
+        columns = read_unmasked(source, ids, mask)
+        return _place(columns, ids, epochs, mask, rows, batch_size, sharding)
 
     return _iterate(batch_of, sys.maxsize, start_step, workers, prefetch)
 
@@ -84,7 +90,8 @@ def eval_batches(
         positions = step * batch_size + rows
         mask = (positions < size).astype(np.float32)
         ids = np.minimum(positions, size - 1)
-        return _place(source, ids, np.zeros_like(ids), mask, rows, batch_size, sharding)
+        columns = source.read(ids)
+        return _place(columns, ids, np.zeros_like(ids), mask, rows, batch_size, sharding)
 
     return _iterate(batch_of, -(-size // batch_size), 0, workers, prefetch)
 
@@ -119,8 +126,26 @@ def _iterate(batch_of, length: int, start: int, workers: int, prefetch: int) -> 
     return iter(dataset.to_iter_dataset(options))
 
 
+def read_unmasked(source: Source, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
+    """The examples `ids` (N,); those of `mask` 0 are not read and are zeros.
+
+    Zeros, because a NaN would reach the gradient of the weights through a loss of weight 0.
+    """
+    real = mask > 0
+    if real.all():
+        return source.read(ids)
+    columns = {
+        name: np.zeros((len(ids), *shape), dtype)
+        for name, (shape, dtype) in source.features.items()
+    }
+    if real.any():
+        for name, values in source.read(ids[real]).items():
+            columns[name][real] = values
+    return columns
+
+
 def _place(
-    source: Source,
+    columns: dict[str, np.ndarray],
     ids: np.ndarray,
     epochs: np.ndarray,
     mask: np.ndarray,
@@ -128,9 +153,9 @@ def _place(
     batch_size: int,
     sharding: Sharding,
 ) -> Batch:
-    """Reads the local rows and makes global arrays of them, each device getting its own part."""
+    """Makes global arrays of the local rows, each device getting its own part."""
     local = {
-        **source.read(ids),
+        **columns,
         "mask": mask,
         "sample": ids.astype(np.int32),
         "epoch": epochs.astype(np.int32),
