@@ -44,8 +44,9 @@ def test_every_stage_is_an_ordinary_run_in_its_own_folder(finished):
         for i in range(2)
     ]
     row = next(line for line in text.splitlines() if line.startswith("teacher"))
-    assert f"{sum(errors) / 2:.4g}" in row
-    assert "±" in row
+    mean, spread = (float(word) for word in row.removeprefix("teacher").split("±"))
+    assert mean == pytest.approx(sum(errors) / 2, abs=0.5)
+    assert spread == pytest.approx(abs(errors[0] - errors[1]) / 2**0.5, rel=0.05)
     assert (folder / "report.html").exists()
 
 
