@@ -1,0 +1,37 @@
+"""A two-stage CNN on Fashion-MNIST.
+
+    scripts/fetch_data fashion_mnist          once
+    scripts/run experiments.fashion_mnist_cnn
+"""
+
+from ml_collections import ConfigDict
+
+from bigjax import launch
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    config.train = dict(epochs=8, batch_size=128)
+    config.data = dict(
+        source=dict(type="tfds", name="fashion_mnist"),
+        splits=dict(train="train", test="test"),
+        augment=(dict(type="flip"), dict(type="shift", pixels=1)),
+        preprocess=(dict(type="normalize", scale=255.0, mean=0.286, std=0.353),),
+    )
+    config.model = dict(type="cnn", channels=(64, 128), outputs=10, batch_norm=True, dropout=0.3)
+    config.task = dict(type="classification")
+    config.optimizer = dict(
+        type="adamw",
+        learning_rate=2e-3,
+        weight_decay=1e-2,
+        schedule=dict(type="cosine", warmup_steps=200),
+    )
+    config.evaluate = dict(splits=("test",), every=469, batch_size=500)
+    config.checkpoint = dict(every=469)
+    config.log = dict(every=50)
+    return config
+
+
+if __name__ == "__main__":
+    launch.run(get_config)

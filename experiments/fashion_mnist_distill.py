@@ -1,0 +1,45 @@
+"""A CNN teaches a 784-32-10 MLP on Fashion-MNIST.
+
+    scripts/fetch_data fashion_mnist          once
+    scripts/run experiments.fashion_mnist_distill
+"""
+
+from ml_collections import ConfigDict
+
+from bigjax import launch
+from bigjax.stages import pipeline
+
+
+def get_config():
+    base = ConfigDict()
+    base.seed = 0
+    base.train = dict(epochs=10, batch_size=128)
+    base.data = dict(
+        source=dict(type="tfds", name="fashion_mnist"),
+        splits=dict(train="train", test="test"),
+        preprocess=(dict(type="normalize", scale=255.0, mean=0.286, std=0.353),),
+    )
+    base.task = dict(type="classification")
+    base.optimizer = dict(type="adamw", learning_rate=2e-3, schedule=dict(type="cosine"))
+    base.evaluate = dict(splits=("test",), every="end", batch_size=500)
+    base.log = dict(every=200)
+
+    teacher = base.copy_and_resolve_references()
+    teacher.train.epochs = 4
+    teacher.model = dict(type="cnn", channels=(32, 64), outputs=10, batch_norm=True, dropout=0.3)
+
+    alone = base.copy_and_resolve_references()
+    alone.model = dict(type="mlp", widths=(32,), outputs=10)
+
+    distilled = alone.copy_and_resolve_references()
+    distilled.distill = dict(teacher="../teacher", temperature=3.0, alpha=0.9)
+
+    return pipeline(
+        dict(teacher=teacher, student_alone=alone, student_distilled=distilled),
+        seeds=1,
+        table=("eval/test/errors", "eval/test/accuracy"),
+    )
+
+
+if __name__ == "__main__":
+    launch.run(get_config)

@@ -1,0 +1,30 @@
+"""TITLE.
+
+    scripts/fetch_data fashion_mnist          once
+    scripts/run experiments.fashion_mnist_mlp_128_64
+"""
+
+from ml_collections import ConfigDict
+
+from bigjax import launch
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    config.train = dict(epochs=10, batch_size=64)
+    config.data = dict(
+        source=dict(type="tfds", name="fashion_mnist"),
+        splits=dict(train="train", test="test"),
+        preprocess=(dict(type="normalize", scale=255.0),),
+    )
+    config.model = dict(type="mlp", widths=(128, 64), outputs=10, activation="relu")
+    config.task = dict(type="classification")
+    config.optimizer = dict(type="sgd", learning_rate=0.01)
+    config.evaluate = dict(splits=("test",), every="end", batch_size=1000)
+    config.log = dict(every=500)
+    return config
+
+
+if __name__ == "__main__":
+    launch.run(get_config)
