@@ -146,7 +146,7 @@ def halt(
     elif check.policy == "rewind":
         bad = BadNumbers(step, f"{reason}, after {rewinds} rewinds (check.max_rewinds)")
     elif check.policy == "skip":
-        bad = BadNumbers(step, f"{reason}, the {check.max_skips}th in a row (check.max_skips)")
+        bad = BadNumbers(step, f"{reason}, {check.max_skips} such in a row (check.max_skips)")
     else:
         bad = BadNumbers(step, reason)
     if jax.process_index() == 0:
