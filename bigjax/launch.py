@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax import verbs
+from bigjax import distributed, verbs
 from bigjax.errors import RunFailed, UserError, did_you_mean
 from bigjax.train import Stopped
 
@@ -47,17 +47,35 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     log.setLevel(logging.INFO)
     try:
         options, overrides = parse(name, arguments)
-        verbs.VERBS[options.verb](get_config(), overrides, options, Stop())
+        # Before `initialize`: in a run of many processes JAX takes SIGTERM over, see distributed.agree.
+        stop = Stop()
+        if options.simulate_devices is not None:
+            distributed.simulate_devices(options.simulate_devices)
+        distributed.initialize(options.coordinator, options.processes, options.process_id)
+        with distributed.one_voice():
+            verbs.VERBS[options.verb](get_config(), overrides, options, stop)
+        distributed.end()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
+        return fail(WRONG_INPUT, str(error))
     except RunFailed as failed:
-        print(f"error: {failed}", file=sys.stderr)
-        return FAILED
+        return fail(FAILED, str(failed))
     except Stopped as stopped:
+        distributed.end()
         print(f"{stopped}; run the same command again to go on", file=sys.stderr)
         return STOPPED
+    except (Exception, KeyboardInterrupt) as error:
+        if distributed.is_joined():
+            distributed.end_all(FAILED, f"{type(error).__name__}: {error}", error)
+        raise
     return OK
+
+
+def fail(code: int, message: str) -> int:
+    """Prints the message and returns the exit code; ends all processes of the run with both."""
+    print(f"error: {message}", file=sys.stderr)
+    if distributed.is_joined():
+        distributed.end_all(code, message)
+    return code
 
 
 def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -84,12 +102,19 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     parser.add_argument(
         "--output", type=Path, help="predict: JSON lines go here, not to the terminal"
     )
+    parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
+    parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")
+    parser.add_argument("--processes", type=int, help="how many (detected on known clusters)")
+    parser.add_argument("--process_id", type=int, help="which of them this one is, from 0")
     try:
         options, unknown = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
     if unknown:
-        flags = ["--config", *(flag for action in parser._actions for flag in action.option_strings)]
+        flags = [
+            "--config",
+            *(flag for action in parser._actions for flag in action.option_strings),
+        ]
         word = unknown[0].partition("=")[0]
         near = did_you_mean(word.partition(".")[0], flags)
         raise UserError(f"unknown argument {word}{near}")

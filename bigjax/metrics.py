@@ -131,6 +131,16 @@ class Writers:
         return self._summary
 
 
+class NoWriters(Writers):
+    """What every process but the first of a run has: writes nothing."""
+
+    def truncate_after(self, step: int) -> None:
+        pass
+
+    def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
+        pass
+
+
 class Progress:
     """Shows training metrics on a line that is rewritten, other metrics on lines that stay.
 

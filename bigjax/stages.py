@@ -15,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bigjax import config as configs
+from bigjax import distributed
 from bigjax.config import Config
 from bigjax.errors import UserError, did_you_mean
 from bigjax.files import write_json
@@ -107,16 +108,17 @@ def train_pipeline(
         }
         for name in stages
     ]
-    write_json(workdir / "result.json", {"stages": results})
     names = ["stage", *(column.split("/")[-1] for column in columns)]
-    report = write_pipeline_report(
-        workdir,
-        workdir.name,
-        rows,
-        {f"seed{i}/{name}": f"seed{i}/{name}" for i in range(seeds) for name in stages},
-    )
+    if distributed.is_leader():
+        write_json(workdir / "result.json", {"stages": results})
+        write_pipeline_report(
+            workdir,
+            workdir.name,
+            rows,
+            {f"seed{i}/{name}": f"seed{i}/{name}" for i in range(seeds) for name in stages},
+        )
     plural = "s" if seeds > 1 else ""
-    return f"{table(rows, names)}\n({seeds} seed{plural}; ± is the standard deviation)\nreport: {report}"
+    return f"{table(rows, names)}\n({seeds} seed{plural}; ± is the standard deviation)\nreport: {workdir / 'report.html'}"
 
 
 def _check_references(stages: Mapping[str, Config]) -> None:

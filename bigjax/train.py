@@ -18,14 +18,14 @@ from typing import Any
 import jax
 
 from bigjax import config as configs
-from bigjax import guard, manifest, sharding
+from bigjax import distributed, guard, manifest, sharding
 from bigjax.checkpoint import Checkpoints
 from bigjax.config import Config
 from bigjax.data import pipeline
 from bigjax.errors import UserError
 from bigjax.evaluate import evaluate_splits
 from bigjax.files import write_json
-from bigjax.metrics import Writers, finalize
+from bigjax.metrics import NoWriters, Writers, finalize
 from bigjax.program import Program, build_program, initial_state, load_teacher, teacher_config
 from bigjax.report import write_report
 from bigjax.state import params_fingerprint
@@ -74,6 +74,8 @@ def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str,
     started = time.perf_counter()
 
     # Parts.
+    leader = distributed.is_leader()  # the one process that writes files; all take part in the rest
+    distributed.check_same("the config", config.fingerprint)
     check_same_run(config, workdir)
     settings, data = config.section("train"), config.section("data")
     sources = open_sources(config)
@@ -88,8 +90,9 @@ def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str,
     # State: this run's newest checkpoint, or other weights, or scratch.
     checkpoints = Checkpoints(workdir, config.section("checkpoint"))
     start = checkpoints.latest()
-    write_json(workdir / "config.json", config.values)
-    write_json(workdir / "manifest.json", manifest.describe(config, program.mesh, sources))
+    if leader:
+        write_json(workdir / "config.json", config.values)
+        write_json(workdir / "manifest.json", manifest.describe(config, program.mesh, sources))
     if start is None:
         start, state = 0, initial_state(config, program, workdir)
     else:
@@ -103,7 +106,7 @@ def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str,
     describe_run(config, program, sources, total_steps, workdir)
 
     # Loop.
-    writers = Writers(
+    writers = (Writers if leader else NoWriters)(
         workdir, tensorboard=config.get("log.tensorboard"), progress=True, total_steps=total_steps
     )
     writers.truncate_after(start)
@@ -156,10 +159,11 @@ def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str,
                 settle(0)
                 metrics = evaluate_splits(config, program, state, sources)
                 writers.write(step, metrics)
-            if save_due(step) or stop():
+            stopping = distributed.agree(stop())
+            if save_due(step) or stopping:
                 settle(0)
                 checkpoints.save(step, state, metrics if evaluate_due(step) else {})
-            if stop() and step < total_steps:
+            if stopping and step < total_steps:
                 checkpoints.close()
                 raise Stopped(f"stopped on request after step {step}, state saved in {workdir}")
         settle(0)
@@ -172,8 +176,9 @@ def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str,
         "fingerprint": params_fingerprint(state.params),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    write_json(workdir / "result.json", result)
-    write_report(workdir)
+    if leader:
+        write_json(workdir / "result.json", result)
+        write_report(workdir)
     return result
 
 
