@@ -5,6 +5,7 @@ Standard library only: these scripts also run where bigjax is not installed.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def parser(usage: str) -> argparse.ArgumentParser:
+    """A command line that ends in an experiment; `parse_known_args` leaves its flags over."""
+    found = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
+    found.add_argument("--dry_run", action="store_true", help="print what would be run, run nothing")
+    found.add_argument("experiment", help="experiments.NAME, then its verb and flags")
+    return found
+
+
+def job_name(experiment: str) -> str:
+    """A name that clusters take: "experiments.digits_rnn" -> "digits-rnn"."""
+    return experiment.removeprefix("experiments.").replace("_", "-").replace(".", "-")
 
 
 def python() -> str:
@@ -28,6 +42,13 @@ def show_or_run(commands: Sequence[Sequence[str]], *, dry_run: bool) -> int:
     """
     for command in commands:
         print(shlex.join(command), flush=True)
-        if not dry_run and (code := subprocess.run(command, check=False).returncode):
+        if dry_run:
+            continue
+        try:
+            code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        except FileNotFoundError:
+            print(f"error: no program '{command[0]}' on this machine", file=sys.stderr)
+            return 2
+        if code:
             return code
     return 0
