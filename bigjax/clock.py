@@ -66,6 +66,7 @@ class Clock:
         self._stack: list[str] = []
         self._spans: list[tuple[float, float]] = []
         self._saved, self._thread = self._since, threading.get_ident()
+        self._marked: tuple[int, float] | None = None  # step, and seconds in steps at its mark
         _watch_compilation(self)
 
     def __call__(self, name: str) -> _Part:
@@ -85,8 +86,17 @@ class Clock:
     def mark(self, step: int) -> None:
         """What was done so far is safe: a checkpoint of `step` is under way or there."""
         self._marks[str(step)] = self.seconds()
+        self._marked = step, self._seconds["step"]
         for old in sorted(self._marks, key=int)[:-MARKS]:
             del self._marks[old]
+        self.save(now=True)
+
+    def __enter__(self) -> None:
+        """Around the loop: `time.json` is whole when it is left, however it is left."""
+
+    def __exit__(self, *exception: object) -> None:
+        if self._marked and self._marked[1] == self._seconds["step"]:
+            self.mark(self._marked[0])  # no step since: what came after the checkpoint is not lost
         self.save(now=True)
 
     def save(self, *, now: bool = False) -> None:
@@ -168,8 +178,7 @@ def summary(
     steps: int,
     batch_size: int,
     flops: dict[str, float],
-    device_kind: str,
-    devices: int,
+    mesh: Any,
 ) -> dict[str, Any]:
     """What `result.json` holds under "time".
 
@@ -182,7 +191,7 @@ def summary(
       steps: updates in the kept run so far.
       batch_size: examples a step.
       flops: FLOPs of one step by convention (see `bigjax.flops`).
-      device_kind, devices: what the steps ran on, and on how many.
+      mesh: what the steps ran on.
     """
     seconds = clock.seconds()
     wall = sum(seconds.values())
@@ -193,9 +202,8 @@ def summary(
         "starts": clock.starts,
         "seconds": seconds,
     }
-    return found | speed(
-        steps / loop if loop else 0.0, batch_size, flops, peak_flops(device_kind), devices
-    )
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    return found | speed(steps / loop if loop else 0.0, batch_size, flops, peak, mesh.size)
 
 
 def speed(

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+
 from bigjax.rules import paths
 
 COUNTED = "matrix products and convolutions"
@@ -21,11 +23,13 @@ def of_step(train_step: Any, model: Mapping[str, Any], task: Any, state: Any, *r
       train_step: the jitted step; called with these very arguments before, tracing is cached.
       model: the model's section of the config: a Transformer's formula is added to the count.
       task: the run's task, for the tokens of a batch.
-      state, rest: the step's arguments.
+      state, rest: the step's arguments: the batch (None: no step was run, nothing is counted), ...
     """
+    if rest[0] is None:
+        return {}
     found = {COUNTED: of_jaxpr(train_step.trace(state, *rest).jaxpr.jaxpr)}
     if {"layers", "heads", "width", "context"} <= model.keys():
-        tokens = task.inputs(rest[0])[0]
+        tokens = jax.eval_shape(task.inputs, rest[0])[0]
         shapes = paths(state.params)
         parameters = sum(leaf.size for leaf in shapes.values()) - shapes["positions"].size
         found |= transformer(parameters, model["layers"], model["width"], *tokens.shape)
