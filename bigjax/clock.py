@@ -85,11 +85,11 @@ class Clock:
 
     def mark(self, step: int) -> None:
         """What was done so far is safe: a checkpoint of `step` is under way or there."""
-        self._marks[str(step)] = self.seconds()
+        seconds = self._marks[str(step)] = self.seconds()
         self._marked = step, self._seconds["step"]
         for old in sorted(self._marks, key=int)[:-MARKS]:
             del self._marks[old]
-        self.save(now=True)
+        self._write(seconds)
 
     def __enter__(self) -> None:
         """Around the loop: `time.json` is whole when it is left, however it is left."""
@@ -97,15 +97,18 @@ class Clock:
     def __exit__(self, *exception: object) -> None:
         if self._marked and self._marked[1] == self._seconds["step"]:
             self.mark(self._marked[0])  # no step since: what came after the checkpoint is not lost
-        self.save(now=True)
+        else:
+            self._write(self.seconds())
 
-    def save(self, *, now: bool = False) -> None:
-        """Writes `time.json`, if it is time to or `now`."""
-        if not now and time.perf_counter() - self._saved < SAVE_EVERY:
-            return
+    def save(self) -> None:
+        """Writes `time.json`, if the last time is long ago."""
+        if time.perf_counter() - self._saved >= SAVE_EVERY:
+            self._write(self.seconds())
+
+    def _write(self, seconds: dict[str, float]) -> None:
         self._saved = time.perf_counter()
         if jax.process_index() == 0:
-            stored = {"starts": self.starts, "seconds": self.seconds(), "marks": self._marks}
+            stored = {"starts": self.starts, "seconds": seconds, "marks": self._marks}
             write_atomic(self._path, json.dumps(stored) + "\n")
 
     def seconds(self) -> dict[str, float]:

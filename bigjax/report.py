@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from bigjax import clock
 from bigjax.charts import legend, line_chart
 from bigjax.files import write_atomic
 from bigjax.metrics import cell, duration, read_metrics
@@ -76,6 +77,8 @@ def write_report(workdir: str | Path) -> Path:
         if name.rsplit("/", 1)[-1] == "confusion_matrix":
             body.append(f"<h2>Confusion matrix: {escape(name.rsplit('/', 1)[0])}</h2>")
             body.append(_confusion_matrix(value, names))
+    if "time" in result:
+        body.append(_time_table(result["time"]))
     body.append(_sections("Config", config) + _sections("Environment", manifest))
     return _write_page(workdir, title, body)
 
@@ -226,6 +229,12 @@ def _most_confused(matrix: list[list[float]], names: Sequence[str]) -> str:
 
 def _class_names(names: Sequence[str] | None, count: int) -> list[str]:
     return [str(name) for name in (names if names and len(names) == count else range(count))]
+
+
+def _time_table(spent: Mapping[str, object]) -> str:
+    table = _html_table(clock.rows(spent), ["time", "seconds", "share"])
+    facts = escape(" · ".join(clock.lines(spent)))
+    return f'<h2>Time</h2>{table}<p class="note">{facts}</p>'
 
 
 def _sections(title: str, tree: dict) -> str:
