@@ -109,6 +109,8 @@ TRACED = (
 # Keys that say where, how often and how fast, never what: free to change between resumes.
 FREE_ON_RESUME = (
     "mesh",
+    "sharding.rules",
+    "sharding.logical",
     "log",
     "check",
     "checkpoint",

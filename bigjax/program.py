@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from bigjax.config import Config, load
 from bigjax.data.transforms import apply_transforms
 from bigjax.errors import UserError
 from bigjax.optimizers import build as build_optimizer
+from bigjax.placement import Placement, logical_names, place, vocabulary
 from bigjax.rules import map_with_path, match_rules, paths
 from bigjax.state import TrainState, init_state
 
@@ -40,6 +42,7 @@ class Program:
       predict_step: (state, batch) -> predictions.
       state: the abstract TrainState, with shardings.
       teacher: the abstract variables of the teacher, with shardings, or None.
+      placed: parameter path -> where it lies and the rule that says so.
     """
 
     mesh: Mesh
@@ -51,28 +54,34 @@ class Program:
     predict_step: Callable[..., Any]
     state: TrainState
     teacher: Any
+    placed: dict[str, Placement]
 
 
 _PROGRAMS: dict[Any, Program] = {}
 
 
-def build_program(config: Config, source: Any, teacher: Config | None = None) -> Program:
+def build_program(
+    config: Config, source: Any, teacher: Config | None = None, mesh: Mesh | None = None
+) -> Program:
     """The program of a config, from this process's cache if an equal one was built.
 
     Args:
       config: the run's config.
       source: the train split; its features shape the batch, its length the schedule.
       teacher: the config of the teacher's run, for distillation.
+      mesh: where it runs; default what `config.mesh` says, over all devices.
     """
+    mesh = sharding.make_mesh(config.section("mesh")) if mesh is None else mesh
     total_steps = config.section("train").total_steps(len(source))
     key = (
         config.program_fingerprint,
         teacher and teacher.program_fingerprint,
         total_steps,
         source.fingerprint(),
+        mesh,
     )
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = _build(config, source, teacher, total_steps)
+        _PROGRAMS[key] = _build(config, source, teacher, total_steps, mesh)
     return _PROGRAMS[key]
 
 
@@ -94,9 +103,10 @@ def fitted(transforms: tuple[Any, ...], source: Any) -> tuple[Any, ...]:
     return tuple(t.fit(source) if hasattr(t, "fit") else t for t in transforms)
 
 
-def _build(config: Config, source: Any, teacher: Config | None, total_steps: int) -> Program:
+def _build(
+    config: Config, source: Any, teacher: Config | None, total_steps: int, mesh: Mesh
+) -> Program:
     train = config.section("train")
-    mesh = sharding.make_mesh(config.section("mesh"))
     sharding.check_batch("config.train.batch_size", train.batch_size, train.accumulate, mesh)
     preprocess = fitted(config.make("data.preprocess"), source)
     augment = config.make("data.augment")
@@ -108,11 +118,20 @@ def _build(config: Config, source: Any, teacher: Config | None, total_steps: int
         total_steps,
     )
 
-    def init_variables(model: Any, init_key: jax.Array) -> Any:
+    def boxed_variables(model: Any, init_key: jax.Array) -> Any:
+        """The variables as Linen makes them, logical axis names around the parameters."""
         batch = apply_transforms(preprocess, example_batch(source.features, rows=1), init_key)
         params_key, dropout_key = jax.random.split(init_key)
         rngs = {"params": params_key, "dropout": dropout_key}
         return model.init(rngs, *task.inputs(batch), train=False)
+
+    def init_variables(model: Any, init_key: jax.Array) -> Any:
+        return nn.unbox(boxed_variables(model, init_key))
+
+    def placements(model: Any, of: Config) -> dict[str, Placement]:
+        boxed = jax.eval_shape(functools.partial(boxed_variables, model), jax.random.key(0))
+        params, words = boxed["params"], vocabulary(model, of.section("sharding"))
+        return place(of.get("sharding.rules"), nn.unbox(params), mesh, logical_names(params), words)
 
     def init(rng: jax.Array, hyper: dict[str, jax.Array]) -> TrainState:
         init_key, run_key = jax.random.split(jax.random.wrap_key_data(rng))
@@ -125,8 +144,8 @@ def _build(config: Config, source: Any, teacher: Config | None, total_steps: int
         )
 
     abstract = jax.eval_shape(init, key_data(0), traced_hyper(config))
-    rules = config.get("sharding.rules")
-    layout = sharding.state_shardings(rules, abstract, mesh)
+    placed = placements(model, config)
+    layout = sharding.layout(placed, abstract, mesh)
     replicated, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
     objective, frozen, frozen_layout = steps.supervised(model, task), None, None
@@ -134,10 +153,15 @@ def _build(config: Config, source: Any, teacher: Config | None, total_steps: int
         teacher_model = teacher.make("model")
         objective = distill.distillation(model, task, teacher_model)
         frozen = jax.eval_shape(functools.partial(init_variables, teacher_model), jax.random.key(0))
-        frozen_layout = jax.tree.map(lambda _: replicated, frozen)
+        teacher_placed = placements(teacher_model, teacher)
+        frozen_layout = sharding.layout(teacher_placed, frozen, mesh)
         frozen = abstract_with(frozen_layout, frozen)
 
     options = dict(transforms=(*augment, *preprocess), accumulate=train.accumulate)
+    by_hand = config.get("sharding.mode") == "shard_map"
+    if by_hand:
+        sharding.check_per_device(placed, mesh)
+        options["distribute"] = sharding.per_device(mesh)
     check = config.section("check")
     train_step = steps.build_train_step(
         objective,
@@ -147,6 +171,9 @@ def _build(config: Config, source: Any, teacher: Config | None, total_steps: int
         check=None if check.policy == "off" else check,
     )
     diagnose = steps.build_diagnosis(steps.build_gradients(objective, optimizer, **options))
+    constrained = sharding.activations(mesh, vocabulary(model, config.section("sharding")))
+    if not by_hand:  # else an array is a device's own and has no layout
+        train_step, diagnose = constrained(train_step), constrained(diagnose)
     return Program(
         mesh=mesh,
         task=task,
@@ -163,17 +190,18 @@ def _build(config: Config, source: Any, teacher: Config | None, total_steps: int
             out_shardings=replicated,
         ),
         eval_step=jax.jit(
-            steps.build_eval_step(model, task, optimizer, transforms=preprocess),
+            constrained(steps.build_eval_step(model, task, optimizer, transforms=preprocess)),
             in_shardings=(layout, rows),
             out_shardings=replicated,
         ),
         predict_step=jax.jit(
-            steps.build_predict_step(model, task, optimizer, transforms=preprocess),
+            constrained(steps.build_predict_step(model, task, optimizer, transforms=preprocess)),
             in_shardings=(layout, rows),
             out_shardings=replicated,
         ),
         state=abstract_with(layout, abstract),
         teacher=frozen,
+        placed=placed,
     )
 
 

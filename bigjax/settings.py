@@ -138,6 +138,7 @@ class Mesh:
     sequence: int = 1
     expert: int = 1
     pipeline: int = 1
+    dcn: int = 1  # slices (or hosts) joined by the slow network; the batch is split over them first
 
     def __post_init__(self) -> None:
         sizes = vars(self)
@@ -151,9 +152,13 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Sharding:
-    """Which parameter is split over which mesh axes (see `bigjax.sharding`)."""
+    """Which parameter is split over which mesh axes (see `bigjax.placement`), and by whom."""
 
-    rules: Sequence[tuple[str, Any]] = ((".*", "replicate"),)
+    rules: Sequence[tuple[str, Any]] = ((".*", "tensor + fsdp:65536"),)
+    # (logical axis name, mesh axis) pairs that go before the model's own LOGICAL_RULES
+    logical: Sequence[tuple[str, Any]] = ()
+    # jit: the compiler splits the step; shard_map: it runs per device, with explicit sums
+    mode: Literal["jit", "shard_map"] = "jit"
 
 
 @dataclass(frozen=True)

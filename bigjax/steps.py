@@ -66,6 +66,7 @@ def build_gradients(
     *,
     transforms: Sequence[Any] = (),
     accumulate: int = 1,
+    distribute: Callable[..., Any] = lambda sums: sums,
 ) -> Callable[[TrainState, Batch, Any], tuple[Any, dict[str, Any], Any]]:
     """`step_gradients(state, batch, frozen) -> (gradients, metrics, mutable collections)`.
 
@@ -117,7 +118,7 @@ def build_gradients(
         augment_key, dropout_key = jax.random.split(state.key)
         batch = apply_transforms(transforms, batch, augment_key)
         rng = jax.random.fold_in(dropout_key, state.step)
-        grad_sums, metrics, collections = accumulated(state, batch, frozen, rng)
+        grad_sums, metrics, collections = distribute(accumulated)(state, batch, frozen, rng)
         weight = jnp.maximum(metrics["loss"][1], 1e-8)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grad_sums)
         return grads, metrics, collections
@@ -131,6 +132,7 @@ def build_train_step(
     *,
     transforms: Sequence[Any] = (),
     accumulate: int = 1,
+    distribute: Callable[..., Any] = lambda sums: sums,
     ema_decay: float | None = None,
     check: Check | None = None,
 ) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]:
@@ -141,6 +143,7 @@ def build_train_step(
       optimizer: a `bigjax.optimizers.Optimizer`.
       transforms: augmentation and preprocessing, applied to the whole batch first.
       accumulate: microbatches; sums and weights are added over them and divided once.
+      distribute: how the sums over a batch are taken: as they stand, or by `sharding.per_device`.
       ema_decay: decay of the moving average of the parameters.
       check: which numbers are bad, and then not applied (`bigjax.guard`); None applies all.
 
@@ -148,7 +151,11 @@ def build_train_step(
       `train_step(state, batch, frozen) -> (state, metrics)`; metrics are (sum, weight) pairs.
     """
     step_gradients = build_gradients(
-        objective, optimizer, transforms=transforms, accumulate=accumulate
+        objective,
+        optimizer,
+        transforms=transforms,
+        accumulate=accumulate,
+        distribute=distribute,
     )
 
     def train_step(state: TrainState, batch: Batch, frozen: Any):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
-from bigjax.models.common import activation, kernel_init
+from bigjax.models.common import activation, batch_axes, kernel_init
 
 
 class CNN(nn.Module):
@@ -38,6 +38,15 @@ class CNN(nn.Module):
     global_average_pool: bool = False
     dtype: str | None = None
 
+    # Layers in pairs, output channels split then input channels (Shoeybi et al. 2019, section 3).
+    TENSOR_RULES = (
+        (r"conv_\d*[02468]/kernel", (None, None, None, "tensor")),
+        (r"conv_\d+/kernel", (None, None, "tensor")),
+        (r"dense_\d*[02468]/kernel", (None, "tensor")),
+        (r"(conv|norm|dense)_\d*[02468]/(bias|scale)", ("tensor",)),
+        (r"(dense_\d+|head)/kernel", ("tensor",)),
+    )
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x (B, H, W) or (B, H, W, C); returns float32 logits (B, outputs)."""
@@ -60,6 +69,7 @@ class CNN(nn.Module):
                     momentum=0.9,
                     epsilon=1e-5,
                     dtype=jnp.float32,
+                    axis_name=batch_axes(),
                     name=f"norm_{i}",
                 )
                 x = norm(x).astype(x.dtype)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.models.common import activation, kernel_init
+from bigjax.models.common import activation, batch_axes, kernel_init
 
 
 class MLP(nn.Module):
@@ -29,6 +29,13 @@ class MLP(nn.Module):
     dropout: float = 0.0
     batch_norm: bool = False
     dtype: str | None = None
+
+    # Layers in pairs, outputs split then inputs (Shoeybi et al. 2019, section 3).
+    TENSOR_RULES = (
+        (r"dense_\d*[02468]/kernel", (None, "tensor")),
+        (r"(dense|norm)_\d*[02468]/(bias|scale)", ("tensor",)),
+        (r"(dense_\d+|head)/kernel", ("tensor",)),
+    )
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -49,6 +56,7 @@ class MLP(nn.Module):
                     momentum=0.9,
                     epsilon=1e-5,
                     dtype=jnp.float32,
+                    axis_name=batch_axes(),
                     name=f"norm_{i}",
                 )
                 x = norm(x).astype(x.dtype)

@@ -33,6 +33,13 @@ class RNN(nn.Module):
     dropout: float = 0.0
     dtype: str | None = None
 
+    # Every gate's hidden units are split; the state is gathered once a time step.
+    TENSOR_RULES = (
+        (r"(lstm|gru)_\d+/.*/kernel", (None, "tensor")),
+        (r"(lstm|gru)_\d+/.*/bias", ("tensor",)),
+        (r"head/kernel", ("tensor",)),
+    )
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """x (B, T, F), or an image (B, H, W, C) read row by row; returns float32 logits (B, outputs)."""

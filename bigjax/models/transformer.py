@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
+from bigjax.models.common import constrain
 
 
 class Transformer(nn.Module):
@@ -54,10 +55,13 @@ class Transformer(nn.Module):
         positions_CD = self.param(
             "positions", named(normal(), "position", "embed"), (self.context, self.width)
         )
+        # Whole rows on every device, or a lookup in columns would scatter what it finds.
+        embedding_VD = constrain(embedding_VD, "vocab", None)
+        positions_CD = constrain(positions_CD, None, None)
         x_BTD = (embedding_VD[tokens_BT] + positions_CD[:T]).astype(self.dtype or jnp.float32)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         for i in range(self.layers):
-            x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", None))
+            x_BTD = constrain(x_BTD, "batch", "length", None)
             x_BTD = Block(
                 heads=self.heads,
                 mlp_width=self.mlp_width or 4 * self.width,
@@ -73,7 +77,7 @@ class Transformer(nn.Module):
             embedding_VD.astype(x_BTD.dtype),
             preferred_element_type=jnp.float32,
         )
-        return nn.with_logical_constraint(logits_BTV, ("batch", "length", "vocab"))
+        return constrain(logits_BTV, "batch", "length", "vocab")
 
 
 class Block(nn.Module):

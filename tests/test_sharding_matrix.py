@@ -1,0 +1,135 @@
+"""The same numbers on any mesh: every model family on eight devices against one, in float32."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax import settings, sharding
+from bigjax.config import resolve
+from bigjax.data import pipeline
+from bigjax.data.sources import Arrays
+from bigjax.program import build_program, key_data, traced_hyper
+from bigjax.rules import paths
+
+ROWS, BATCH, STEPS = 128, 32, 20
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 4, ROWS)
+
+
+def classes(*shape):
+    """Examples whose label can be learned: noise around one mean per class."""
+    means = RNG.standard_normal((4, *shape))
+    return {"x": (means[LABELS] + RNG.standard_normal((ROWS, *shape))).astype(np.float32)}
+
+
+TOKENS = RNG.integers(0, 16, (ROWS, 8)).astype(np.int32)
+CLASSIFICATION = dict(type="classification", input="x")
+FAMILIES = {
+    "mlp": (dict(type="mlp", widths=(16, 8), outputs=4), CLASSIFICATION, classes(12)),
+    "cnn": (
+        dict(type="cnn", channels=(8, 8), outputs=4, batch_norm=True),
+        CLASSIFICATION,
+        classes(8, 8, 1),
+    ),
+    "rnn": (dict(type="rnn", widths=(16, 8), outputs=4), CLASSIFICATION, classes(5, 3)),
+    "transformer": (
+        dict(type="transformer", vocab=16, layers=1, width=16, heads=4, context=8),
+        dict(type="language_model"),
+        {"tokens": TOKENS},
+    ),
+}
+CASES = {
+    "data 8": dict(mesh=dict(data=8)),
+    "fsdp 8": dict(mesh=dict(data=1, fsdp=8)),
+    "tensor 2": dict(mesh=dict(data=4, tensor=2)),
+    "tensor 4": dict(mesh=dict(data=2, tensor=4)),
+    "fsdp 4 x tensor 2": dict(mesh=dict(data=1, fsdp=4, tensor=2)),
+    "data 2 x fsdp 2 x tensor 2": dict(mesh=dict(data=2, fsdp=2, tensor=2)),
+    "accumulate 4": dict(mesh=dict(data=8), accumulate=4),
+    "shard_map": dict(mesh=dict(data=8), mode="shard_map"),
+}
+
+
+def program_of(family, mesh, devices, accumulate=1, mode="jit"):
+    """(program, config, source); the rule of all parameters is "tensor + fsdp"."""
+    model, task, columns = FAMILIES[family]
+    raw = dict(
+        train=dict(steps=STEPS, batch_size=BATCH, accumulate=accumulate),
+        data=dict(source=dict(type="npz", directory="unused"), splits=dict(train="train")),
+        model=model,
+        task=task,
+        optimizer=dict(type="momentum", learning_rate=0.05),
+        sharding=dict(rules=((".*", "tensor + fsdp"),), mode=mode),
+    )
+    config, source = resolve(raw), Arrays({**columns, "label": LABELS})
+    sizes = settings.Mesh(**mesh)
+    return (
+        build_program(config, source, mesh=sharding.make_mesh(sizes, jax.devices()[:devices])),
+        config,
+        source,
+    )
+
+
+@functools.cache
+def first_state(family):
+    """From one device, for all: a compilation less a case; see the test of initialisation."""
+    program, config, _ = program_of(family, mesh=dict(data=1), devices=1)
+    return jax.device_get(program.init(key_data(0), traced_hyper(config)))
+
+
+@functools.cache
+def one_device(family, accumulate=1):
+    return run(family, mesh=dict(data=1), devices=1, accumulate=accumulate)
+
+
+def run(family, **options):
+    """(losses of 20 steps, gradients of the first step): momentum's first trace is the gradient."""
+    program, _, source = program_of(family, **options)
+    state = jax.device_put(first_state(family), jax.tree.map(lambda x: x.sharding, program.state))
+    rows = sharding.batch_sharding(program.mesh)
+    batches = pipeline.train_batches(
+        source, batch_size=BATCH, seed=0, start_step=0, sharding=rows, workers=1
+    )
+    losses, gradients = [], None
+    for _ in range(STEPS):
+        state, metrics = program.train_step(state, next(batches), None)
+        total, weight = jax.device_get(metrics["loss"])
+        losses.append(float(total) / float(weight))
+        if gradients is None:
+            trace = jax.device_get(paths(state.opt_state))
+            gradients = {path: leaf for path, leaf in trace.items() if "trace/" in path}
+    batches.close()
+    return np.array(losses), gradients
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_eight_devices_give_the_numbers_of_one(family, case):
+    losses, gradients = run(family, devices=8, **CASES[case])
+    # BatchNorm normalises within a microbatch, so accumulation there is compared with itself.
+    within = CASES[case].get("accumulate", 1) if family == "cnn" else 1
+    expected_losses, expected = one_device(family, within)
+    np.testing.assert_allclose(losses[:2], expected_losses[:2], rtol=1e-6)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    assert len(gradients) == len(expected) > 3
+    whole = np.sqrt(sum(np.sum(np.square(g)) for g in expected.values()))
+    for path, gradient in expected.items():
+        error = np.linalg.norm(gradients[path] - gradient)
+        # The second term is for the bias of the keys, whose gradient is zero but for rounding.
+        assert error <= 1e-5 * np.linalg.norm(gradient) + 1e-8 * whole, path
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_initialisation_is_bitwise_equal_on_any_number_of_devices(family):
+    states = {}
+    for devices in (1, 2, 4, 8):
+        program, config, _ = program_of(family, mesh=dict(data=1, fsdp=-1), devices=devices)
+        state = program.init(key_data(3), traced_hyper(config))
+        states[devices] = jax.device_get(paths(state.params))
+        assert devices == 1 or any(p.sharding.spec for p in jax.tree.leaves(state.params))
+    for devices in (2, 4, 8):
+        for path, leaf in states[1].items():
+            np.testing.assert_array_equal(leaf, states[devices][path], err_msg=path)
