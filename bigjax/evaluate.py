@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 from bigjax import sharding
 from bigjax.config import Config
 from bigjax.data import pipeline
+from bigjax.metrics import read_metrics
 from bigjax.program import Program
 from bigjax.state import TrainState
 
@@ -20,18 +22,42 @@ IN_FLIGHT = 2
 
 
 def evaluate_splits(
-    config: Config, program: Program, state: TrainState, sources: dict[str, Any]
+    config: Config,
+    program: Program,
+    state: TrainState,
+    sources: dict[str, Any],
+    stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    """The metrics of every split in `config.evaluate.splits`, named "eval/SPLIT/METRIC"."""
+    """The metrics of every split in `config.evaluate.splits`, named "eval/SPLIT/METRIC".
+
+    `stop` is asked before every batch; once true, nothing is returned: {}.
+    """
     metrics = {}
     for split in config.get("evaluate.splits"):
-        values = evaluate(config, program, state, sources[split])
+        values = evaluate(config, program, state, sources[split], stop)
+        if values is None:
+            return {}
         metrics.update({f"eval/{split}/{name}": value for name, value in values.items()})
     return metrics
 
 
-def evaluate(config: Config, program: Program, state: TrainState, source: Any) -> dict[str, Any]:
-    """The task's metrics over a source. Sums are added up in float64, on the host."""
+def logged_evaluation(workdir: Path, step: int) -> dict[str, Any]:
+    """What `evaluate_splits` gave at a step, as the run's `metrics.jsonl` has it; {} without."""
+    lines = [line for line in read_metrics(workdir / "metrics.jsonl") if line["step"] == step]
+    return {name: x for line in lines for name, x in line.items() if name.startswith("eval/")}
+
+
+def evaluate(
+    config: Config,
+    program: Program,
+    state: TrainState,
+    source: Any,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """The task's metrics over a source; None once `stop` says so.
+
+    Sums are added up in float64, on the host.
+    """
     totals: Any = None
     collected: list[dict[str, np.ndarray]] = []
     in_flight: deque[Any] = deque()
@@ -47,6 +73,8 @@ def evaluate(config: Config, program: Program, state: TrainState, source: Any) -
             )
 
     for batch in eval_batches(config, program, source):
+        if stop():
+            return None
         in_flight.append(program.eval_step(state, batch))
         settle(IN_FLIGHT)
     settle(0)

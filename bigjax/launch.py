@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -102,6 +103,10 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     parser.add_argument(
         "--output", type=Path, help="predict: JSON lines go here, not to the terminal"
     )
+    parser.add_argument(
+        "--allow_changed", action="append", default=[], metavar="KEY", help="resume: may differ"
+    )
+    parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")
     parser.add_argument("--processes", type=int, help="how many (detected on known clusters)")
@@ -139,5 +144,10 @@ class Stop:
 
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, _stop_at_once)
         print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr)
+
+
+def _stop_at_once(number: int, frame: Any) -> None:
+    """Ends the process without waiting for a save under way; the one before it counts."""
+    os._exit(FAILED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -59,7 +60,10 @@ def describe(config: Any, mesh: Any, sources: dict[str, Any]) -> dict[str, Any]:
 
 
 def code_revision() -> dict[str, Any]:
-    """The git revision of bigjax's checkout and whether files differ from it; Nones outside of git."""
+    """The git revision of bigjax's checkout, whether files differ from it, and the hash of the code.
+
+    The first two are None outside of git.
+    """
     folder = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:
@@ -75,7 +79,16 @@ def code_revision() -> dict[str, Any]:
     return {
         "revision": git("rev-parse", "HEAD"),
         "modified": bool(changed) if changed is not None else None,
+        "source": source_hash(),
     }
+
+
+def source_hash() -> str:
+    """sha256 over the path and text of every Python file of bigjax."""
+    folder, digest = Path(__file__).resolve().parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -244,6 +244,12 @@ def _source_paths(rules: Any, state: TrainState) -> dict[str, str]:
     return found
 
 
+def with_hyper(state: TrainState, config: Config) -> TrainState:
+    """The state with this config's traced scalars, where a resume allows other ones than it saved."""
+    place = lambda old, new: jax.device_put(new, old.sharding)  # noqa: E731
+    return state.replace(hyper=jax.tree.map(place, state.hyper, traced_hyper(config)))
+
+
 def run_folder(workdir: Path, path: str, where: str) -> Path:
     """The folder of another run; a path that starts with "." is seen from this run's own folder.
 

@@ -88,7 +88,11 @@ def resolve(
 
 
 def train_pipeline(
-    raw: Mapping[str, Any], overrides: Sequence[str], workdir: Path, stop: Callable[[], bool]
+    raw: Mapping[str, Any],
+    overrides: Sequence[str],
+    workdir: Path,
+    stop: Callable[[], bool],
+    allow_changed: Sequence[str] = (),
 ) -> str:
     """Runs every stage with every seed and returns the final table as text."""
     stages, seeds, columns = resolve(raw, overrides)
@@ -97,7 +101,8 @@ def train_pipeline(
         for name, stage in stages.items():
             seeded = stage.with_value("seed", stage.seed + index)
             folder = workdir / f"seed{index}" / name
-            results[name].append(train(seeded, folder, stop=stop)["metrics"])
+            result = train(seeded, folder, stop=stop, allow_changed=allow_changed)
+            results[name].append(result["metrics"])
     rows = [
         {
             "stage": name.replace("_", " "),

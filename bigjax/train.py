@@ -9,24 +9,31 @@ import contextlib
 import functools
 import json
 import logging
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from bigjax import config as configs
-from bigjax import distributed, guard, manifest, sharding
-from bigjax.checkpoint import Checkpoints
+from bigjax import clock as clocks
+from bigjax import distributed, flops, guard, manifest, resume, sharding
+from bigjax.checkpoint import Checkpoints, Origin
+from bigjax.clock import Clock
 from bigjax.config import Config
 from bigjax.data import pipeline
-from bigjax.errors import UserError
-from bigjax.evaluate import evaluate_splits
+from bigjax.evaluate import evaluate_splits, logged_evaluation
 from bigjax.files import write_json
+from bigjax.lock import workdir_lock
 from bigjax.metrics import NoWriters, Writers, finalize
-from bigjax.program import Program, build_program, initial_state, load_teacher, teacher_config
+from bigjax.program import (
+    Program,
+    build_program,
+    initial_state,
+    load_teacher,
+    teacher_config,
+    with_hyper,
+)
 from bigjax.report import write_report
 from bigjax.state import params_fingerprint
 from bigjax.when import When
@@ -43,9 +50,13 @@ class Stopped(Exception):
 
 
 def train(
-    config: Config, workdir: Path, *, stop: Callable[[], bool] = lambda: False
+    config: Config,
+    workdir: Path,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    allow_changed: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Trains a run in its folder, from where the folder's newest checkpoint left it.
+    """Trains a run in its folder, from where the folder's newest good checkpoint left it.
 
     With `config.check.policy` "rewind", a step of bad numbers starts it again from there, without
     that step's examples.
@@ -53,30 +64,35 @@ def train(
     Args:
       config: what to run.
       workdir: the run's folder; made if absent.
-      stop: asked every step; once true, the state is saved and `Stopped` is raised.
+      stop: asked every step and evaluated batch; once true, the state is saved and `Stopped` raised.
+      allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.resume`.
 
     Returns:
-      What `result.json` holds: step, metrics, fingerprint, seconds.
+      What `result.json` holds: step, metrics, fingerprint, seconds, and time (see `bigjax.clock`).
 
     Raises:
-      UserError: the folder holds a run of another config, or the config cannot run here.
+      UserError: the folder holds a run of another config or is in use, or the config cannot run here.
+      CheckpointError: a save failed, or there are checkpoints and none is good.
       Stopped: see `stop`.
       BadNumbers: a loss or gradient that cannot be right (see `bigjax.guard`).
     """
-    while True:
-        try:
-            return _train(config, workdir, stop)
-        except guard.Rewind as bad:
-            log.warning("%s; going back to the newest checkpoint, without its examples", bad)
+    with workdir_lock(workdir):
+        while True:
+            try:
+                return _train(config, workdir, stop, allow_changed)
+            except guard.Rewind as bad:
+                log.warning("%s; going back to the newest checkpoint, without its examples", bad)
 
 
-def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str, Any]:
-    started = time.perf_counter()
+def _train(
+    config: Config, workdir: Path, stop: Callable[[], bool], allow_changed: Sequence[str]
+) -> dict[str, Any]:
+    clock = Clock(workdir)
 
     # Parts.
     leader = distributed.is_leader()  # the one process that writes files; all take part in the rest
     distributed.check_same("the config", config.fingerprint)
-    check_same_run(config, workdir)
+    config_changes = resume.check_config(config, workdir, allow_changed)
     settings, data = config.section("train"), config.section("data")
     sources = open_sources(config)
     total_steps = settings.total_steps(len(sources["train"]))
@@ -87,21 +103,25 @@ def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str,
     log_due = When(config.get("log.every"), total_steps).due
     profile_due = When(config.get("log.profile"), total_steps).due
 
-    # State: this run's newest checkpoint, or other weights, or scratch.
-    checkpoints = Checkpoints(workdir, config.section("checkpoint"))
-    start = checkpoints.latest()
-    if leader:
-        write_json(workdir / "config.json", config.values)
-        write_json(workdir / "manifest.json", manifest.describe(config, program.mesh, sources))
-    if start is None:
-        start, state = 0, initial_state(config, program, workdir)
-    else:
-        state = checkpoints.restore(program.state, start)
-        log.info("resumed at step %d of %d in %s", start, total_steps, workdir)
+    # State: this run's newest good checkpoint, or other weights, or scratch.
+    about = manifest.describe(config, program.mesh, sources)
+    session = resume.begin(workdir, about, config_changes, allow_changed)
+    origin = Origin(session.run, config.fingerprint, settings.batch_size, about["versions"])
+    checkpoints = Checkpoints(workdir, config.section("checkpoint"), origin)
+    start, state = checkpoints.restore_newest(program.state) or (0, None)
     if start == total_steps and (workdir / "result.json").exists():
         checkpoints.close()
         log.info("%s is finished (step %d)", workdir, total_steps)
         return json.loads((workdir / "result.json").read_text())
+    if leader:
+        resume.record(workdir, config, session, start)
+    if state is None:
+        state = initial_state(config, program, workdir)
+    else:
+        log.info("resumed at step %d of %d in %s", start, total_steps, workdir)
+        resume.announce(session)
+        if config_changes:
+            state = with_hyper(state, config)
     frozen = load_teacher(config, program, workdir)
     describe_run(config, program, sources, total_steps, workdir)
 
@@ -126,7 +146,8 @@ def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str,
         """Waits until at most `limit` steps are in flight, and logs the finished ones that are due."""
         while len(in_flight) > limit:
             done, metrics = in_flight.popleft()
-            jax.block_until_ready(metrics["loss"])
+            with clock("step"):
+                jax.block_until_ready(metrics["loss"])
             bad, halted = guard.flags(metrics)
             if log_due(done) or done == 1 or bad:
                 values = finalize(metrics) | ({"bad": 1} if bad else {})
@@ -134,47 +155,77 @@ def _train(config: Config, workdir: Path, stop: Callable[[], bool]) -> dict[str,
             if halted:
                 batch = next(batches_after(start_step=done - 1))
                 found = program.diagnose(state, batch, frozen)
-                checkpoints.close()
                 check = config.section("check")
                 raise guard.halt(workdir, check, done, guard.reason(values), found, batch)
             if bad:
                 reason = guard.reason(values)
                 log.warning("step %d: %s; its update was not applied", done, reason)
 
+    stopping = False
+
+    def asked() -> bool:
+        """Whether to stop. Asked by all processes alike."""
+        nonlocal stopping
+        stopping = stopping or distributed.agree(stop())
+        return stopping
+
     metrics: dict[str, Any] = {}
-    with writers, contextlib.closing(batches):
+    batch = None  # of the last step
+    clock.begin(start)
+    with clock, writers, contextlib.closing(batches), contextlib.closing(checkpoints):
+        if start and evaluate_due(start):  # a stop during this evaluation has saved before its end
+            metrics = logged_evaluation(workdir, start)
+            metrics = metrics or evaluate_splits(config, program, state, sources, asked)
+            writers.write(start, metrics)
+            checkpoints.save(start, state, metrics)
         for step in range(start + 1, total_steps + 1):
-            batch = next(batches)
+            with clock("input"):
+                batch = next(batches)
             if profile_due(step):
                 settle(0)
                 with jax.profiler.trace(str(workdir / "profile")):
                     state, step_metrics = program.train_step(state, batch, frozen)
                     jax.block_until_ready(step_metrics)
             else:
-                state, step_metrics = program.train_step(state, batch, frozen)
+                with clock("step"):
+                    state, step_metrics = program.train_step(state, batch, frozen)
             in_flight.append((step, step_metrics))
             settle(IN_FLIGHT)
 
             if evaluate_due(step):
                 settle(0)
-                metrics = evaluate_splits(config, program, state, sources)
+                with clock("evaluation"):
+                    metrics = evaluate_splits(config, program, state, sources, asked)
                 writers.write(step, metrics)
-            stopping = distributed.agree(stop())
-            if save_due(step) or stopping:
+            checkpoints.check()
+            stop_now = asked()  # once: a request that comes during the save waits for the next step
+            if save_due(step) or stop_now:
                 settle(0)
-                checkpoints.save(step, state, metrics if evaluate_due(step) else {})
-            if stopping and step < total_steps:
-                checkpoints.close()
+                with clock("checkpoint"):
+                    checkpoints.save(step, state, metrics if evaluate_due(step) else {})
+                clock.mark(step)
+            clock.save()
+            if stop_now and (step < total_steps or not metrics):
                 raise Stopped(f"stopped on request after step {step}, state saved in {workdir}")
         settle(0)
-    checkpoints.close()
+        with clock("checkpoint"):
+            checkpoints.wait()
 
     # Result.
+    model, step_inputs = config.get("model"), (state, batch, frozen)
+    spent = clocks.summary(
+        clock,
+        steps=total_steps,
+        batch_size=settings.batch_size,
+        flops=flops.of_step(program.train_step, model, program.task, *step_inputs),
+        mesh=program.mesh,
+    )
     result = {
         "step": total_steps,
         "metrics": metrics,
         "fingerprint": params_fingerprint(state.params),
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(spent["wall"], 3),
+        "time": spent,
     }
     if leader:
         write_json(workdir / "result.json", result)
@@ -187,19 +238,6 @@ def open_sources(config: Config) -> dict[str, Any]:
     data = config.section("data")
     names = dict.fromkeys(("train", *config.get("evaluate.splits")))
     return {name: data.source.open(data.splits[name]) for name in names}
-
-
-def check_same_run(config: Config, workdir: Path) -> None:
-    """Refuses to go on with a run whose config differs in a key that changes what is computed."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    changed = configs.difference(configs.load(path), config, ignore=configs.FREE_ON_RESUME)
-    if changed:
-        raise UserError(
-            f"{workdir} holds a run of another config; changed: {'; '.join(changed)}. "
-            "Use the old values or another --workdir"
-        )
 
 
 def describe_run(

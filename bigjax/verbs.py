@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigjax import clock, inputs, stages
 from bigjax import config as configs
-from bigjax import inputs, stages
-from bigjax.checkpoint import Checkpoints
+from bigjax.checkpoint import CheckpointError, Checkpoints
 from bigjax.config import Config
 from bigjax.errors import UserError, did_you_mean
 from bigjax.evaluate import eval_batches, evaluate
@@ -29,11 +29,15 @@ def train_verb(
 ) -> None:
     """Trains, or goes on with, the run in the folder; ends in a table."""
     if stages.is_pipeline(raw):
-        print(stages.train_pipeline(raw, overrides, options.workdir, stop))
+        allowed = options.allow_changed
+        print(stages.train_pipeline(raw, overrides, options.workdir, stop, allowed))
         return
     config = configs.resolve(raw, overrides)
-    result = train(config, options.workdir, stop=stop)
+    result = train(config, options.workdir, stop=stop, allow_changed=options.allow_changed)
     print(metrics_table(result["metrics"]))
+    if "time" in result:
+        print("\n" + table(clock.rows(result["time"]), ["time", "seconds", "share"]))
+        print("\n".join(clock.lines(result["time"])))
     print(f"report: {options.workdir / 'report.html'}")
 
 
@@ -71,6 +75,30 @@ def predict_verb(
                 position += 1
 
 
+def checkpoints_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Lists the checkpoints of every run in the folder, and whether they can be trusted.
+
+    Raises:
+      UserError: there is no run.
+      CheckpointError: a run has checkpoints and none of them is good.
+    """
+    runs = sorted(p.parent for p in options.workdir.glob("**/config.json"))
+    if not runs:
+        raise UserError(f"{options.workdir} holds no run; train first")
+    lost = []
+    for run in runs:
+        checkpoints = Checkpoints(run, configs.load(run / "config.json").section("checkpoint"))
+        rows = checkpoints.listing(options.verify)
+        checkpoints.close()
+        print(f"{run}\n{table(rows, ['step', 'MiB', 'age', 'metric', 'state'])}\n")
+        if rows and all(row["state"].startswith("BAD") for row in rows):
+            lost.append(str(run))
+    if lost:
+        raise CheckpointError(f"no good checkpoint in {', '.join(lost)}")
+
+
 def config_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
@@ -89,6 +117,7 @@ VERBS = {
     "train": train_verb,
     "evaluate": evaluate_verb,
     "predict": predict_verb,
+    "checkpoints": checkpoints_verb,
     "config": config_verb,
 }
 
@@ -120,11 +149,16 @@ def open_run(
     sources = open_sources(config)
     program = build_program(config, sources["train"], teacher_config(config, workdir))
     checkpoints = Checkpoints(workdir, config.section("checkpoint"))
-    if checkpoints.latest() is None:
-        raise UserError(f"{workdir}: holds no checkpoint yet")
-    state = checkpoints.restore(program.state)
+    restored = checkpoints.restore_newest(program.state)
     checkpoints.close()
-    return config, program, state, {name: sources[name] for name in config.get("evaluate.splits")}
+    if restored is None:
+        raise UserError(f"{workdir}: holds no checkpoint yet")
+    return (
+        config,
+        program,
+        restored[1],
+        {name: sources[name] for name in config.get("evaluate.splits")},
+    )
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:

@@ -1,0 +1,205 @@
+"""What makes a checkpoint count: a manifest of hashes beside Orbax's files, complete and true.
+
+Hashes of every file catch any change on the disk; hashes of the arrays, taken from memory when they
+were saved, catch what went wrong before the disk or after it. Knows folders, arrays and JSON; knows
+nothing of Orbax, configs or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+MANIFEST = "manifest.json"
+PARTIAL = ".manifest.json"  # a manifest being written
+FORMAT = 1
+CHUNK = 1 << 22  # bytes read at a time
+THREADS = 4  # hashlib leaves Python's lock, so threads hash side by side
+
+
+class BadCheckpoint(Exception):
+    """A checkpoint must not be used. The message names the file or the arrays, and what is wrong."""
+
+
+def file_hashes(folder: epath.Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """File name in the folder -> {"size": bytes, "sha256": hex}; large files side by side."""
+    names = list(names)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(names, pool.map(lambda n: _file_hash(folder / n), names), strict=True))
+
+
+def files_of(folder: epath.Path) -> list[str]:
+    """Every file below a folder but the manifest itself, as "a/b", in order of name."""
+    names, folders = [], [folder]
+    while folders:
+        for path in folders.pop().iterdir():
+            if path.is_dir():
+                folders.append(path)
+            else:
+                names.append(path.relative_to(folder).as_posix())
+    return sorted(name for name in names if name not in (MANIFEST, PARTIAL))
+
+
+def host_blocks(leaf: Any) -> dict[str, np.ndarray]:
+    """The parts of an array that this process answers for: "0:64,32:64" (start:stop) -> values.
+
+    Device memory is read before this returns, so the array may be donated afterwards. On CPU the
+    values are views that JAX keeps alive; elsewhere Orbax's own copy to the host is shared.
+    """
+    if not isinstance(leaf, jax.Array):
+        return {_block_name((slice(None),) * np.ndim(leaf), np.shape(leaf)): np.asarray(leaf)}
+    return {
+        _block_name(shard.index, leaf.shape): np.asarray(shard.data)
+        for shard in leaf.addressable_shards
+        if shard.replica_id == 0
+    }
+
+
+def block_hashes(blocks: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, str]]:
+    """Array path -> block -> sha256 of the block's bytes in C order."""
+    flat = [(path, name, values) for path, part in blocks.items() for name, values in part.items()]
+    with ThreadPoolExecutor(THREADS) as pool:
+        digests = list(pool.map(lambda item: content_hash(item[2]), flat))
+    found: dict[str, dict[str, str]] = {path: {} for path in blocks}
+    for (path, name, _), digest in zip(flat, digests, strict=True):
+        found[path][name] = digest
+    return found
+
+
+def content_hash(values: np.ndarray) -> str:
+    """sha256 of an array's bytes in C order."""
+    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8)).hexdigest()
+
+
+def wrong_arrays(arrays: dict[str, Any], expected: dict[str, dict[str, Any]]) -> list[str]:
+    """The paths whose values are not those that were saved, however either side was sharded.
+
+    Where an array lies over several processes, a process compares the saved blocks that it holds
+    whole; the rest of such an array rests on the hashes of its files.
+    """
+
+    def is_wrong(path: str) -> bool:
+        pieces = _pieces(arrays[path])
+        for name, digest in expected[path]["blocks"].items():
+            wanted = _bounds(name)
+            for bounds, values in pieces:
+                if all(a <= c and d <= b for (a, b), (c, d) in zip(bounds, wanted, strict=True)):
+                    inside = tuple(
+                        slice(c - a, d - a) for (a, _), (c, d) in zip(bounds, wanted, strict=True)
+                    )
+                    if content_hash(values[inside]) != digest:
+                        return True
+                    break
+        return False
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(is_wrong, arrays))
+    return [path for path, wrong in zip(arrays, found, strict=True) if wrong]
+
+
+def check_layout(arrays: dict[str, Any], expected: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines saying which wanted arrays the checkpoint lacks or holds in another shape or type."""
+    problems = [f"no '{path}' in the checkpoint" for path in arrays if path not in expected]
+    problems += [f"'{path}' is not wanted" for path in expected if path not in arrays]
+    for path in arrays.keys() & expected.keys():
+        there, wanted = expected[path], arrays[path]
+        if tuple(there["shape"]) != tuple(wanted.shape) or there["dtype"] != str(wanted.dtype):
+            problems.append(
+                f"'{path}' is {there['dtype']} {tuple(there['shape'])}, "
+                f"not {wanted.dtype} {tuple(wanted.shape)}"
+            )
+    return sorted(problems)
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """The text of a manifest: canonical JSON, its own hash included, so that every byte counts."""
+    digest = hashlib.sha256(_canonical(content).encode()).hexdigest()
+    return _canonical({**content, "sha256": digest})
+
+
+def read_manifest(folder: epath.Path, *, step: int, run: str | None) -> dict[str, Any]:
+    """The manifest of the checkpoint in `folder`.
+
+    Raises:
+      BadCheckpoint: it is missing or altered, or belongs to another step or another run.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text()
+        content = json.loads(text)
+        digest = content.pop("sha256")
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{MANIFEST}: missing, the save was not completed") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BadCheckpoint(f"{MANIFEST}: not readable ({error})") from None
+    if hashlib.sha256(_canonical(content).encode()).hexdigest() != digest or (
+        text != sealed(content)
+    ):
+        raise BadCheckpoint(f"{MANIFEST}: altered, its own hash does not match")
+    if content["format"] != FORMAT:
+        raise BadCheckpoint(f"{MANIFEST}: format {content['format']}, not {FORMAT}")
+    if content["step"] != step:
+        raise BadCheckpoint(f"{MANIFEST}: is of step {content['step']}, not {step}")
+    if run is not None and content["run"] != run:
+        raise BadCheckpoint(f"{MANIFEST}: is of run {content['run']}, not {run}")
+    return content
+
+
+def check_files(
+    folder: epath.Path, manifest: dict[str, Any], mine: Callable[[int], bool] = lambda index: True
+) -> None:
+    """Compares every file (those whose number is `mine`) with the manifest.
+
+    Raises:
+      BadCheckpoint: names each file that is missing, unlisted, of another size or another hash.
+    """
+    expected, there = manifest["files"], files_of(folder)
+    problems = [f"{name}: missing" for name in expected if name not in there]
+    problems += [f"{name}: not in the manifest" for name in there if name not in expected]
+    present = [name for i, name in enumerate(sorted(expected)) if name in there and mine(i)]
+    for name, found in file_hashes(folder, present).items():
+        if found["size"] != expected[name]["size"]:
+            problems.append(f"{name}: {found['size']} bytes, not {expected[name]['size']}")
+        elif found["sha256"] != expected[name]["sha256"]:
+            problems.append(f"{name}: altered (sha256)")
+    if problems:
+        raise BadCheckpoint("; ".join(sorted(problems)))
+
+
+def _file_hash(path: epath.Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _pieces(leaf: Any) -> list[tuple[list[tuple[int, int]], np.ndarray]]:
+    """(bounds, values) of what this process holds: the whole array if it can be seen from here."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return [([(0, size) for size in np.shape(leaf)], np.asarray(leaf))]
+    return [
+        (_bounds(_block_name(shard.index, leaf.shape)), np.asarray(shard.data))
+        for shard in leaf.addressable_shards
+    ]
+
+
+def _block_name(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
+    bounds = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]
+    return ",".join(f"{start}:{stop}" for start, stop in bounds)
+
+
+def _bounds(name: str) -> list[tuple[int, int]]:
+    return [tuple(map(int, part.split(":"))) for part in name.split(",") if part]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
