@@ -33,6 +33,7 @@ SETTINGS: dict[str, type] = {
     "train": settings.Train,
     "data": settings.Data,
     "optimizer": OptimizerSettings,
+    "precision": settings.Precision,
     "mesh": settings.Mesh,
     "sharding": settings.Sharding,
     "evaluate": settings.Evaluate,

@@ -196,7 +196,7 @@ class Optimizer:
 
     def init(self, params: Any) -> Any:
         """Returns Optax's state for the trainable leaves of `params`."""
-        trainable = self._trainable(params)
+        trainable = self.trainable(params)
         self._decays(params)
         state = self.transformation(**self._scalars(self.hyper(), 0)).init(trainable)
         return jax.tree.map(_strong, state)
@@ -216,7 +216,7 @@ class Optimizer:
             (new params of the structure given, new state, {"grad_norm": global norm before
             clipping, "learning_rate": the scheduled rate}).
         """
-        trainable, grads = self._trainable(params), self._trainable(grads)
+        trainable, grads = self.trainable(params), self.trainable(grads)
         rates, decays = self._rates(params), self._decays(params)
         grad_norm = global_norm(grads)
         if self.settings.clip_norm is not None:
@@ -238,6 +238,11 @@ class Optimizer:
         info = {"grad_norm": grad_norm, "learning_rate": learning_rate}
         return _replace(params, new_trainable), new_state, info
 
+    def precise_params(self, params: Any, opt_state: Any) -> Any:
+        """Returns `params`: there are none more precise (see precision.MasterCopy)."""
+        del opt_state
+        return params
+
     def evaluation_params(self, params: Any, opt_state: Any) -> Any:
         """Returns the parameters to evaluate: `params`, or the average that schedule-free keeps.
 
@@ -245,7 +250,7 @@ class Optimizer:
         """
         if not self.type_name.startswith("schedule_free_"):
             return params
-        trainable = self._trainable(params)
+        trainable = self.trainable(params)
         average = optax.contrib.schedule_free_eval_params(opt_state, trainable)
         return _replace(params, average)
 
@@ -263,7 +268,7 @@ class Optimizer:
             "weight_decay": hyper[WEIGHT_DECAY],
         }
 
-    def _trainable(self, tree: Any) -> Any:
+    def trainable(self, tree: Any) -> Any:
         """Returns `tree` without frozen leaves and, as some of Optax fails on them, without holes."""
         return _without_holes(self.split(tree)[0])
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax import distill, sharding, steps
+from bigjax import distill, precision, sharding, steps
 from bigjax.checkpoint import abstract_with, restore_leaves
 from bigjax.config import Config, load
 from bigjax.data.transforms import apply_transforms
@@ -117,6 +117,9 @@ def _build(
         config.keywords("optimizer"),
         total_steps,
     )
+    policy = config.section("precision")
+    if policy.policy == "full_bfloat16":
+        optimizer = precision.MasterCopy(optimizer)
 
     def boxed_variables(model: Any, init_key: jax.Array) -> Any:
         """The variables as Linen makes them, logical axis names around the parameters."""
@@ -135,12 +138,16 @@ def _build(
 
     def init(rng: jax.Array, hyper: dict[str, jax.Array]) -> TrainState:
         init_key, run_key = jax.random.split(jax.random.wrap_key_data(rng))
-        return init_state(
+        state = init_state(
             init_variables(model, init_key),
             optimizer,
             rng=jax.random.key_data(run_key),
             hyper=hyper,
             ema=train.ema_decay is not None,
+        )
+        return state.replace(
+            params=precision.stored_params(policy, state.params),
+            loss_scale=precision.init_loss_scale(policy),
         )
 
     abstract = jax.eval_shape(init, key_data(0), traced_hyper(config))
@@ -148,10 +155,12 @@ def _build(
     layout = sharding.layout(placed, abstract, mesh)
     replicated, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
-    objective, frozen, frozen_layout = steps.supervised(model, task), None, None
+    applied = precision.ModelInPrecision(model, policy)
+    objective, frozen, frozen_layout = steps.supervised(applied, task), None, None
     if teacher is not None:
         teacher_model = teacher.make("model")
-        objective = distill.distillation(model, task, teacher_model)
+        applied_teacher = precision.ModelInPrecision(teacher_model, teacher.section("precision"))
+        objective = distill.distillation(applied, task, applied_teacher)
         frozen = jax.eval_shape(functools.partial(init_variables, teacher_model), jax.random.key(0))
         teacher_placed = placements(teacher_model, teacher)
         frozen_layout = sharding.layout(teacher_placed, frozen, mesh)
@@ -190,12 +199,12 @@ def _build(
             out_shardings=replicated,
         ),
         eval_step=jax.jit(
-            constrained(steps.build_eval_step(model, task, optimizer, transforms=preprocess)),
+            constrained(steps.build_eval_step(applied, task, optimizer, transforms=preprocess)),
             in_shardings=(layout, rows),
             out_shardings=replicated,
         ),
         predict_step=jax.jit(
-            constrained(steps.build_predict_step(model, task, optimizer, transforms=preprocess)),
+            constrained(steps.build_predict_step(applied, task, optimizer, transforms=preprocess)),
             in_shardings=(layout, rows),
             out_shardings=replicated,
         ),

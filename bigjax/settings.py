@@ -129,6 +129,19 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """In which floating-point format a run computes and keeps its parameters (`bigjax.precision`)."""
+
+    # float32; bfloat16: computes in bfloat16, keeps float32; full_bfloat16: keeps bfloat16 too, and a
+    # float32 master copy beside the optimizer's state; float16: computes in float16 with loss scaling
+    policy: Literal["float32", "bfloat16", "full_bfloat16", "float16"] = "float32"
+    # (regex, dtype) for the parameters whose layers compute in another dtype; first match wins
+    exceptions: Sequence[tuple[str, Literal["float32", "bfloat16", "float16"]]] = ()
+    # of float32 matrix products on hardware that has cheaper ones; "highest" is true float32
+    matmul: Literal["default", "high", "highest"] = "default"
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; -1 takes what is left, and at most one axis may say it."""
 

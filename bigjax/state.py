@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.guard import Guard, init_guard
+from bigjax.precision import LossScale
 from bigjax.rules import paths
 
 
@@ -27,6 +28,7 @@ class TrainState:
       guard: what the check of bad numbers remembers (`bigjax.guard`).
       rng: uint32 (2,), the run's random key; the key of a step is folded in from `step`.
       hyper: float32 scalars that are inputs of the compiled step, by config path.
+      loss_scale: dynamic loss scaling's own state, or None (`bigjax.precision`).
     """
 
     step: jax.Array
@@ -37,6 +39,7 @@ class TrainState:
     guard: Guard
     rng: jax.Array
     hyper: dict[str, jax.Array]
+    loss_scale: LossScale | None = None
 
     @property
     def key(self) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from bigjax.data.transforms import apply_transforms
 from bigjax.guard import guarded, non_finite
 from bigjax.losses import Loss
+from bigjax.precision import loss_factor, without_overflow
 from bigjax.settings import Check
 from bigjax.state import TrainState
 
@@ -87,9 +88,10 @@ def build_gradients(
                 hyper=state.hyper,
                 train=True,
             )
-            return loss.sum, loss
+            return loss.sum * loss_factor(state.loss_scale, loss.weight), loss
 
         grads, loss = jax.grad(loss_sum, has_aux=True)(trained)
+        grads = jax.tree.map(lambda g: g / loss_factor(state.loss_scale, loss.weight), grads)
         pairs = {"loss": (loss.sum, loss.weight), **loss.metrics}
         return grads, pairs, loss.state
 
@@ -108,7 +110,10 @@ def build_gradients(
         microbatches = jax.tree.map(lambda x: split_microbatches(x, accumulate), batch)
         first = jax.tree.map(lambda x: x[0], microbatches)
         shapes = jax.eval_shape(gradients, state, first, frozen, rng, state.collections)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[:2])
+        # float32 sums, also of narrower gradients
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes[:2]
+        )
         (sums, collections), _ = jax.lax.scan(
             body, (zeros, state.collections), (jnp.arange(accumulate), microbatches)
         )
@@ -120,7 +125,7 @@ def build_gradients(
         rng = jax.random.fold_in(dropout_key, state.step)
         grad_sums, metrics, collections = distribute(accumulated)(state, batch, frozen, rng)
         weight = jnp.maximum(metrics["loss"][1], 1e-8)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grad_sums)
+        grads = jax.tree.map(lambda g: g / weight, grad_sums)
         return grads, metrics, collections
 
     return step_gradients
@@ -165,7 +170,8 @@ def build_train_step(
         )
         ema = state.ema
         if ema_decay is not None:
-            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
+            precise = optimizer.precise_params(params, opt_state)
+            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, precise)
         new = state.replace(
             step=state.step + 1,
             params=params,
@@ -173,8 +179,13 @@ def build_train_step(
             collections=collections,
             ema=ema,
         )
+        grad_norm = info["grad_norm"]
+        if state.loss_scale is not None:
+            new, overflow = without_overflow(state, new, metrics["loss"], grads)
+            grad_norm = jnp.where(overflow, 0.0, grad_norm)  # dealt with: not bad
+            info = {**info, "loss_scale": state.loss_scale.value, "overflow": overflow}
         if check is not None:
-            new, flags = guarded(state, new, metrics["loss"], info["grad_norm"], check)
+            new, flags = guarded(state, new, metrics["loss"], grad_norm, check)
             info = {**info, **flags}
         one = jnp.ones((), jnp.float32)
         return new, {**metrics, **{name: (value, one) for name, value in info.items()}}

@@ -24,7 +24,6 @@ class CNN(nn.Module):
     dense: widths of the hidden layers after the features.
     dropout: probability that an input of a dense layer or of the head is dropped in training.
     batch_norm: Ioffe & Szegedy 2015; the statistics are those of the global batch.
-    dtype: compute dtype, e.g. "bfloat16"; parameters, norms and logits stay float32.
     """
 
     channels: Sequence[int]
@@ -36,7 +35,6 @@ class CNN(nn.Module):
     dropout: float = 0.0
     batch_norm: bool = False
     global_average_pool: bool = False
-    dtype: str | None = None
 
     # Layers in pairs, output channels split then input channels (Shoeybi et al. 2019, section 3).
     TENSOR_RULES = (
@@ -49,7 +47,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x (B, H, W) or (B, H, W, C); returns float32 logits (B, outputs)."""
+        """x (B, H, W) or (B, H, W, C); returns logits (B, outputs)."""
         act, init = activation(self.activation), kernel_init(self.activation)
         if x.ndim not in (3, 4):
             raise UserError(f"a CNN reads images (B, H, W, C), not an input of shape {x.shape}")
@@ -60,7 +58,6 @@ class CNN(nn.Module):
                 (self.kernel, self.kernel),
                 use_bias=not self.batch_norm,
                 kernel_init=init,
-                dtype=self.dtype,
                 name=f"conv_{i}",
             )(x)
             if self.batch_norm:
@@ -68,11 +65,10 @@ class CNN(nn.Module):
                     use_running_average=not train,
                     momentum=0.9,
                     epsilon=1e-5,
-                    dtype=jnp.float32,
                     axis_name=batch_axes(),
                     name=f"norm_{i}",
                 )
-                x = norm(x).astype(x.dtype)
+                x = norm(x)
             x = act(x)
             if min(x.shape[1:3]) < self.pool:
                 raise UserError(
@@ -85,6 +81,6 @@ class CNN(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.dense):
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            x = act(nn.Dense(width, kernel_init=init, dtype=self.dtype, name=f"dense_{i}")(x))
+            x = act(nn.Dense(width, kernel_init=init, name=f"dense_{i}")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.outputs, dtype=jnp.float32, name="head")(x)
+        return nn.Dense(self.outputs, name="head")(x)

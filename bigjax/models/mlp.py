@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from bigjax.models.common import activation, batch_axes, kernel_init
 
@@ -20,7 +19,6 @@ class MLP(nn.Module):
     widths: size of each hidden layer; () is a linear model.
     dropout: probability that a hidden unit is dropped in training (Srivastava et al. 2014).
     batch_norm: Ioffe & Szegedy 2015; the statistics are those of the global batch.
-    dtype: compute dtype, e.g. "bfloat16"; parameters, norms and logits stay float32.
     """
 
     widths: Sequence[int]
@@ -28,7 +26,6 @@ class MLP(nn.Module):
     activation: str = "relu"
     dropout: float = 0.0
     batch_norm: bool = False
-    dtype: str | None = None
 
     # Layers in pairs, outputs split then inputs (Shoeybi et al. 2019, section 3).
     TENSOR_RULES = (
@@ -39,7 +36,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x (B, ...), flattened to (B, F); returns float32 logits (B, outputs)."""
+        """x (B, ...), flattened to (B, F); returns logits (B, outputs)."""
         act, init = activation(self.activation), kernel_init(self.activation)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.widths):
@@ -47,7 +44,6 @@ class MLP(nn.Module):
                 width,
                 use_bias=not self.batch_norm,
                 kernel_init=init,
-                dtype=self.dtype,
                 name=f"dense_{i}",
             )(x)
             if self.batch_norm:
@@ -55,10 +51,9 @@ class MLP(nn.Module):
                     use_running_average=not train,
                     momentum=0.9,
                     epsilon=1e-5,
-                    dtype=jnp.float32,
                     axis_name=batch_axes(),
                     name=f"norm_{i}",
                 )
-                x = norm(x).astype(x.dtype)
+                x = norm(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(act(x))
-        return nn.Dense(self.outputs, dtype=jnp.float32, name="head")(x)
+        return nn.Dense(self.outputs, name="head")(x)

@@ -23,7 +23,6 @@ class RNN(nn.Module):
     cell: "lstm" (Hochreiter & Schmidhuber 1997, with forget gate) or "gru" (Cho et al. 2014).
     pooling: "last" hidden state of the top layer, or their "mean" over time.
     dropout: between layers and before the head, never on the recurrence (Zaremba et al. 2014).
-    dtype: compute dtype, e.g. "bfloat16"; parameters, carried state and logits stay float32.
     """
 
     widths: Sequence[int]
@@ -31,7 +30,6 @@ class RNN(nn.Module):
     cell: str = "lstm"
     pooling: str = "last"
     dropout: float = 0.0
-    dtype: str | None = None
 
     # Every gate's hidden units are split; the state is gathered once a time step.
     TENSOR_RULES = (
@@ -42,7 +40,7 @@ class RNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x (B, T, F), or an image (B, H, W, C) read row by row; returns float32 logits (B, outputs)."""
+        """x (B, T, F), or an image (B, H, W, C) read row by row; returns logits (B, outputs)."""
         choose("model.cell", self.cell, tuple(CELLS))
         choose("model.pooling", self.pooling, ("last", "mean"))
         if x.ndim not in (3, 4):
@@ -51,8 +49,8 @@ class RNN(nn.Module):
             )
         x = x.reshape(*x.shape[:2], -1).astype(jnp.float32)
         for i, width in enumerate(self.widths):
-            cell = CELLS[self.cell](width, dtype=self.dtype, name=f"{self.cell}_{i}")
+            cell = CELLS[self.cell](width, name=f"{self.cell}_{i}")
             x = nn.RNN(cell)(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = x[:, -1] if self.pooling == "last" else jnp.mean(x, axis=1, dtype=jnp.float32)
-        return nn.Dense(self.outputs, dtype=jnp.float32, name="head")(x)
+        return nn.Dense(self.outputs, name="head")(x)

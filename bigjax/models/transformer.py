@@ -4,7 +4,7 @@ Every parameter names its logical axes, every block boundary its activation's; w
 lies on is said elsewhere. Shapes are in the names: B batch, T length, D width, N heads, H width of a
 head, F width of the MLP, V vocabulary.
 
-Parameters: embedding, positions, block_0, block_1, ..., norm.
+Parameters: embedding, positions, block_0, block_1, ... (with scan_layers: blocks), norm.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
+from bigjax.models.blocks import branch, stack
 from bigjax.models.common import constrain
 
 
@@ -25,7 +26,7 @@ class Transformer(nn.Module):
     context: the longest sequence it can read.
     mlp_width: F; default 4 D.
     dropout: after the embedding and on each residual branch.
-    dtype: compute dtype, e.g. "bfloat16"; parameters, norms, softmax and logits stay float32.
+    remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
     """
 
     vocab: int
@@ -35,7 +36,8 @@ class Transformer(nn.Module):
     context: int
     mlp_width: int | None = None
     dropout: float = 0.0
-    dtype: str | None = None
+    remat: str = "none"
+    scan_layers: bool = False
 
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
     TENSOR_RULES = ((".*", "logical"),)
@@ -58,24 +60,21 @@ class Transformer(nn.Module):
         # Whole rows on every device, or a lookup in columns would scatter what it finds.
         embedding_VD = constrain(embedding_VD, "vocab", None)
         positions_CD = constrain(positions_CD, None, None)
-        x_BTD = (embedding_VD[tokens_BT] + positions_CD[:T]).astype(self.dtype or jnp.float32)
+        x_BTD = embedding_VD[tokens_BT] + positions_CD[:T]
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
-        for i in range(self.layers):
-            x_BTD = constrain(x_BTD, "batch", "length", None)
-            x_BTD = Block(
-                heads=self.heads,
-                mlp_width=self.mlp_width or 4 * self.width,
-                layers=self.layers,
-                dropout=self.dropout,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )(x_BTD, train)
-        x_BTD = norm("norm", x_BTD)
+        fields = dict(
+            heads=self.heads,
+            mlp_width=self.mlp_width or 4 * self.width,
+            layers=self.layers,
+            dropout=self.dropout,
+            train=train,
+        )
+        x_BTD = stack(
+            Block, fields, x_BTD, layers=self.layers, remat=self.remat, scan=self.scan_layers
+        )
+        x_BTD = norm("norm")(x_BTD)
         logits_BTV = jnp.einsum(
-            "BTD,VD->BTV",
-            x_BTD,
-            embedding_VD.astype(x_BTD.dtype),
-            preferred_element_type=jnp.float32,
+            "BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32
         )
         return constrain(logits_BTV, "batch", "length", "vocab")
 
@@ -87,23 +86,28 @@ class Block(nn.Module):
     mlp_width: int
     layers: int  # of the whole model: the residual branches start smaller the deeper it is
     dropout: float
-    dtype: str | None
+    train: bool
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, train: bool) -> jax.Array:
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        attention = Attention(self.heads, self.layers, self.dtype, name="attention")
-        mlp = MLP(self.mlp_width, self.layers, self.dtype, name="mlp")
-        x_BTD = x_BTD + drop(attention(norm("attention_norm", x_BTD)))
-        return x_BTD + drop(mlp(norm("mlp_norm", x_BTD)))
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = constrain(x_BTD, "batch", "length", None)
+        drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        attention = Attention(self.heads, self.layers, name="attention")
+        mlp = MLP(self.mlp_width, self.layers, name="mlp")
+        # The residual stream keeps its dtype, whatever its branches compute in.
+        mixed_BTD = branch(attention(norm("attention_norm")(x_BTD)))
+        x_BTD = x_BTD + drop(mixed_BTD).astype(x_BTD.dtype)
+        return x_BTD + drop(branch(mlp(norm("mlp_norm")(x_BTD)))).astype(x_BTD.dtype)
 
 
 class Attention(nn.Module):
-    """softmax(q k' / sqrt(H)) v over the tokens so far (Vaswani et al. 2017, eq. 1), all heads, joined."""
+    """softmax(q k' / sqrt(H)) v over the tokens so far (Vaswani et al. 2017, eq. 1), all heads, joined.
+
+    S is T seen from a key. Scores and softmax are float32.
+    """
 
     heads: int
     layers: int
-    dtype: str | None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -114,18 +118,22 @@ class Attention(nn.Module):
         def project(name: str) -> jax.Array:
             return nn.DenseGeneral(
                 (self.heads, D // self.heads),
-                dtype=self.dtype,
                 kernel_init=named(normal(), "embed", "heads", "head"),
                 bias_init=named(nn.initializers.zeros, "heads", "head"),
                 name=name,
             )(x_BTD)
 
-        q_BTNH, k_BTNH, v_BTNH = project("query"), project("key"), project("value")
-        mixed_BTNH = jax.nn.dot_product_attention(q_BTNH, k_BTNH, v_BTNH, is_causal=True)
+        q_BTNH, k_BSNH, v_BSNH = project("query"), project("key"), project("value")
+        scores_BNTS = jnp.einsum(
+            "BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32
+        )
+        seen_TS = jnp.tri(x_BTD.shape[1], dtype=bool)
+        scores_BNTS = jnp.where(seen_TS, scores_BNTS / q_BTNH.shape[-1] ** 0.5, -jnp.inf)
+        weights_BNTS = jax.nn.softmax(scores_BNTS).astype(v_BSNH.dtype)
+        mixed_BTNH = jnp.einsum("BNTS,BSNH->BTNH", weights_BNTS, v_BSNH)
         return nn.DenseGeneral(
             D,
             axis=(-2, -1),
-            dtype=self.dtype,
             kernel_init=named(normal(self.layers), "heads", "head", "embed"),
             bias_init=named(nn.initializers.zeros, "embed"),
             name="out",
@@ -137,36 +145,31 @@ class MLP(nn.Module):
 
     width: int
     layers: int
-    dtype: str | None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         h_BTF = nn.Dense(
             self.width,
-            dtype=self.dtype,
             kernel_init=named(normal(), "embed", "mlp"),
             bias_init=named(nn.initializers.zeros, "mlp"),
             name="up",
         )(x_BTD)
         return nn.Dense(
             x_BTD.shape[-1],
-            dtype=self.dtype,
             kernel_init=named(normal(self.layers), "mlp", "embed"),
             bias_init=named(nn.initializers.zeros, "embed"),
             name="down",
         )(nn.gelu(h_BTF))
 
 
-def norm(name: str, x_BTD: jax.Array) -> jax.Array:
-    """LayerNorm (Ba et al. 2016) in float32, given back in x's dtype. Call inside a compact method."""
-    layer = nn.LayerNorm(
+def norm(name: str) -> nn.Module:
+    """LayerNorm (Ba et al. 2016). Call inside a compact method."""
+    return nn.LayerNorm(
         epsilon=1e-5,
-        dtype=jnp.float32,
         scale_init=named(nn.initializers.ones, "embed"),
         bias_init=named(nn.initializers.zeros, "embed"),
         name=name,
     )
-    return layer(x_BTD).astype(x_BTD.dtype)
 
 
 def normal(layers: int | None = None) -> nn.initializers.Initializer:
