@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bigjax import clock as clocks
-from bigjax import distributed, flops, guard, manifest, resume, sharding
+from bigjax import distributed, flops, guard, manifest, replay, resume, sharding
 from bigjax.checkpoint import Checkpoints, Origin
 from bigjax.clock import Clock
 from bigjax.config import Config
@@ -101,6 +102,7 @@ def _train(
     evaluate_due = When(config.get("evaluate.every"), total_steps).due
     save_due = When(config.get("checkpoint.every"), total_steps).due
     log_due = When(config.get("log.every"), total_steps).due
+    replay_due = When(config.get("check.replay_every") or "never", total_steps).due
     profile_due = When(config.get("log.profile"), total_steps).due
 
     # State: this run's newest good checkpoint, or other weights, or scratch.
@@ -181,6 +183,7 @@ def _train(
         for step in range(start + 1, total_steps + 1):
             with clock("input"):
                 batch = next(batches)
+            before = jax.tree.map(jnp.copy, state) if replay_due(step) else None
             if profile_due(step):
                 settle(0)
                 with jax.profiler.trace(str(workdir / "profile")):
@@ -189,6 +192,8 @@ def _train(
             else:
                 with clock("step"):
                     state, step_metrics = program.train_step(state, batch, frozen)
+            if before is not None:
+                replay.check_again(step, program, before, batch, frozen, state)
             in_flight.append((step, step_metrics))
             settle(IN_FLIGHT)
 

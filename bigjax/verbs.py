@@ -21,6 +21,7 @@ from bigjax.errors import UserError, did_you_mean
 from bigjax.evaluate import eval_batches, evaluate
 from bigjax.metrics import table
 from bigjax.program import Program, build_program, teacher_config
+from bigjax.replay import replay
 from bigjax.train import open_sources, train
 
 
@@ -99,6 +100,19 @@ def checkpoints_verb(
         raise CheckpointError(f"no good checkpoint in {', '.join(lost)}")
 
 
+def replay_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Executes steps of the run in the folder again and compares with what was recorded."""
+    start, steps = options.start, options.steps
+    if start is None or start < 0 or (steps is not None and steps < 1):
+        raise UserError("replay needs --from=STEP (a checkpoint's, or 0), and --steps of 1 or more")
+    config = load_run(options.workdir, overrides)
+    source = open_sources(config)["train"]
+    program = build_program(config, source, teacher_config(config, options.workdir))
+    print(replay(config, program, source, options.workdir, start, steps))
+
+
 def config_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
@@ -117,9 +131,26 @@ VERBS = {
     "train": train_verb,
     "evaluate": evaluate_verb,
     "predict": predict_verb,
+    "replay": replay_verb,
     "checkpoints": checkpoints_verb,
     "config": config_verb,
 }
+
+
+def load_run(workdir: Path, overrides: Sequence[str]) -> Config:
+    """The config of the run in the folder.
+
+    Raises:
+      UserError: the folder holds no run; the runs below it are named.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        runs = sorted(str(p.parent) for p in workdir.glob("*/*/config.json"))
+        hint = (
+            f"; give one of its runs as --workdir: {', '.join(runs)}" if runs else "; train first"
+        )
+        raise UserError(f"{workdir} holds no run{hint}")
+    return configs.load(path, overrides)
 
 
 def open_run(
@@ -130,14 +161,7 @@ def open_run(
     Raises:
       UserError: the folder holds no run, or no such split.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        runs = sorted(str(p.parent) for p in workdir.glob("*/*/config.json"))
-        hint = (
-            f"; give one of its runs as --workdir: {', '.join(runs)}" if runs else "; train first"
-        )
-        raise UserError(f"{workdir} holds no run{hint}")
-    config = configs.load(path, overrides)
+    config = load_run(workdir, overrides)
     if split is not None:
         splits = config.get("data.splits")
         if split not in splits:
