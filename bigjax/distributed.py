@@ -34,6 +34,7 @@ WATCH_PERIOD = 2.0  # seconds
 END_TIMEOUT = 600  # seconds that a process which is done waits for the others
 
 _FAILURE, _SEEN, _END, _SAME = "bigjax/failure", "bigjax/seen", "bigjax/end", "bigjax/same"
+_NONE = "none: all went well"
 _ended = threading.Event()
 _stop_told, _stop_agreed = threading.Event(), threading.Event()
 _comparisons, _questions = itertools.count(), itertools.count()
@@ -172,8 +173,15 @@ def end() -> None:
     """Leaves the run once every process is done; the last call of a process that goes well."""
     if not is_joined():
         return
-    global_state.client.wait_at_barrier(_END, END_TIMEOUT * 1000)
+    client = global_state.client
+    client.wait_at_barrier(_END, END_TIMEOUT * 1000)
     _ended.set()
+    if is_leader():  # with it goes the service, so it leaves last
+        client.key_value_set(_FAILURE, _NONE)
+        _watcher.join()
+        everybody = list(range(global_state.num_processes))
+        while len(client.get_live_nodes(everybody)) > 1:
+            time.sleep(0.05)
     jax.distributed.shutdown()
 
 
@@ -211,6 +219,8 @@ def _watch() -> None:
             if "DEADLINE_EXCEEDED" not in str(error):
                 break
         else:
+            if failure == _NONE:
+                return
             _obey(json.loads(failure))
         try:
             alive = client.get_live_nodes(everybody)
