@@ -152,7 +152,7 @@ def tensor(words: Vocabulary, spec: Spec, mesh: Mesh, path: str, leaf: Any, name
     """The model's own tensor-parallel rule for this parameter."""
     if mesh.shape["tensor"] > 1 and not words.tensor:
         raise UserError(
-            "config.sharding.rules: this model ships no  for the rule 'tensor'; "
+            "config.sharding.rules: this model ships no TENSOR_RULES for the rule 'tensor'; "
             "give its parameters explicit rules such as (None, 'tensor'), or mesh.tensor=1"
         )
     for pattern, rule in words.tensor:

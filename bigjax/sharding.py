@@ -51,9 +51,9 @@ def make_mesh(sizes: settings.Mesh, devices: Sequence[jax.Device] | None = None)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     hosts = len({device.process_index for device in devices})
     types = (AxisType.Auto,) * len(AXES)
-    if slices > 1 and shape["dcn"] != slices:
-        raise UserError(f"config.mesh.dcn: there are {slices} slices; {slices} would do")
-    if slices > 1:
+    if slices > 1 and shape["dcn"] not in (1, slices):
+        raise UserError(f"config.mesh.dcn: there are {slices} slices; 1 or {slices} would do")
+    if slices > 1 and shape["dcn"] == slices:
         inner, outer = (1, *tuple(shape.values())[1:]), (slices, *(1,) * (len(AXES) - 1))
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
         return Mesh(grid, AXES, axis_types=types)
@@ -192,7 +192,9 @@ def _misfit(shape: Mapping[str, int], devices: int) -> str:
         left, rest = divmod(devices, fixed // size)
         if not rest:
             would.append(f"{axis} {any_of(divisors(left) if free else [left])}")
+    if not would:
+        would = [f"a product of {any_of(divisors(devices) if free else [devices])}"]
     return (
         f"config.mesh: {product} = {fixed} does not {'divide' if free else 'equal'} the {devices} "
-        f"devices; {' or '.join(would) or 'data -1'} would"
+        f"devices; {' or '.join(would)} would"
     )
