@@ -1,0 +1,198 @@
+"""From a sweep to its trials: every config resolved and checked, every folder named. Runs nothing.
+
+A trial's folder is named by what it computes (a hash of its config), so a sweep that is run again,
+or extended, finds what is already there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bigjax import config as configs
+from bigjax import stages
+from bigjax.config import Config
+from bigjax.errors import UserError, did_you_mean
+from bigjax.sweep.describe import Sweep, check_metrics
+from bigjax.sweep.grid import Point
+
+REFERENCES = ("distill.teacher", "init.source")  # where a config names another run
+FOLDER = "trials"
+LONGEST_NAME = 120
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+      name: its folder under trials/, readable and unique.
+      config: the run's.
+      point: what sets it apart in the sweep.
+      seed: its config.seed.
+      needs: names of trials that must be finished first.
+      in_table: False for a run that is only there because others need it.
+    """
+
+    name: str
+    config: Config
+    point: Point
+    seed: int
+    needs: tuple[str, ...] = ()
+    in_table: bool = True
+
+    def folder(self, workdir: Path) -> Path:
+        return workdir / FOLDER / self.name
+
+
+def load_experiment(module: str) -> Any:
+    """The raw config of an experiment, by module name.
+
+    Raises:
+      UserError: there is no such module, or it has no `get_config`.
+    """
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name):
+            raise
+        raise UserError(f"no experiment '{module}' ({error})") from None
+    if not hasattr(found, "get_config"):
+        raise UserError(f"{module} has no get_config()")
+    return found.get_config()
+
+
+def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
+    """The trials of a sweep, those that others need first; equal runs are one trial.
+
+    Args:
+      points: instead of the sweep's own.
+
+    Raises:
+      UserError: a config is wrong, a metric is not there, or a choice would be made on test data.
+    """
+    raw = load_experiment(sweep.experiment)
+    trials: dict[str, Trial] = {}
+    for point in sweep.points if points is None else points:
+        try:
+            chosen, resolved = _resolve(raw, sweep, point)
+        except UserError as error:
+            raise UserError(f"point {describe(point) or '(none)'}: {error}") from None
+        check_metrics(sweep, resolved[chosen])
+        first = resolved[chosen].seed
+        seeds = range(first, first + sweep.seeds) if isinstance(sweep.seeds, int) else sweep.seeds
+        for seed in seeds:
+            for trial in _runs(resolved, chosen, point, seed):
+                known = trials.get(trial.name)
+                if known is None or (trial.in_table and not known.in_table):
+                    trials[trial.name] = trial
+    return list(trials.values())
+
+
+def check_data(trials: Iterable[Trial]) -> None:
+    """Opens every split that a trial will read, and checks that its schedule fits into its length.
+
+    Raises:
+      UserError: a data set or split is not there, or a schedule does not fit.
+    """
+    lengths: dict[str, int] = {}
+    for trial in trials:
+        config = trial.config
+        splits = dict.fromkeys(("train", *config.get("evaluate.splits")))
+        key = configs.canonical([config.get("data"), tuple(splits)])
+        if key not in lengths:
+            data = config.section("data")
+            opened = {name: data.source.open(data.splits[name]) for name in splits}
+            lengths[key] = len(opened["train"])
+        total_steps = config.section("train").total_steps(lengths[key])
+        config.section("optimizer").schedule.check(total_steps)
+
+
+def status(folder: Path) -> str:
+    """What a trial's folder says: "done", "failed", "pruned" or "missing" (not, or not all, run)."""
+    for name, word in (("result", "done"), ("failure", "failed"), ("pruned", "pruned")):
+        if (folder / f"{name}.json").exists():
+            return word
+    return "missing"
+
+
+def describe(point: Mapping[str, Any]) -> str:
+    """A point for people: "sgd", "learning_rate=0.001 temperature=2"."""
+    return " ".join(f"{short}={text}" for short, text in _short(point))
+
+
+def waves(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """The trials in groups, each of which needs only trials of earlier groups."""
+    left, finished, groups = list(trials), set(), []
+    known = {trial.name for trial in trials}
+    while left:
+        ready = [t for t in left if all(n in finished or n not in known for n in t.needs)]
+        groups.append(ready)
+        finished |= {trial.name for trial in ready}
+        left = [trial for trial in left if trial.name not in finished]
+    return groups
+
+
+def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Config]]:
+    """(which stage the point is of, stage -> config); an ordinary experiment is one stage ""."""
+    point = dict(point)
+    if not stages.is_pipeline(raw):
+        if "stage" in point or sweep.stage:
+            raise UserError(f"{sweep.experiment} is no pipeline: it has no stages")
+        return "", {"": configs.resolve(raw, _texts({**sweep.overrides, **point}))}
+    names = list(configs.plain(raw)["stages"])
+    chosen = point.pop("stage", sweep.stage or names[-1])
+    if chosen not in names:
+        raise UserError(f"no stage '{chosen}'{did_you_mean(str(chosen), names)}")
+    own = {
+        key if key.startswith("stages.") else f"stages.{chosen}.{key}": value
+        for key, value in point.items()
+    }
+    resolved, _, _ = stages.resolve(raw, [*_texts(sweep.overrides), *_texts(own)])
+    return chosen, resolved
+
+
+def _runs(resolved: Mapping[str, Config], chosen: str, point: Point, seed: int) -> list[Trial]:
+    """The trial of stage `chosen` with this seed, after the trials that it needs."""
+    config, needed = resolved[chosen].with_value("seed", seed), []
+    for path in REFERENCES:
+        section, key = path.split(".")
+        other = (config.values[section] or {}).get(key)
+        if other and other.startswith("../"):
+            stage = other.removeprefix("../")
+            runs = _runs(resolved, stage, {"stage": stage}, seed)
+            needed += [replace(trial, in_table=False) for trial in runs]
+            config = config.with_value(path, f"../{runs[-1].name}")
+    digest = hashlib.sha256(configs.canonical(config.values).encode()).hexdigest()[:8]
+    readable = ",".join(
+        text if short == "stage" else f"{short}={text}"
+        for short, text in [*_short(point), ("seed", str(seed))]
+    )
+    name = f"{re.sub(r'[^A-Za-z0-9_.,=+-]', '_', readable)[:LONGEST_NAME]}-{digest}"
+    trial = Trial(name, config, point, seed, tuple(t.name for t in needed))
+    return [*needed, trial]
+
+
+def _texts(point: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value!r}" for key, value in point.items()]
+
+
+def _short(point: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(last part of the key, value as text); the whole key where two end alike."""
+    last = [key.rsplit(".", 1)[-1] for key in point]
+    return [
+        (short if last.count(short) == 1 else key, _text(value))
+        for short, (key, value) in zip(last, point.items(), strict=True)
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
