@@ -16,6 +16,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigjax.rules import map_with_path, match_rules, paths
 from bigjax.settings import Precision
@@ -63,7 +64,7 @@ def stored_params(precision: Precision, params: Any) -> Any:
 
 def cast(x: Any, dtype: Any) -> Any:
     """`x` in `dtype` if it is an array of floating-point numbers, else as it is."""
-    floating = isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+    floating = isinstance(x, jax.Array | np.ndarray) and jnp.issubdtype(x.dtype, jnp.floating)
     return x.astype(dtype) if floating else x
 
 

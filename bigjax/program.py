@@ -36,6 +36,7 @@ class Program:
 
     Attributes:
       init: (rng key data, hyper) -> TrainState, sharded from the first byte.
+      init_from: (variables, rng key data, hyper) -> TrainState that starts from these variables.
       train_step: (state, batch, frozen) -> (state, metrics); the state is donated.
       diagnose: (state, batch, frozen) -> where the numbers of a step stop being finite.
       eval_step: (state, batch) -> (statistics, collected).
@@ -48,6 +49,7 @@ class Program:
     mesh: Mesh
     task: Any
     init: Callable[..., TrainState]
+    init_from: Callable[..., TrainState]
     train_step: Callable[..., Any]
     diagnose: Callable[..., Any]
     eval_step: Callable[..., Any]
@@ -138,12 +140,11 @@ def _build(
 
     def init(rng: jax.Array, hyper: dict[str, jax.Array]) -> TrainState:
         init_key, run_key = jax.random.split(jax.random.wrap_key_data(rng))
+        return init_from(init_variables(model, init_key), jax.random.key_data(run_key), hyper)
+
+    def init_from(variables: Any, rng: jax.Array, hyper: dict[str, jax.Array]) -> TrainState:
         state = init_state(
-            init_variables(model, init_key),
-            optimizer,
-            rng=jax.random.key_data(run_key),
-            hyper=hyper,
-            ema=train.ema_decay is not None,
+            variables, optimizer, rng=rng, hyper=hyper, ema=train.ema_decay is not None
         )
         return state.replace(
             params=precision.stored_params(policy, state.params),
@@ -187,6 +188,7 @@ def _build(
         mesh=mesh,
         task=task,
         init=jax.jit(init, in_shardings=replicated, out_shardings=layout),
+        init_from=jax.jit(init_from, out_shardings=layout),
         train_step=jax.jit(
             train_step,
             in_shardings=(layout, rows, frozen_layout),
@@ -236,9 +238,7 @@ def initial_state(config: Config, program: Program, workdir: Path) -> TrainState
     variables = map_with_path(
         lambda path, leaf: values[wanted[path]] if path in wanted else leaf, variables
     )
-    params = variables.pop("params")
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, collections=variables, ema=ema)
+    return program.init_from(variables, state.rng, state.hyper)
 
 
 def _source_paths(rules: Any, state: TrainState) -> dict[str, str]:

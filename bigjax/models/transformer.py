@@ -74,7 +74,9 @@ class Transformer(nn.Module):
         )
         x_BTD = norm("norm")(x_BTD)
         logits_BTV = jnp.einsum(
-            "BTD,VD->BTV", x_BTD, embedding_VD, preferred_element_type=jnp.float32
+            "BTD,VD->BTV",
+            *nn.dtypes.promote_dtype(x_BTD, embedding_VD),
+            preferred_element_type=jnp.float32,
         )
         return constrain(logits_BTV, "batch", "length", "vocab")
 
@@ -123,7 +125,9 @@ class Attention(nn.Module):
                 name=name,
             )(x_BTD)
 
-        q_BTNH, k_BSNH, v_BSNH = project("query"), project("key"), project("value")
+        # One dtype for both, should a precision policy except one of them.
+        q_BTNH, k_BSNH = nn.dtypes.promote_dtype(project("query"), project("key"))
+        v_BSNH = project("value")
         scores_BNTS = jnp.einsum(
             "BTNH,BSNH->BNTS", q_BTNH, k_BSNH, preferred_element_type=jnp.float32
         )
