@@ -177,7 +177,8 @@ class Config:
         kept = {
             path: value
             for path, value in flatten(self.values).items()
-            if path not in TRACED and path.split(".")[0] not in ("log", "checkpoint", "evaluate")
+            if path not in (*TRACED, "distill.teacher")
+            and path.split(".")[0] not in ("log", "checkpoint", "evaluate", "init")
         }
         return hashlib.sha256(canonical(kept).encode()).hexdigest()
 
