@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
-from bigjax.models.common import choose
+from bigjax.models.common import choose, constrain
 
 CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 
@@ -32,6 +32,7 @@ class RNN(nn.Module):
     dropout: float = 0.0
 
     # Every gate's hidden units are split; the state is gathered once a time step.
+    LOGICAL_RULES = (("units", "tensor"),)
     TENSOR_RULES = (
         (r"(lstm|gru)_\d+/.*/kernel", (None, "tensor")),
         (r"(lstm|gru)_\d+/.*/bias", ("tensor",)),
@@ -49,8 +50,20 @@ class RNN(nn.Module):
             )
         x = x.reshape(*x.shape[:2], -1).astype(jnp.float32)
         for i, width in enumerate(self.widths):
-            cell = CELLS[self.cell](width, name=f"{self.cell}_{i}")
+            gathered = nn.map_variables(
+                CELLS[self.cell], "params", _gather, init=self.is_initializing()
+            )
+            cell = gathered(width, name=f"{self.cell}_{i}")
             x = nn.RNN(cell)(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = x[:, -1] if self.pooling == "last" else jnp.mean(x, axis=1, dtype=jnp.float32)
         return nn.Dense(self.outputs, name="head")(x)
+
+
+def _gather(variables: dict) -> dict:
+    """A cell's parameters, whole but for the split of its units, before the loop over time.
+
+    Else every time step would gather them; and XLA (jaxlib 0.10.2) gives wrong gradients of a kernel
+    split both ways and used in a loop (`test_sharding_matrix.py` has the case).
+    """
+    return jax.tree.map(lambda w: constrain(w, *(None,) * (w.ndim - 1), "units"), variables)
