@@ -109,6 +109,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
+    parser.add_argument("--json", action="store_true", help="sharding: for machines")
     parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")
     parser.add_argument("--processes", type=int, help="how many (detected on known clusters)")

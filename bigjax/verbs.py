@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax import clock, inputs, stages
+from bigjax import clock, inputs, sharding_report, stages
 from bigjax import config as configs
 from bigjax.checkpoint import CheckpointError, Checkpoints
 from bigjax.config import Config
@@ -127,12 +127,36 @@ def config_verb(
         print(f"fingerprint {config.fingerprint}\n")
 
 
+def sharding_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Prints what lies where and what a step sends, for every stage; trains nothing."""
+    if stages.is_pipeline(raw):
+        found, _, _ = stages.resolve(raw, overrides)
+    else:
+        found = {"": configs.resolve(raw, overrides)}
+    reports = {}
+    for name, config in found.items():
+        stage = config.values["distill"] and config.get("distill.teacher").removeprefix("../")
+        teacher = found.get(stage) or teacher_config(config, options.workdir)
+        source = open_sources(config)["train"]
+        program = build_program(config, source, teacher)
+        batch_size = config.get("train.batch_size")
+        reports[name] = sharding_report.report(program, source.features, batch_size)
+    if options.json:
+        print(json.dumps(reports.get("", reports), indent=2))
+        return
+    for name, report in reports.items():
+        print(f"# stage {name}\n" * bool(name) + sharding_report.text(report) + "\n")
+
+
 VERBS = {
     "train": train_verb,
     "evaluate": evaluate_verb,
     "predict": predict_verb,
     "replay": replay_verb,
     "checkpoints": checkpoints_verb,
+    "sharding": sharding_verb,
     "config": config_verb,
 }
 
