@@ -1,0 +1,1 @@
+"""Sweeps over the experiments, each with the table it gave."""
