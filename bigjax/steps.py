@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from bigjax.data.transforms import apply_transforms
 from bigjax.guard import guarded, non_finite
 from bigjax.losses import Loss
+from bigjax.optimizers import global_norm
 from bigjax.precision import loss_factor, without_overflow
 from bigjax.settings import Check
 from bigjax.state import TrainState
@@ -165,28 +166,36 @@ def build_train_step(
 
     def train_step(state: TrainState, batch: Batch, frozen: Any):
         grads, metrics, collections = step_gradients(state, batch, frozen)
-        params, opt_state, info = optimizer.update(
-            grads, state.opt_state, state.params, hyper=state.hyper, step=state.step
-        )
-        ema = state.ema
-        if ema_decay is not None:
-            precise = optimizer.precise_params(params, opt_state)
-            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, precise)
-        new = state.replace(
-            step=state.step + 1,
-            params=params,
-            opt_state=opt_state,
-            collections=collections,
-            ema=ema,
-        )
-        grad_norm = info["grad_norm"]
-        if state.loss_scale is not None:
-            new, overflow = without_overflow(state, new, metrics["loss"], grads)
-            grad_norm = jnp.where(overflow, 0.0, grad_norm)  # dealt with: not bad
-            info = {**info, "loss_scale": state.loss_scale.value, "overflow": overflow}
-        if check is not None:
-            new, flags = guarded(state, new, metrics["loss"], grad_norm, check)
-            info = {**info, **flags}
+
+        def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+            params, opt_state, info = optimizer.update(
+                grads, state.opt_state, state.params, hyper=state.hyper, step=state.step
+            )
+            ema = state.ema
+            if ema_decay is not None:
+                precise = optimizer.precise_params(params, opt_state)
+                ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, precise)
+            new = state.replace(
+                step=state.step + 1,
+                params=params,
+                opt_state=opt_state,
+                collections=collections,
+                ema=ema,
+            )
+            if state.loss_scale is not None:
+                new, overflow = without_overflow(state, new, metrics["loss"], grads)
+                info = {**info, "loss_scale": state.loss_scale.value, "overflow": overflow}
+            return new, info
+
+        if check is None:
+            new, info = update(state)
+        else:
+            grad_norm = judged = global_norm(grads)
+            if state.loss_scale is not None:  # an overflow is dealt with: not bad
+                _, overflow = without_overflow(state, state, metrics["loss"], grads)
+                judged = jnp.where(overflow, 0.0, grad_norm)
+            new, info = guarded(state, update, metrics["loss"], judged, check)
+            info = {**info, "grad_norm": grad_norm}
         one = jnp.ones((), jnp.float32)
         return new, {**metrics, **{name: (value, one) for name, value in info.items()}}
 

@@ -243,12 +243,12 @@ def test_spike_limit_is_the_median_and_its_absolute_deviation():
 def test_nothing_is_applied_for_a_batch_of_weight_zero():
     zero = jnp.zeros((), jnp.int32)
     old = State(params=jnp.float32(1.0), step=zero, guard=guard.init_guard())
-    state, flags = guard.guarded(
+    state, shown = guard.guarded(
         old,
-        old.replace(params=jnp.float32(2.0)),
+        lambda old: (old.replace(params=jnp.float32(2.0)), {"rate": jnp.float32(3.0)}),
         (jnp.nan, jnp.float32(0)),
         jnp.float32(0),
         settings.Check(),
     )
     assert float(state.params) == 1.0 and int(state.step) == 1
-    assert not flags["bad"] and not flags["halted"]
+    assert not shown["bad"] and not shown["halted"] and float(shown["rate"]) == 0.0
