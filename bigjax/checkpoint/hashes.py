@@ -170,7 +170,13 @@ def check_files(
         elif found["sha256"] != expected[name]["sha256"]:
             problems.append(f"{name}: altered (sha256)")
     if problems:
-        raise BadCheckpoint("; ".join(sorted(problems)))
+        raise BadCheckpoint(some(sorted(problems), "; "))
+
+
+def some(names: list[str], separator: str = ", ") -> str:
+    """The first few, and how many more."""
+    more = f"{separator}and {len(names) - 6} more" if len(names) > 6 else ""
+    return separator.join(names[:6]) + more
 
 
 def _file_hash(path: epath.Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from etils import epath
 from bigjax.checkpoint import hashes
 from bigjax.checkpoint.hashes import BadCheckpoint
 from bigjax.errors import RunFailed, UserError, did_you_mean
-from bigjax.rules import paths
+from bigjax.rules import map_with_path, paths
 
 ITEM = "default"  # the sub-folder of a step that Orbax's own CheckpointManager would use
 
@@ -57,47 +57,45 @@ def restore_leaves(workdir: Path, wanted: dict[str, Any]) -> dict[str, jax.Array
             for path, leaf in wanted.items()
         }
         try:
-            restored = _read_leaves(folder, kept)
+            restored = _read_leaves(folder, flax.traverse_util.unflatten_dict(kept, sep="/"))
         except Exception as error:
             hashes.check_files(folder, manifest)  # says which file it was, if it was one
             raise error
         if wrong := hashes.wrong_arrays(restored, there):
-            raise BadCheckpoint(f"arrays differ from what was saved: {', '.join(wrong)}")
+            raise BadCheckpoint(f"arrays differ from what was saved: {hashes.some(wrong)}")
     except BadCheckpoint as bad:
         raise CheckpointError(f"{folder}: {bad}") from None
     return {path: values.astype(wanted[path].dtype) for path, values in restored.items()}
 
 
-def _read_leaves(folder: epath.Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
-    """The arrays at some paths of a checkpoint, unverified."""
-    abstract = flax.traverse_util.unflatten_dict(wanted, sep="/")
+def _read_leaves(folder: epath.Path, wanted: Any) -> dict[str, jax.Array]:
+    """The arrays that a tree describes, unverified; a part of the checkpoint's tree is enough."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             folder / ITEM,
             args=ocp.args.PyTreeRestore(
-                item=abstract,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
                 partial_restore=True,
             ),
         )
     return paths(restored)
 
 
-def damage(folder: epath.Path, manifest: dict[str, Any]) -> str:
+def damage(folder: epath.Path, manifest: dict[str, Any], abstract_state: Any) -> str:
     """Which arrays a damaged checkpoint would have given wrongly, as part of a message."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = {
-        path: jax.ShapeDtypeStruct(array["shape"], array["dtype"], sharding=here)
-        for path, array in manifest["arrays"].items()
-    }
-    wrong, unread = [], []
-    for path, leaf in wanted.items():
+    found: dict[str, list[str]] = {"altered": [], "unreadable": []}
+    for path in manifest["arrays"]:
+        only = map_with_path(
+            lambda other, leaf, path=path: leaf if other == path else ocp.PLACEHOLDER,
+            abstract_state,
+        )
         try:
-            wrong += hashes.wrong_arrays(_read_leaves(folder, {path: leaf}), manifest["arrays"])
+            array = {path: _read_leaves(folder, only)[path]}
+            found["altered"] += hashes.wrong_arrays(array, manifest["arrays"])
         except Exception:  # whatever Orbax makes of damaged files
-            unread.append(path)
-    says = [f"arrays {kind}: {', '.join(names)}" for kind, names in
-            (("altered", wrong), ("unreadable", unread)) if names]  # fmt: skip
+            found["unreadable"].append(path)
+    says = [f"arrays {kind}: {hashes.some(names)}" for kind, names in found.items() if names]
     return f" ({'; '.join(says)})" if says else " (all arrays still read as saved)"
 
 

@@ -273,7 +273,7 @@ class Checkpoints:
         except BadCheckpoint as bad:
             problem = str(bad)
             if manifest is not None and jax.process_count() == 1:
-                problem += leaves.damage(folder, manifest)
+                problem += leaves.damage(folder, manifest, abstract_state)
         _agree(problem)
         wanted = {path: leaf for path, leaf in paths(abstract_state).items() if leaf is not None}
         if differences := hashes.check_layout(wanted, manifest["arrays"]):
@@ -285,7 +285,7 @@ class Checkpoints:
         )
         arrays = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
         wrong = hashes.wrong_arrays(arrays, manifest["arrays"])
-        _agree(f"arrays differ from what was saved: {', '.join(wrong)}" if wrong else "")
+        _agree(f"arrays differ from what was saved: {hashes.some(wrong)}" if wrong else "")
         return state
 
     def _check_files(self, step: int, manifest: dict[str, Any]) -> None:
