@@ -30,8 +30,8 @@ def of_step(train_step: Any, model: Mapping[str, Any], task: Any, state: Any, *r
     found = {COUNTED: of_jaxpr(train_step.trace(state, *rest).jaxpr.jaxpr)}
     if {"layers", "heads", "width", "context"} <= model.keys():
         tokens = jax.eval_shape(task.inputs, rest[0])[0]
-        shapes = paths(state.params)
-        parameters = sum(leaf.size for leaf in shapes.values()) - shapes["positions"].size
+        sizes = {path: leaf.size for path, leaf in paths(state.params).items()}
+        parameters = sum(sizes.values()) - sizes.get("positions", 0)  # these are only looked up
         found |= transformer(parameters, model["layers"], model["width"], *tokens.shape)
     return found
 

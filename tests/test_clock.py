@@ -7,10 +7,13 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from bigjax import clock, flops
 from bigjax.config import resolve
+from bigjax.data.sources import Arrays
 from bigjax.program import build_program, example_batch
 from bigjax.train import Stopped, train
 from tests.poison import poisoned_config
@@ -261,6 +264,29 @@ def test_flops_of_loops_and_branches():
 
     for function, times in ((scanned, 5), (branched, 2), (jax.jit(lambda x: x @ x), 1)):
         assert flops.of_jaxpr(jax.make_jaxpr(function)(square).jaxpr) == times * once
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_a_transformers_formula_agrees_with_the_count_of_its_products(scan_layers):
+    batch, length = 8, 64
+    model = dict(vocab=300, layers=3, width=64, heads=4, context=length, scan_layers=scan_layers)
+    config = resolve(
+        ConfigDict(
+            dict(
+                train=dict(steps=1, batch_size=batch),
+                data=dict(source=dict(type="tfds", name="digits"), splits=dict(train="train")),
+                model=dict(type="transformer", **model),
+                task=dict(type="language_model"),
+                optimizer=dict(type="sgd", learning_rate=0.1),
+            )
+        )
+    )
+    source = Arrays({"tokens": np.zeros((16, length), np.int32)})
+    program = build_program(config, source)
+    arguments = program.state, example_batch(source.features, batch), None
+    found = flops.of_step(program.train_step, config.get("model"), program.task, *arguments)
+    # The formula multiplies by biases and norms too.
+    assert found[flops.COUNTED] == pytest.approx(found["6N + 12LDT"], rel=0.05)
 
 
 def test_a_transformers_formula_is_that_of_palm():
