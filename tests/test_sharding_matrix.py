@@ -12,6 +12,8 @@ from bigjax.data import pipeline
 from bigjax.data.sources import Arrays
 from bigjax.program import build_program, key_data, traced_hyper
 from bigjax.rules import paths
+from bigjax.train import train
+from tests.small import small
 
 ROWS, BATCH, STEPS = 128, 32, 20
 RNG = np.random.default_rng(0)
@@ -33,7 +35,7 @@ FAMILIES = {
         CLASSIFICATION,
         classes(8, 8, 1),
     ),
-    "rnn": (dict(type="rnn", widths=(16, 8), outputs=4), CLASSIFICATION, classes(5, 3)),
+    "rnn": (dict(type="rnn", widths=(16,), outputs=4), CLASSIFICATION, classes(3, 3)),
     "transformer": (
         dict(type="transformer", vocab=16, layers=1, width=16, heads=4, context=8),
         dict(type="language_model"),
@@ -52,12 +54,16 @@ CASES = {
 }
 
 
-def program_of(family, mesh, devices, accumulate=1, mode="jit"):
+def program_of(family, mesh, devices, accumulate=1, mode="jit", augment=()):
     """(program, config, source); the rule of all parameters is "tensor + fsdp"."""
     model, task, columns = FAMILIES[family]
     raw = dict(
         train=dict(steps=STEPS, batch_size=BATCH, accumulate=accumulate),
-        data=dict(source=dict(type="npz", directory="unused"), splits=dict(train="train")),
+        data=dict(
+            source=dict(type="npz", directory="unused"),
+            splits=dict(train="train"),
+            augment=augment,
+        ),
         model=model,
         task=task,
         optimizer=dict(type="momentum", learning_rate=0.05),
@@ -84,14 +90,20 @@ def one_device(family, accumulate=1):
     return run(family, mesh=dict(data=1), devices=1, accumulate=accumulate)
 
 
-def run(family, **options):
-    """(losses of 20 steps, gradients of the first step): momentum's first trace is the gradient."""
+def start(family, **options):
+    """(program, state before step 1, batches)."""
     program, _, source = program_of(family, **options)
     state = jax.device_put(first_state(family), jax.tree.map(lambda x: x.sharding, program.state))
     rows = sharding.batch_sharding(program.mesh)
     batches = pipeline.train_batches(
         source, batch_size=BATCH, seed=0, start_step=0, sharding=rows, workers=1
     )
+    return program, state, batches
+
+
+def run(family, **options):
+    """(losses of 20 steps, gradients of the first step): momentum's first trace is the gradient."""
+    program, state, batches = start(family, **options)
     losses, gradients = [], None
     for _ in range(STEPS):
         state, metrics = program.train_step(state, next(batches), None)
@@ -133,3 +145,41 @@ def test_initialisation_is_bitwise_equal_on_any_number_of_devices(family):
     for devices in (2, 4, 8):
         for path, leaf in states[1].items():
             np.testing.assert_array_equal(leaf, states[devices][path], err_msg=path)
+
+
+def test_the_per_device_step_sees_masks_neighbours_and_statistics_of_the_whole_batch():
+    """Padding on two devices only, mixup over the batch's order, BatchNorm's running statistics."""
+    mixup = dict(type="mixup", alpha=1.0, num_classes=4, key="x")
+    states, losses = {}, {}
+    for mode in ("jit", "shard_map"):
+        options = dict(mesh=dict(data=8), devices=8, mode=mode, augment=(mixup,))
+        program, state, batches = start("cnn", **options)
+        batch = next(batches)
+        mask = np.ones(BATCH, np.float32)
+        mask[[0, 1, 2, 3, 9]] = 0
+        batch["mask"] = jax.device_put(mask, batch["mask"].sharding)
+        state, metrics = program.train_step(state, batch, None)
+        states[mode], losses[mode] = jax.device_get((state, metrics["loss"]))
+        batches.close()
+    assert losses["jit"][1] == losses["shard_map"][1] == BATCH - 5
+    assert losses["shard_map"][0] == pytest.approx(float(losses["jit"][0]), rel=1e-6)
+    for path, leaf in paths(states["jit"].collections).items():
+        got = paths(states["shard_map"].collections)[path]
+        np.testing.assert_allclose(got, leaf, rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+def test_the_loop_moves_nothing_between_host_and_devices_unasked(tmp_path, monkeypatch):
+    """From the first batch to the last, an implicit transfer would be an error."""
+    guarded = []
+
+    def batches_under_guard(*args, **kwargs):
+        batches = pipeline_batches(*args, **kwargs)
+        with jax.transfer_guard("disallow"):
+            for batch in batches:
+                guarded.append(batch)
+                yield batch
+
+    pipeline_batches = pipeline.train_batches
+    monkeypatch.setattr(pipeline, "train_batches", batches_under_guard)
+    train(small(mesh=dict(data=2, fsdp=4)), tmp_path / "run")
+    assert len(guarded) == 12
