@@ -63,6 +63,7 @@ NAMES: dict[str, dict[str, str]] = {
         "tfds": "bigjax.data.sources:TFDS",
         "npz": "bigjax.data.files:NPZ",
         "csv": "bigjax.data.files:CSV",
+        "markov_tokens": "bigjax.data.toy:MarkovTokens",
     },
     "transform": {
         "normalize": "bigjax.data.transforms:Normalize",
@@ -112,6 +113,7 @@ FREE_ON_RESUME = (
     "mesh",
     "sharding.rules",
     "sharding.logical",
+    "sharding.offload_optimizer",
     "log",
     "check",
     "checkpoint",

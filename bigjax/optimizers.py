@@ -14,7 +14,7 @@ import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ import optax
 import optax.contrib
 
 from bigjax.errors import UserError, did_you_mean
+from bigjax.precision import stored_state
 from bigjax.rules import Rules, map_with_path, match_rules, paths
 from bigjax.schedules import Constant, Schedule
 
@@ -64,6 +65,8 @@ class OptimizerSettings:
         weight_decay: decoupled (Loshchilov & Hutter 2019, alg. 2): p <- p - lr weight_decay p.
         clip_norm: bound of the gradients' global norm, frozen leaves left out (Pascanu et al. 2013,
             alg. 1), or None.
+        state_dtype: how the state's arrays (moments) are kept between steps; all are computed with
+            in float32. "bfloat16" halves their memory (see precision.stored_state).
         learning_rate_rules: (regex, factor) pairs; the leaf's whole update, decay included, is
             multiplied by the factor; None freezes the leaf.
         weight_decay_rules: (regex, factor) pairs; the leaf's weight decay is multiplied.
@@ -76,6 +79,7 @@ class OptimizerSettings:
     schedule: Schedule = field(default_factory=Constant)
     weight_decay: float = 0.0
     clip_norm: float | None = None
+    state_dtype: Literal["float32", "bfloat16"] = "float32"
     learning_rate_rules: Rules = ((".*", 1.0),)
     weight_decay_rules: Rules = ((".*", 1.0),)
 
@@ -149,6 +153,11 @@ def build(
         if name in keywords and (name not in own or keywords[name] != own[name].default):
             raise UserError(f"optimizer.{name}: use weight_decay and weight_decay_rules instead")
     settings.schedule.check(total_steps)
+    if type_name.rpartition(":")[2] in SELF_SCALED and settings.state_dtype != "float32":
+        raise UserError(
+            f"optimizer.state_dtype: {type_name} keeps parameters in its state, which {settings.state_dtype} "
+            "would round; use float32"
+        )
     name = type_name.rpartition(":")[
         2
     ]  # "optax.contrib:prodigy" is no other optimizer than prodigy
@@ -199,7 +208,7 @@ class Optimizer:
         trainable = self.trainable(params)
         self._decays(params)
         state = self.transformation(**self._scalars(self.hyper(), 0)).init(trainable)
-        return jax.tree.map(_strong, state)
+        return jax.tree.map(self._kept, jax.tree.map(_strong, state))
 
     def update(
         self, grads: Any, opt_state: Any, params: Any, *, hyper: Mapping[str, Any], step: Any
@@ -225,7 +234,8 @@ class Optimizer:
 
         scalars = self._scalars(hyper, step)
         learning_rate, weight_decay = scalars["learning_rate"], scalars["weight_decay"]
-        updates, new_state = self.transformation(**scalars).update(grads, opt_state, trainable)
+        wide = jax.tree.map(self._wide, opt_state)
+        updates, new_state = self.transformation(**scalars).update(grads, wide, trainable)
 
         def finish(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
             if self.type_name in SELF_SCALED:
@@ -234,7 +244,9 @@ class Optimizer:
 
         new_trainable = optax.apply_updates(trainable, map_with_path(finish, updates, trainable))
         # A float32 rate must not widen a bfloat16 state: the step would compile anew.
-        new_state = jax.tree.map(lambda new, old: _strong(new, old.dtype), new_state, opt_state)
+        new_state = jax.tree.map(lambda new, old: _strong(new, old.dtype), new_state, wide)
+        if self.settings.state_dtype == "bfloat16":
+            new_state = stored_state(new_state, opt_state, step)
         info = {"grad_norm": grad_norm, "learning_rate": learning_rate}
         return _replace(params, new_trainable), new_state, info
 
@@ -260,6 +272,16 @@ class Optimizer:
         if "weight_decay" in inspect.signature(self.factory).parameters:
             decay["weight_decay"] = weight_decay if self.type_name in SELF_SCALED else 0.0
         return self.factory(learning_rate=learning_rate, **decay, **self.keywords)
+
+    def _kept(self, leaf: jax.Array) -> jax.Array:
+        """Returns a leaf of the first state as it is kept; scalars stay as they are."""
+        narrow = self.settings.state_dtype == "bfloat16" and leaf.ndim > 0
+        return leaf.astype(jnp.bfloat16) if narrow and leaf.dtype == jnp.float32 else leaf
+
+    def _wide(self, leaf: jax.Array) -> jax.Array:
+        """Returns a kept leaf as it is computed with."""
+        narrow = self.settings.state_dtype == "bfloat16" and leaf.dtype == jnp.bfloat16
+        return leaf.astype(jnp.float32) if narrow else leaf
 
     def _scalars(self, hyper: Mapping[str, Any], step: Any) -> dict[str, Any]:
         factor = self.settings.schedule(step, self.total_steps)

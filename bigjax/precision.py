@@ -220,5 +220,29 @@ class MasterCopy:
         )
 
 
+def stored_state(new: Any, like: Any, step: Any) -> Any:
+    """An optimizer's new state in the dtypes of `like`; what becomes bfloat16 is rounded at random.
+
+    Up or down with the probabilities that keep the mean: the second moment of Adam moves by 1e-3 of
+    itself a step, and rounding to nearest (2^-9) would stop it for good. The randomness is a pure
+    function of the step.
+    """
+    leaves, tree = jax.tree.flatten(new)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), len(leaves))
+    stored = [
+        leaf if leaf.dtype == old.dtype else round_at_random(leaf, key)
+        for leaf, old, key in zip(leaves, jax.tree.leaves(like), keys, strict=True)
+    ]
+    return tree.unflatten(stored)
+
+
+def round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 -> bfloat16, one of the two neighbours, unbiased (Gupta et al. 2015, section 2.1)."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type((bits + noise) & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
 def _float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: cast(x, jnp.float32), tree)

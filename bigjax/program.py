@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax import distill, precision, sharding, steps
+from bigjax import distill, offload, precision, sharding, steps
 from bigjax.checkpoint import abstract_with, restore_leaves
 from bigjax.config import Config, load
 from bigjax.data.transforms import apply_transforms
@@ -153,7 +153,7 @@ def _build(
 
     abstract = jax.eval_shape(init, key_data(0), traced_hyper(config))
     placed = placements(model, config)
-    layout = sharding.layout(placed, abstract, mesh)
+    layout = on_device = sharding.layout(placed, abstract, mesh)
     replicated, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
 
     applied = precision.ModelInPrecision(model, policy)
@@ -184,6 +184,16 @@ def _build(
     constrained = sharding.activations(mesh, vocabulary(model, config.section("sharding")))
     if not by_hand:  # else an array is a device's own and has no layout
         train_step, diagnose = constrained(train_step), constrained(diagnose)
+    eval_step = constrained(steps.build_eval_step(applied, task, optimizer, transforms=preprocess))
+    predict_step = constrained(
+        steps.build_predict_step(applied, task, optimizer, transforms=preprocess)
+    )
+    if config.get("sharding.offload_optimizer"):
+        layout = offload.on_host(on_device, abstract, mesh)
+        train_step, diagnose, eval_step, predict_step = (
+            offload.fetching(step, on_device)
+            for step in (train_step, diagnose, eval_step, predict_step)
+        )
     return Program(
         mesh=mesh,
         task=task,
@@ -201,12 +211,12 @@ def _build(
             out_shardings=replicated,
         ),
         eval_step=jax.jit(
-            constrained(steps.build_eval_step(applied, task, optimizer, transforms=preprocess)),
+            eval_step,
             in_shardings=(layout, rows),
             out_shardings=replicated,
         ),
         predict_step=jax.jit(
-            constrained(steps.build_predict_step(applied, task, optimizer, transforms=preprocess)),
+            predict_step,
             in_shardings=(layout, rows),
             out_shardings=replicated,
         ),

@@ -172,6 +172,8 @@ class Sharding:
     logical: Sequence[tuple[str, Any]] = ()
     # jit: the compiler splits the step; shard_map: it runs per device, with explicit sums
     mode: Literal["jit", "shard_map"] = "jit"
+    # the optimizer's state lies in the host's memory between steps (see `bigjax.offload`)
+    offload_optimizer: bool = False
 
 
 @dataclass(frozen=True)
