@@ -252,3 +252,22 @@ def test_nothing_is_applied_for_a_batch_of_weight_zero():
     )
     assert float(state.params) == 1.0 and int(state.step) == 1
     assert not shown["bad"] and not shown["halted"] and float(shown["rate"]) == 0.0
+
+
+def test_one_example_on_the_ledger_reaches_no_other(tmp_path):
+    config = poisoned_config(
+        (BAD_SAMPLE,), train=dict(steps=steps_with(BAD_SAMPLE, 12)[0], batch_size=BATCH)
+    )
+    step = config.get("train.steps")
+    ids, epochs = ids_of(step)
+    pair = [int(epochs[0]), BAD_SAMPLE]
+    guard.append_to_ledger(tmp_path, guard.BadNumbers(step, "by hand"), [pair])
+    train(config, tmp_path)
+    _, (kernel, bias) = gradient_descent(first_weights(config), step - 1)
+    data, rest = columns(), ids[ids != BAD_SAMPLE]
+    error = data["features"][rest] @ kernel + bias - data["label"][rest]
+    assert len(rest) == BATCH - 1
+    assert losses(tmp_path)[step] == pytest.approx(np.mean(error**2), rel=1e-5)
+    head = final_state(config, tmp_path).params["head"]
+    expected = kernel - RATE * 2 / len(rest) * data["features"][rest].T @ error
+    np.testing.assert_allclose(head["kernel"][:, 0], expected, rtol=1e-5)
