@@ -1,0 +1,175 @@
+"""Running sweeps: what is missing and no more, failures, interruptions, one compilation."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bigjax import program
+from bigjax.sweep import drive
+from bigjax.sweep.executors import Event, Local
+from bigjax.sweep.trials import expand, status
+from bigjax.sweep.worker import run_job
+from bigjax.train import Stopped
+from tests.sweep.toy import rates, temperatures
+
+
+class Here:
+    """An executor that runs the jobs in this process."""
+
+    def run(self, jobs, workdir, stop):
+        for job in jobs:
+            yield from run_job(json.loads(json.dumps(job.message(workdir))), stop)
+
+
+def run(sweep, workdir, *, stop=lambda: False, executor=None, **how):
+    workdir.mkdir(exist_ok=True)
+    trials = expand(sweep)
+    started = (workdir / "starts.jsonl").read_text().count("\n") if _ran(workdir) else 0
+    try:
+        drive.run_trials(trials, drive.Plan(executor or Here(), workdir, stop, **how))
+    finally:
+        found = drive.conclude(sweep, trials, workdir)
+    return found, (workdir / "starts.jsonl").read_text().count("\n") - started
+
+
+def _ran(workdir):
+    return (workdir / "starts.jsonl").exists()
+
+
+def tables(workdir):
+    return (workdir / "sweep.csv").read_text(), (workdir / "sweep.md").read_text()
+
+
+def test_each_trial_is_an_ordinary_run_and_a_second_start_runs_nothing(tmp_path):
+    sweep = rates(1e-2, 1e-3)
+    found, started = run(sweep, tmp_path / "s")
+    assert started == 4 and {row.status for row in found.rows} == {"done"}
+    folder = found.rows[0].trial.folder(tmp_path / "s")
+    names = {"config.json", "manifest.json", "metrics.jsonl", "result.json", "report.html"}
+    assert names <= {path.name for path in folder.iterdir()}
+    before = tables(tmp_path / "s")
+    _, started = run(sweep, tmp_path / "s")
+    assert started == 0 and tables(tmp_path / "s") == before
+
+
+def test_only_what_an_extended_sweep_lacks_is_run(tmp_path):
+    run(rates(1e-2), tmp_path / "s")
+    found, started = run(rates(1e-2, 1e-3), tmp_path / "s")
+    assert started == 2 and len(found.rows) == 4
+
+
+def test_trials_that_differ_in_traced_scalars_share_one_compilation(tmp_path):
+    program._PROGRAMS.clear()
+    run(temperatures(1.0, 2.0, 4.0), tmp_path / "s")
+    built = list(program._PROGRAMS.values())
+    # Teacher and student alone are one program, the distilled student (of either teacher) another.
+    assert [p.train_step._cache_size() for p in built] == [1, 1]
+    assert all(p.eval_step._cache_size() <= 1 for p in built)
+
+
+def test_interrupted_at_random_a_sweep_ends_in_the_same_table(tmp_path):
+    sweep = temperatures(1.0, 4.0, overrides={"checkpoint.every": 4})
+    run(sweep, tmp_path / "whole")
+    chance = random.Random(5)
+    for number in range(2):
+        workdir, stops = tmp_path / str(number), 0
+        while True:
+            left = chance.randrange(1, 60)
+
+            def stop():
+                nonlocal left
+                left -= 1
+                return left <= 0
+
+            try:
+                run(sweep, workdir, stop=stop)
+                break
+            except Stopped:
+                stops += 1
+        assert stops > 0
+        assert tables(workdir) == tables(tmp_path / "whole")
+
+
+def test_a_failed_trial_is_reported_stops_no_other_and_is_run_again_only_when_asked(tmp_path):
+    sweep = rates(1e30, 1e-2)
+    found, _ = run(sweep, tmp_path / "s")
+    assert [row.status for row in found.rows] == ["failed", "failed", "done", "done"]
+    assert "the loss is" in found.rows[0].reason
+    assert found.groups[0].summary.n == 0 and found.groups[1].best
+    assert "the loss is" in (tmp_path / "s/sweep.md").read_text()
+    folder = found.rows[0].trial.folder(tmp_path / "s")
+    assert "BadNumbers" in json.loads((folder / "failure.json").read_text())["traceback"]
+    _, started = run(sweep, tmp_path / "s")
+    assert started == 0
+    _, started = run(sweep, tmp_path / "s", retry_failed=True)
+    assert started == 2 and status(folder) == "failed"
+
+
+def test_what_needs_a_failed_trial_is_not_run(tmp_path, capsys):
+    broken = {"stages.teacher.optimizer.learning_rate": 1e30}
+    found, started = run(temperatures(1.0, overrides=broken, seeds=1), tmp_path / "s")
+    assert started == 2  # the teacher and the student alone
+    assert [row.status for row in found.rows] == ["done", "missing"]
+    assert "needs stage" not in capsys.readouterr().err
+    assert found.groups[1].values == {}
+
+
+def test_local_workers_compile_once_survive_a_killed_one_and_stop_when_asked(tmp_path):
+    sweep = rates(1e-2, 1e-3, overrides={"train.steps": 100_000, "evaluate.every": "end"}, seeds=1)
+    trials, asked = expand(sweep), []
+    with Local(workers=2) as executor:
+        plan = drive.Plan(executor, tmp_path, lambda: bool(asked))
+        events = executor.run(drive.jobs(trials, plan), tmp_path, plan.stop)
+        running, ended, deadline = set(), {}, time.monotonic() + 120
+        for event in events:
+            assert time.monotonic() < deadline
+            if event and event.status == "started":
+                running.add(event.trial)
+            elif event:
+                ended[event.trial] = event
+                asked.append("stop")  # the first is dead: now stop the other
+            if not ended and all(
+                (trial.folder(tmp_path) / "metrics.jsonl").exists() for trial in trials
+            ):
+                victim = next(w for w in executor._workers if w.job.trials[0] is trials[0])
+                victim._process.send_signal(signal.SIGKILL)
+    killed, stopped = (ended[trial.name] for trial in trials)
+    assert killed.status == "failed" and "SIGKILL" in killed.reason
+    assert stopped == Event(trials[1].name, "stopped")
+    assert status(trials[0].folder(tmp_path)) == "failed"
+    assert status(trials[1].folder(tmp_path)) == "missing"
+
+
+def test_the_command_line_runs_a_grid_and_refuses_with_code_2(tmp_path):
+    def call(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "bigjax.sweep", *arguments], capture_output=True, text=True
+        )
+
+    workdir = f"--workdir={tmp_path / 's'}"
+    good = call(
+        "tests.sweep.toy", "--grid", "config.optimizer.learning_rate=1e-2,1e-3", "--seeds=2",
+        "--vectorize", "--workers=1", workdir,
+    )  # fmt: skip
+    assert good.returncode == 0, good.stderr
+    assert "best" in good.stdout and "4/4 trials" in good.stderr
+    assert {"sweep.csv", "sweep.md", "sweep.html", "sweep.json"} <= {
+        path.name for path in (tmp_path / "s").iterdir()
+    }
+    bad = call("tests.sweep.toy", "--metric=eval/test/accuracy", f"--workdir={tmp_path / 'no'}")
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "test data" in bad.stderr
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("word", ["--gird=a=1", "--workers=0", "--search=a=log:1:2"])
+def test_a_wrong_command_line_is_refused(word):
+    from bigjax.errors import UserError
+    from bigjax.sweep.__main__ import describe, parse
+
+    with pytest.raises(UserError):
+        describe(*parse(["tests.sweep.toy", word]))
