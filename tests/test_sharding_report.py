@@ -201,7 +201,7 @@ def golden_report(name):
 
 def source_of(config):
     """The preset's train split, or one of its form where its data would have to be fetched."""
-    if config.get("data.source.name") != "fashion_mnist":
+    if config.get("data.source").get("name") != "fashion_mnist":
         return open_sources(config)["train"]
     pictures = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1)).astype(np.uint8)
     return Arrays({"image": pictures, "label": np.arange(64, dtype=np.int32) % 10})
