@@ -1,0 +1,113 @@
+"""Many trials at once give each one's own numbers, and each one's ordinary folder."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax.config import load
+from bigjax.errors import UserError
+from bigjax.metrics import read_metrics
+from bigjax.sweep import vectorize
+from bigjax.sweep.drive import Plan, jobs
+from bigjax.sweep.trials import expand, waves
+from bigjax.train import Stopped, train
+from tests.sweep.test_run import Here, run, tables
+from tests.sweep.toy import rates, temperatures
+
+
+def test_vectorised_equals_sequential_down_to_the_last_bit_of_the_parameters(tmp_path):
+    sweep = temperatures(1.0, 4.0, overrides={"evaluate.every": 4})
+    run(sweep, tmp_path / "one")
+    found, _ = run(sweep, tmp_path / "all", vectorize=64)
+    assert tables(tmp_path / "one") == tables(tmp_path / "all")
+    for row in found.rows:
+        one, together = (row.trial.folder(tmp_path / name) for name in ("one", "all"))
+        assert read_metrics(one / "metrics.jsonl") == read_metrics(together / "metrics.jsonl")
+        results = [json.loads((f / "result.json").read_text()) for f in (one, together)]
+        assert results[0]["fingerprint"] == results[1]["fingerprint"]
+        assert load(one / "config.json") == load(together / "config.json")
+        manifests = [json.loads((f / "manifest.json").read_text()) for f in (one, together)]
+        for key in ("seed", "config_fingerprint", "data", "versions"):
+            assert manifests[0][key] == manifests[1][key]
+        assert (together / "report.html").exists()
+
+
+def test_through_vmap_losses_agree_to_1e_6(tmp_path, monkeypatch):
+    trials = expand(rates(1e-2, 1e-3))
+    for name, backend in (("one", "cpu"), ("all", "an accelerator")):
+        vectorize._mapped_train_step.cache_clear()
+        vectorize._mapped_eval_step.cache_clear()
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        configs = [trial.config for trial in trials]
+        folders = [trial.folder(tmp_path / name) for trial in trials]
+        vectorize.train_together(configs, folders, stop=lambda: False)
+    vectorize._mapped_train_step.cache_clear()
+    vectorize._mapped_eval_step.cache_clear()
+    for trial in trials:
+        one, together = (
+            [line["train/loss"] for line in read_metrics(trial.folder(tmp_path / name) / "metrics.jsonl") if "train/loss" in line]
+            for name in ("one", "all")
+        )  # fmt: skip
+        assert len(one) == 12
+        np.testing.assert_allclose(one, together, rtol=1e-6)
+
+
+def test_a_teacher_trained_with_others_is_a_run_like_any_other(tmp_path):
+    from bigjax.verbs import open_run
+
+    found, _ = run(temperatures(1.0, seeds=1), tmp_path / "s", vectorize=64)
+    (teacher,) = (t for t in expand(found.sweep) if not t.in_table)
+    folder = teacher.folder(tmp_path / "s")
+    _, _, state, _ = open_run(folder, (), None)
+    assert int(state.step) == 12
+    again = train(teacher.config, folder)
+    assert again == json.loads((folder / "result.json").read_text())
+
+
+def test_one_bad_trial_fails_alone_and_says_what_it_says_by_itself(tmp_path):
+    sweep = rates(1e30, 1e-2)
+    run(sweep, tmp_path / "one")
+    found, _ = run(sweep, tmp_path / "all", vectorize=64)
+    assert tables(tmp_path / "one") == tables(tmp_path / "all")
+    assert [row.status for row in found.rows] == ["failed", "failed", "done", "done"]
+
+
+def test_a_stop_keeps_nothing_and_the_next_start_ends_in_the_same_table(tmp_path):
+    left = 7
+
+    def stop():
+        nonlocal left
+        left -= 1
+        return left <= 0
+
+    sweep = rates(1e-2, 1e-3)
+    with pytest.raises(Stopped):
+        run(sweep, tmp_path / "s", stop=stop, vectorize=64)
+    run(sweep, tmp_path / "s", vectorize=64)
+    run(sweep, tmp_path / "whole")
+    assert tables(tmp_path / "s") == tables(tmp_path / "whole")
+
+
+def test_jobs_hold_what_can_run_together_and_no_more_than_asked(tmp_path):
+    points = [
+        {"model.widths": w, "optimizer.learning_rate": r} for w in ((8,), (9,)) for r in (1, 2)
+    ]
+    (trials,) = waves(expand(rates(points=points, seeds=3)))
+    plan = Plan(Here(), tmp_path, lambda: False, vectorize=4)
+    found = [[(t.point["model.widths"], t.seed) for t in job.trials] for job in jobs(trials, plan)]
+    assert [len(job) for job in found] == [3, 3, 3, 3]
+    assert all(len({widths for widths, _ in job}) == 1 for job in found)
+
+
+def test_what_cannot_run_together_is_refused(tmp_path):
+    a, b = (
+        t.config
+        for t in expand(rates(points=[{"model.widths": (8,)}, {"model.widths": (9,)}], seeds=1))
+    )
+    with pytest.raises(UserError, match="one by one"):
+        vectorize.train_together([a, b], [tmp_path / "a", tmp_path / "b"], stop=lambda: False)
+    (rewinding,) = expand(rates(1e-2, seeds=1, overrides={"check.policy": "rewind"}))
+    with pytest.raises(UserError, match="rewind"):
+        vectorize.train_together([rewinding.config], [tmp_path / "a"], stop=lambda: False)
