@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -124,7 +125,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._worker.shutdown()
-            self._checkpointer.close()
+            with contextlib.suppress(Exception):  # what failed in there, `wait` has raised already
+                self._checkpointer.close()
 
     def restore(self, abstract_state: Any, step: int | None = None) -> Any:
         """The state at `step` (default: the newest), verified, laid out as `abstract_state` says.
