@@ -19,7 +19,7 @@ import jax
 from bigjax.errors import UserError, did_you_mean
 from bigjax.launch import FAILED, OK, STOPPED, WRONG_INPUT, Stop
 from bigjax.lock import workdir_lock
-from bigjax.sweep import drive, grid, results
+from bigjax.sweep import drive, grid, results, search
 from bigjax.sweep.describe import Search, Sweep
 from bigjax.sweep.executors import Local, Pruning
 from bigjax.sweep.trials import check_data, expand
@@ -48,10 +48,16 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
     """Checks every trial, runs what is missing, writes the results and prints the table."""
-    trials = expand(sweep) if sweep.search is None else []
-    check_data(trials)
-    if options.vectorize and options.prune:
-        raise UserError("--vectorize runs trials in step: it cannot prune them")
+    trials = []
+    if sweep.search is None:
+        trials = expand(sweep)
+        check_data(trials)
+    else:
+        search.check_search(sweep)
+    if options.prune:
+        search.import_optuna()
+        if options.vectorize:
+            raise UserError("--vectorize runs trials in step: it cannot prune them")
     with workdir_lock(workdir):
         stop = Stop()
         pruning = None
@@ -67,9 +73,7 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
                     drive.write_description(sweep, trials, workdir)
                     drive.run_trials(trials, plan)
                 else:
-                    from bigjax.sweep.search import run_search
-
-                    trials = run_search(sweep, plan, trials)
+                    trials = search.run_search(sweep, plan)
             finally:
                 found = drive.conclude(sweep, trials, workdir) if trials else None
     print(results.text_table(found))

@@ -1,0 +1,79 @@
+"""Drawn points and early stopping, with optuna's real journal file."""
+
+import json
+import random
+
+import pytest
+
+from bigjax.errors import UserError
+from bigjax.sweep import Search, search
+from bigjax.sweep.drive import Plan, conclude
+from bigjax.sweep.executors import Pruning
+from bigjax.sweep.trials import status
+from bigjax.train import Stopped
+from tests.sweep.test_run import Here, run, tables
+from tests.sweep.toy import rates
+
+SPACE = {"optimizer.learning_rate": ("log", 1e-4, 1e-1), "optimizer.weight_decay": [0.0, 1e-3]}
+
+
+def drawn(workdir, *, stop=lambda: False, **more):
+    workdir.mkdir(exist_ok=True)
+    sweep = rates(points=[{}], seeds=1, search=Search(SPACE, **{"trials": 6, **more}))
+    search.check_search(sweep)
+    trials = search.run_search(sweep, Plan(Here(), workdir, stop))
+    conclude(sweep, trials, workdir)
+    return trials
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_search_interrupted_at_random_draws_the_same_points(tmp_path, sampler):
+    pytest.importorskip("optuna")
+    whole = drawn(tmp_path / "whole", sampler=sampler)
+    assert len(whole) == 6 == len({t.name for t in whole})
+    for trial in whole:
+        assert 1e-4 <= trial.point["optimizer.learning_rate"] <= 1e-1
+    chance, stops = random.Random(3), 0
+    while True:
+        left = chance.randrange(5, 90)
+
+        def stop():
+            nonlocal left
+            left -= 1
+            return left <= 0
+
+        try:
+            drawn(tmp_path / "cut", stop=stop, sampler=sampler)
+            break
+        except Stopped:
+            stops += 1
+    assert stops > 0 and tables(tmp_path / "cut") == tables(tmp_path / "whole")
+
+
+def test_another_seed_draws_other_points(tmp_path):
+    pytest.importorskip("optuna")
+    a = drawn(tmp_path / "a", trials=2, sampler="random")
+    b = drawn(tmp_path / "b", trials=2, sampler="random", seed=1)
+    assert not {t.name for t in a} & {t.name for t in b}
+
+
+def test_a_space_that_is_no_config_is_refused_before_anything_is_drawn():
+    pytest.importorskip("optuna")
+    sweep = rates(points=[{}], search=Search({"optimizer.learning_rat": ("log", 1, 2)}, 3))
+    with pytest.raises(UserError, match="did you mean 'learning_rate'"):
+        search.check_search(sweep)
+
+
+def test_weak_trials_are_stopped_early_and_the_others_are_not(tmp_path):
+    pytest.importorskip("optuna")
+    workdir = tmp_path / "s"
+    # Good rates first: the median of five finished trials is what the sixth is held against.
+    sweep = rates(3e-2, 2e-2, 1e-2, 9e-3, 8e-3, 0.0, seeds=1, overrides={"evaluate.every": 2})
+    pruning = Pruning("median", sweep.metric, sweep.mode, str(tmp_path / "pruning.journal"))
+    found, _ = run(sweep, workdir, pruning=pruning)
+    assert [row.status for row in found.rows] == 5 * ["done"] + ["pruned"]
+    folder = found.rows[-1].trial.folder(workdir)
+    assert json.loads((folder / "pruned.json").read_text())["step"] < 12
+    assert found.groups[-1].summary.n == 0 and "1 pruned" in (workdir / "sweep.md").read_text()
+    _, started = run(sweep, workdir, pruning=pruning)
+    assert started == 0 and status(folder) == "pruned"
