@@ -1,9 +1,18 @@
-"""A 2x400 MLP teaches a 2x30 student on scikit-learn's digits, 5 seeds (2 minutes on 2 CPU cores).
+"""A 2x400 MLP teaches a 2x30 student on scikit-learn's digits, 5 seeds (1 to 3 minutes on 2 CPU cores).
 
     scripts/run experiments.digits_distill
 
 Three runs a seed: the teacher; the student alone; the same student taught by the teacher (Hinton,
-Vinyals & Dean 2015, section 3, on a smaller data set). 1,000 training and 797 test images of 8x8.
+Vinyals & Dean 2015, section 3, on a smaller data set). 1,000 training and 797 test images of 8x8,
+the test images written by other people. Settings were chosen by five-fold cross-validation inside the
+training split (errors of 1,000: alone 69, T=2 62, T=4 63; after 60 epochs: 70, 73, 66).
+
+Hardware: 2 CPU cores shared with other jobs; 3 minutes, about 70 s of processor time. Reached:
+
+    stage              errors of 797  accuracy
+    teacher            42.2 +- 2.2    0.9471 +- 0.0027
+    student alone      54.2 +- 5.8    0.9320 +- 0.0073
+    student distilled  46.0 +- 2.9    0.9423 +- 0.0037
 """
 
 from ml_collections import ConfigDict
@@ -15,18 +24,20 @@ from bigjax.stages import pipeline
 def get_config():
     base = ConfigDict()
     base.seed = 0
-    base.train = dict(epochs=60, batch_size=50)
+    base.train = dict(epochs=150, batch_size=50)
     base.data = dict(
         source=dict(type="tfds", name="digits"),
         splits=dict(train="train", test="test"),
         preprocess=(dict(type="normalize", scale=16.0),),
     )
     base.task = dict(type="classification")
-    base.optimizer = dict(type="adam", learning_rate=1e-3)
+    base.optimizer = dict(type="adam", learning_rate=3e-3, schedule=dict(type="cosine"))
     base.evaluate = dict(splits=("test",), every="end")
-    base.log = dict(every=200)
+    base.log = dict(every=500)
 
     teacher = base.copy_and_resolve_references()
+    teacher.train.epochs = 40
+    teacher.optimizer = dict(type="adam", learning_rate=1e-3)
     teacher.model = dict(type="mlp", widths=(400, 400), outputs=10, dropout=0.5)
 
     alone = base.copy_and_resolve_references()

@@ -1,6 +1,12 @@
-"""An LSTM reads digits row by row.
+"""An LSTM reads scikit-learn's digits row by row: 96.2 % (30 s on 2 CPU cores).
 
     scripts/run experiments.digits_rnn
+
+Eight steps of eight pixels; pictures are shifted by up to a pixel in training. Width and shift were
+chosen inside the training split.
+
+Hardware: 2 CPU cores shared with other jobs, half a minute. Reached on the 797 test images with seeds 0
+to 2: 28, 36 and 26 errors (96.2 +- 0.7 %).
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,12 @@
-"""A two-stage CNN on Fashion-MNIST.
+"""A CNN of two conv-pool stages on Fashion-MNIST (half an hour on 2 CPU cores).
 
     scripts/fetch_data fashion_mnist          once
     scripts/run experiments.fashion_mnist_cnn
+
+3x3 conv 64, pool, 3x3 conv 128, pool, linear; BatchNorm, dropout before the linear layer; pictures
+flipped and shifted by up to a pixel.
+
+Hardware: 2 CPU cores shared with other jobs; 0.5 s of processor time a step, 3,750 steps.
 """
 
 from ml_collections import ConfigDict

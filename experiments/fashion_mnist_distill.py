@@ -1,7 +1,12 @@
-"""A CNN teaches a 784-32-10 MLP on Fashion-MNIST.
+"""A CNN teaches a 784-32-10 MLP on Fashion-MNIST (10 minutes on 2 CPU cores).
 
     scripts/fetch_data fashion_mnist          once
     scripts/run experiments.fashion_mnist_distill
+
+Three runs: the teacher (3x3 conv 16, pool, 3x3 conv 32, pool, linear); the student alone; the same
+student taught by the teacher (Hinton, Vinyals & Dean 2015).
+
+Hardware: 2 CPU cores shared with other jobs.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +18,7 @@ from bigjax.stages import pipeline
 def get_config():
     base = ConfigDict()
     base.seed = 0
-    base.train = dict(epochs=10, batch_size=128)
+    base.train = dict(epochs=8, batch_size=128)
     base.data = dict(
         source=dict(type="tfds", name="fashion_mnist"),
         splits=dict(train="train", test="test"),
@@ -25,8 +30,8 @@ def get_config():
     base.log = dict(every=200)
 
     teacher = base.copy_and_resolve_references()
-    teacher.train.epochs = 4
-    teacher.model = dict(type="cnn", channels=(32, 64), outputs=10, batch_norm=True, dropout=0.3)
+    teacher.train.epochs = 3
+    teacher.model = dict(type="cnn", channels=(16, 32), outputs=10, batch_norm=True, dropout=0.3)
 
     alone = base.copy_and_resolve_references()
     alone.model = dict(type="mlp", widths=(32,), outputs=10)

@@ -1,0 +1,152 @@
+"""Every experiment: its final config as committed text, and two steps of it.
+
+A new file under experiments/ is found by itself. When a config changes on purpose, write the texts
+anew with `python -m tests.test_experiments --write` and commit the difference.
+"""
+
+import gzip
+import hashlib
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigjax import config as configs
+from bigjax import launch, stages
+from bigjax.data import builders, fetch
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "configs"
+NAMES = sorted(
+    file.stem for file in (ROOT / "experiments").glob("*.py") if not file.stem.startswith("_")
+)
+WRITE = "python -m tests.test_experiments --write"
+
+
+def get_config(name):
+    return importlib.import_module(f"experiments.{name}").get_config()
+
+
+def final_config(name):
+    """Every final value of an experiment, one a line, as text."""
+    raw = get_config(name)
+    if not stages.is_pipeline(raw):
+        return lines(configs.resolve(raw))
+    found, seeds, columns = stages.resolve(raw, [])
+    parts = [f"seeds = {seeds!r}\ntable = {columns!r}\n"]
+    parts += [f"[{stage}]\n{lines(config)}" for stage, config in found.items()]
+    return "\n".join(parts)
+
+
+def lines(config):
+    values = configs.flatten(config.values)
+    return "".join(f"{path} = {value!r}\n" for path, value in values.items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_final_config_changes_unseen(name):
+    golden = GOLDEN / f"{name}.txt"
+    assert golden.exists(), f"{golden} is missing; write it with: {WRITE}"
+    assert final_config(name) == golden.read_text(), f"if this is meant: {WRITE}"
+
+
+def test_every_golden_config_has_its_experiment():
+    assert sorted(file.stem for file in GOLDEN.glob("*.txt")) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_gives_command_and_hardware(name):
+    text = importlib.import_module(f"experiments.{name}").__doc__
+    assert f"scripts/run experiments.{name}" in text
+    assert "CPU core" in text or "GPU" in text or "TPU" in text
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A data dir with a Fashion-MNIST of 64 + 64 random pictures, made by its own builder."""
+    folder, idx = tmp_path_factory.mktemp("tfds"), tmp_path_factory.mktemp("idx")
+    generator = np.random.default_rng(0)
+    digests = {}
+    for name in builders.FASHION_MNIST_FILES:
+        shape = (64, 28, 28) if "images" in name else (64,)
+        values = generator.integers(0, 256 if "images" in name else 10, shape).astype(np.uint8)
+        sizes = np.array(shape, ">i4").tobytes()
+        content = bytes([0, 0, 8, len(shape)]) + sizes + values.tobytes()
+        (idx / name).write_bytes(gzip.compress(content))
+        digests[name] = hashlib.sha256(content).hexdigest()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders, "FASHION_MNIST_FILES", digests)
+        fetch.fetch_fashion_mnist(str(idx), str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_runs_two_steps(name, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
+    assert (
+        launch.execute(f"experiments.{name}", lambda: get_config(name), short(name, tmp_path)) == 0
+    )
+    assert "report.html" in capsys.readouterr().out
+
+
+def short(name, folder):
+    """Arguments that make an experiment two steps long, with 16 examples to evaluate."""
+    raw = configs.plain(get_config(name))
+    runs = raw["stages"].values() if "stages" in raw else [raw]
+    splits = {s: split for run in runs for s, split in run["data"]["splits"].items()}
+    small = [f"data.splits.{s}={split}[:16]" for s, split in splits.items() if s != "train"]
+    small += [
+        "train.steps=2",
+        "train.batch_size=8",
+        "evaluate.batch_size=8",
+        "log.tensorboard=False",
+    ]
+    small += ["optimizer.schedule.warmup_steps=0"]
+    small += ["seeds=1"] if "stages" in raw else []
+    return [f"--workdir={folder / 'run'}", *(f"--config.{text}" for text in small)]
+
+
+TENSORFLOW_OR_TORCH = """
+import sys
+
+class Seen:  # notices an import even where the package is not installed
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "torch"):
+            sys.exit(f"{name} is imported")
+
+sys.meta_path.insert(0, Seen())
+from bigjax import launch
+from experiments.breast_cancer_mlp import get_config
+arguments = ["--config.train.steps=2", "--config.train.batch_size=8", f"--workdir={sys.argv[1]}"]
+sys.exit(launch.execute("experiments.breast_cancer_mlp", get_config, arguments))
+"""
+
+
+def test_a_training_run_imports_neither_tensorflow_nor_torch(tmp_path):
+    command = [sys.executable, "-c", TENSORFLOW_OR_TORCH, str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "tensorboard").exists()
+
+
+def test_what_an_experiment_imports_takes_little_processor_time():
+    code = "import time; import bigjax.launch; print(time.process_time())"
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).stdout)
+        for _ in range(2)
+    ]
+    assert min(times) < 3.0  # scripts/benchmarks/import_time.py measures it against 1.5 s
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit(f"usage: {WRITE}")
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for file in GOLDEN.glob("*.txt"):
+        file.unlink()
+    for name in NAMES:
+        (GOLDEN / f"{name}.txt").write_text(final_config(name))
+    print(f"wrote {len(NAMES)} configs under {GOLDEN.relative_to(ROOT)}")
