@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax._src.distributed import global_state  # no public name leads to its key-value store
 from jax.experimental import multihost_utils
 
@@ -152,6 +153,11 @@ def agree(asked: bool) -> bool:
     if multihost_utils.reached_preemption_sync_point(next(_questions)):
         _stop_agreed.set()
     return _stop_agreed.is_set()
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """All values of an array that lies over the devices of all processes, on each of them."""
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
 def check_same(what: str, value: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax import clock, inputs, sharding_report, stages
+from bigjax import clock, distributed, inputs, sharding_report, stages
 from bigjax import config as configs
 from bigjax.checkpoint import CheckpointError, Checkpoints
 from bigjax.config import Config
@@ -67,11 +67,12 @@ def predict_verb(
         raise UserError(f"{options.input}: no row can be predicted")
     names = train_source.class_names
     with contextlib.ExitStack() as stack:
-        out = stack.enter_context(open(options.output, "w")) if options.output else sys.stdout
+        to_file = options.output and distributed.is_leader()
+        out = stack.enter_context(open(options.output, "w")) if to_file else sys.stdout
         position = 0
         for batch in eval_batches(config, program, rows.source):
             predicted = program.predict_step(state, batch)
-            for line in inputs.json_rows(predicted, batch["mask"], names):
+            for line in inputs.json_rows(predicted, distributed.whole(batch["mask"]), names):
                 out.write(json.dumps({"row": rows.numbers[position], **line}) + "\n")
                 position += 1
 

@@ -109,6 +109,23 @@ def test_only_process_0_talks_and_writes(two):
     assert manifest["devices"]["processes"] == 2
 
 
+@pytest.mark.slow
+def test_two_processes_predict_what_one_does(tmp_path, one, two):
+    images = np.random.default_rng(0).integers(0, 17, (5, 8, 8, 1)).astype(np.uint8)
+    np.savez(tmp_path / "in.npz", image=images)
+    found = []
+    for number, (folder, command) in enumerate(
+        ((two, [*LOCAL, MODULE]), (one, [sys.executable, "-m", MODULE, "--simulate_devices=8"]))
+    ):
+        files = [f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / str(number)}"]
+        done, _ = run(folder, [*command, "predict", *files])
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = (tmp_path / str(number)).read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+    assert len(found[0]) == 5
+    assert [line["class"] for line in found[0]] == [line["class"] for line in found[1]]
+
+
 def test_wrong_input_on_one_process_ends_all_with_its_message_and_2(tmp_path):
     done, _ = run(tmp_path, [*LOCAL, MODULE], "wrong_input 1")
     assert done.returncode == 2

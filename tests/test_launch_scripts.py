@@ -107,7 +107,7 @@ def test_slurm_runs_a_real_job_of_two_tasks(tmp_path):
         name, run = "digits_rnn", tmp_path / "run"
         done = start(
             *("slurm", "--tasks=2", "--wait", f"experiments.{name}", f"--workdir={run}"),
-            *("--config.train.steps=3"),
+            "--config.train.steps=3",
             SLURM_CONF="/tmp/bigjax_slurm/slurm.conf",
             XLA_FLAGS="",
         )
