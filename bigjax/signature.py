@@ -111,8 +111,10 @@ def convert(value: Any, annotation: Any, default: Any = MISSING) -> Any:
         key_type, value_type = arguments or (str, Any)
         _require(isinstance(value, dict), value)
         return {convert(k, key_type): convert(v, value_type) for k, v in value.items()}
-    if isinstance(default, bool) or (isinstance(default, int | float) and value is not None):
-        return convert(value, bool if isinstance(default, bool) else float)
+    if isinstance(default, bool):
+        return convert(value, bool)
+    if isinstance(default, int | float) and value is not None:
+        return convert(value, int | float if isinstance(default, int) else float)
     return value
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from bigjax import config
+from bigjax import config, optimizers
 from bigjax.errors import UserError
 
 
@@ -218,3 +218,9 @@ def test_reading_a_config_touches_no_device():
         "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", sorted(optimizers.names()))
+def test_a_config_read_back_is_the_same_to_the_last_type(name):
+    once = config.resolve(raw(optimizer=dict(type=name, learning_rate=1e-3)))
+    assert config.resolve(json.loads(json.dumps(once.values))).fingerprint == once.fingerprint

@@ -19,6 +19,7 @@ from bigjax.sweep.charts import Axis, band_chart, legend, parallel_coordinates
 from bigjax.sweep.results import Group, Results
 from bigjax.sweep.trials import FOLDER, describe
 
+TIGHT = ".tight td, .tight th { white-space: nowrap; padding-right: 12px; font-size: 12.5px }"
 MOST_CURVES = len(COLORS)  # points whose curves are drawn: the best ones
 MOST_LINES = 1000  # of the parallel coordinates
 MOST_TRIALS = 500  # that are listed with links
@@ -31,24 +32,36 @@ def write(found: Results, workdir: Path) -> Path:
     ended = sum(row.status == "done" for row in found.rows)
     facts = f"{found.sweep.experiment} · {ended} of {len(found.rows)} trials finished"
     body = [f'<h1>{escape(title)}</h1><p class="facts">{escape(facts)}</p>']
-    if lines := results.failures(found):
-        items = "".join(f"<li>{escape(line)}</li>" for line in lines[:MOST_TRIALS])
-        body.append(f'<div class="warn">{len(lines)} failed<ul>{items}</ul></div>')
+    body.append(_failures(found))
+    if ranked:
+        body.append(f"<h2>Points</h2>{_coordinates(found, ranked)}")
     body.append(f"<h2>Results</h2>{_table(results.table_rows(found))}")
     body += [f'<p class="note">{escape(note)}</p>' for note in results.notes(found)]
     if ranked:
-        body.append(f"<h2>Points</h2>{_coordinates(found, ranked)}")
         body.append(_curves(found, ranked[:MOST_CURVES], workdir))
     body.append(_trials(found, workdir))
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{TIGHT}</style></head>\n<body>\n"
         + "\n".join(filter(None, body))
         + "\n</body></html>\n"
     )
     write_atomic(workdir / "sweep.html", page)
     return workdir / "sweep.html"
+
+
+def _failures(found: Results) -> str:
+    """Each reason once, with the trials that failed for it."""
+    reasons: dict[str, list[str]] = {}
+    for row in found.rows:
+        if row.status == "failed":
+            reasons.setdefault(row.reason, []).append(row.trial.name)
+    return "".join(
+        f'<div class="warn"><details><summary>{len(names)} failed: {escape(reason)}</summary>'
+        f"{'<br>'.join(map(escape, names[:MOST_TRIALS]))}</details></div>"
+        for reason, names in reasons.items()
+    )
 
 
 def _ranked(found: Results) -> list[Group]:
@@ -113,7 +126,7 @@ def _table(rows: Sequence[dict[str, str]]) -> str:
         "<tr>" + "".join(f"<td>{escape(value)}</td>" for value in row.values()) + "</tr>"
         for row in rows
     ]
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    return f'<div class="wide tight"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 
 
 def _trials(found: Results, workdir: Path) -> str:

@@ -18,7 +18,7 @@ from bigjax.sweep import statistics
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.grid import Point
 from bigjax.sweep.statistics import Paired, Summary
-from bigjax.sweep.trials import Trial, describe, status
+from bigjax.sweep.trials import Trial, describe, short_names, status
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,7 @@ def table_rows(results: Results) -> list[dict[str, str]]:
     """The table's rows, by column, as text; the best point first."""
     sweep = results.sweep
     keys = list(dict.fromkeys(key for group in results.groups for key in group.point))
+    names = short_names(keys)
     sign = -1 if sweep.mode == "max" else 1
 
     def place(group: Group) -> tuple[bool, float]:
@@ -185,7 +186,7 @@ def table_rows(results: Results) -> list[dict[str, str]]:
     rows = []
     for group in sorted(results.groups, key=place):
         s, d = group.summary, group.difference
-        row = {key: number(group.point.get(key, "")) for key in keys}
+        row = {names[key]: number(group.point.get(key, "")) for key in keys}
         row |= {"n": str(s.n), "mean": number(s.mean), "sd": number(s.sd)}
         row |= {"95 % interval": span(s.low, s.high)}
         if results.baseline is not None:

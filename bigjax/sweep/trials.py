@@ -183,13 +183,15 @@ def _texts(point: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value!r}" for key, value in point.items()]
 
 
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Key -> its last part, or the whole of it where two end alike."""
+    keys = list(keys)
+    last = [key.rpartition(".")[2] for key in keys]
+    return {k: short if last.count(short) == 1 else k for k, short in zip(keys, last, strict=True)}
+
+
 def _short(point: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(last part of the key, value as text); the whole key where two end alike."""
-    last = [key.rsplit(".", 1)[-1] for key in point]
-    return [
-        (short if last.count(short) == 1 else key, _text(value))
-        for short, (key, value) in zip(last, point.items(), strict=True)
-    ]
+    return [(short, _text(point[key])) for key, short in short_names(point).items()]
 
 
 def _text(value: Any) -> str:

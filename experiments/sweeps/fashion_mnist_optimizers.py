@@ -15,7 +15,7 @@ CENTRES = {
     "rmsprop": 1e-3,
     "adam": 1e-3,
     "adamw": 1e-3,
-    "lion": 1e-4,
+    "lion": 3e-4,
     "muon": 0.01,
 }
 
@@ -25,6 +25,7 @@ def get_sweep():
         *(
             product(
                 over("optimizer.type", [name]),
+                over("optimizer.weight_decay", [0.1 if name == "adamw" else 0.0]),
                 over(
                     "optimizer.learning_rate",
                     [float(f"{centre * 10 ** (i / 2):.3g}") for i in range(-2, 3)],

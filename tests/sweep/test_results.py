@@ -64,7 +64,7 @@ def test_the_table_holds_means_intervals_and_paired_differences(tmp_path):
     assert group.difference.p == pytest.approx(p[0])
     assert group.p_holm == pytest.approx(min(p) * 2 if p[0] < p[1] else max(p[0], 2 * p[1]))
     assert found.baseline.point == {RATE: 1e-3} and found.baseline.difference is None
-    row = next(r for r in results.table_rows(found) if r[RATE] == "0.01")
+    row = next(r for r in results.table_rows(found) if r["learning_rate"] == "0.01")
     low, high = map(float, re.findall(r"[\d.]+", row["95 % interval"]))
     assert low < group.summary.mean < high and row[""] == "best"
     assert "Holm" in (tmp_path / "sweep.md").read_text()
