@@ -275,7 +275,7 @@ class Checkpoints:
         except BadCheckpoint as bad:
             problem = str(bad)
             if manifest is not None and jax.process_count() == 1:
-                problem += leaves.damage(folder, manifest, abstract_state)
+                problem += leaves.damage(folder, manifest)
         _agree(problem)
         wanted = {path: leaf for path, leaf in paths(abstract_state).items() if leaf is not None}
         if differences := hashes.check_layout(wanted, manifest["arrays"]):
