@@ -36,7 +36,7 @@ class Axis:
         """The axis that shows these values."""
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
         if not numbers or len(set(values)) == 1:
-            return cls(name, tuple(dict.fromkeys(map(_text, values))))
+            return cls(name, tuple(dict.fromkeys(map(_text, sorted(values, key=_order)))))
         low, high = min(values), max(values)
         return cls(name, None, low, high, log=low > 0 and high / low > LOG_RATIO)
 
@@ -70,7 +70,10 @@ def parallel_coordinates(
       titles: shown when the pointer rests on a line.
     """
     width = AXIS_GAP * (len(axes) - 1) + 2 * MARGIN + 90
-    parts = [f'<svg viewBox="0 0 {width} {PLOT + 2 * MARGIN}" role="img">']
+    height = PLOT + 2 * MARGIN
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{1.2 * width:.0f}px" role="img">'
+    ]
 
     def x_of(column: int) -> int:
         return MARGIN + 30 + column * AXIS_GAP
@@ -138,5 +141,13 @@ def band_chart(series: Sequence[Sequence[tuple[float, float, float, float]]]) ->
     return "".join([*parts, "</svg>"])
 
 
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Words first, a missing value among them, then numbers by size."""
+    is_number = isinstance(value, int | float)
+    return is_number, value if is_number else 0.0, str(value)
+
+
 def _text(value: Any) -> str:
+    if value is None:
+        return "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -6,11 +6,13 @@ line, and writes what happens to standard output; `run_job` is the same for anyo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,11 +21,14 @@ from typing import Any
 from bigjax import config as configs
 from bigjax.errors import RunFailed, UserError
 from bigjax.files import write_json
+from bigjax.lock import workdir_lock
 from bigjax.sweep import hparams
 from bigjax.sweep.executors import Event, Pruning
 from bigjax.train import Stopped, train
 
 log = logging.getLogger("bigjax")
+
+PATIENCE = 60.0  # seconds to wait for another process to leave a trial's folder
 
 
 def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Event]:
@@ -34,6 +39,8 @@ def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Event]
       stop: asked every step; once true, the running trial saves and the others are not begun.
     """
     trials = job["trials"]
+    for trial in trials:
+        _wait_until_free(Path(trial["folder"]), stop)
     if job["vectorize"]:
         from bigjax.sweep.vectorize import train_together
 
@@ -47,6 +54,17 @@ def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Event]
             continue
         yield Event(trial["name"], "started")
         yield _alone(trial, stop, pruning)
+
+
+def _wait_until_free(folder: Path, stop: Callable[[], bool]) -> None:
+    """Waits for whoever still writes the folder: workers outlive a killed sweep by a step."""
+    deadline = time.monotonic() + PATIENCE
+    while not stop() and time.monotonic() < deadline:
+        try:
+            with workdir_lock(folder):
+                return
+        except UserError:
+            time.sleep(0.1)
 
 
 def fail(folder: Path, error: BaseException) -> str:
@@ -87,7 +105,10 @@ def _together(train_together, trials, stop) -> Iterator[Event]:
     folders = [Path(trial["folder"]) for trial in trials]
     try:
         resolved = [configs.resolve(trial["config"]) for trial in trials]
-        results, failures = train_together(resolved, folders, stop=stop)
+        with contextlib.ExitStack() as locks:
+            for folder in folders:
+                locks.enter_context(workdir_lock(folder))
+            results, failures = train_together(resolved, folders, stop=stop)
     except Stopped:
         yield from (Event(trial["name"], "stopped") for trial in trials)
         return

@@ -1,16 +1,19 @@
 """Running sweeps: what is missing and no more, failures, interruptions, one compilation."""
 
+import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from bigjax import program
+from bigjax.lock import workdir_lock
 from bigjax.sweep import drive
 from bigjax.sweep.executors import Event, Local
 from bigjax.sweep.trials import expand, status
@@ -144,6 +147,16 @@ def test_local_workers_compile_once_survive_a_killed_one_and_stop_when_asked(tmp
     assert stopped == Event(trials[1].name, "stopped")
     assert status(trials[0].folder(tmp_path)) == "failed"
     assert status(trials[1].folder(tmp_path)) == "missing"
+
+
+@pytest.mark.parametrize("vectorize", [None, 64])
+def test_a_folder_that_a_dying_worker_still_writes_is_waited_for(tmp_path, vectorize):
+    sweep = rates(1e-2, seeds=1)
+    with contextlib.ExitStack() as other:
+        other.enter_context(workdir_lock(expand(sweep)[0].folder(tmp_path / "s")))
+        threading.Timer(0.5, other.pop_all().close).start()
+        found, _ = run(sweep, tmp_path / "s", vectorize=vectorize)
+    assert [row.status for row in found.rows] == ["done"]
 
 
 def test_the_command_line_runs_a_grid_and_refuses_with_code_2(tmp_path):
