@@ -20,7 +20,8 @@ from bigjax.config import Config
 from bigjax.data import pipeline
 from bigjax.errors import RunFailed, UserError
 from bigjax.metrics import finalize, read_metrics
-from bigjax.program import Program, initial_state, load_teacher
+from bigjax.program import Program
+from bigjax.weights import initial_state, load_teacher
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
 CAUSES = (

@@ -17,8 +17,9 @@ import numpy as np
 
 from bigjax.errors import UserError
 from bigjax.metrics import table
+from bigjax.parts import example_batch
 from bigjax.placement import Placement
-from bigjax.program import Program, example_batch
+from bigjax.program import Program
 from bigjax.rules import paths
 from bigjax.sharding import batch_sharding
 

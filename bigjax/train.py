@@ -27,16 +27,10 @@ from bigjax.evaluate import evaluate_splits, logged_evaluation
 from bigjax.files import write_json
 from bigjax.lock import workdir_lock
 from bigjax.metrics import NoWriters, Writers, finalize
-from bigjax.program import (
-    Program,
-    build_program,
-    initial_state,
-    load_teacher,
-    teacher_config,
-    with_hyper,
-)
+from bigjax.program import Program, build_program
 from bigjax.report import write_report
 from bigjax.state import params_fingerprint
+from bigjax.weights import initial_state, load_teacher, teacher_config, with_hyper
 from bigjax.when import When
 
 log = logging.getLogger("bigjax")

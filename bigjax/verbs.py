@@ -20,9 +20,10 @@ from bigjax.config import Config
 from bigjax.errors import UserError, did_you_mean
 from bigjax.evaluate import eval_batches, evaluate
 from bigjax.metrics import table
-from bigjax.program import Program, build_program, teacher_config
+from bigjax.program import Program, build_program
 from bigjax.replay import replay
 from bigjax.train import open_sources, train
+from bigjax.weights import teacher_config
 
 
 def train_verb(

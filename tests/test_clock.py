@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from bigjax import clock, flops
 from bigjax.config import resolve
 from bigjax.data.sources import Arrays
-from bigjax.program import build_program, example_batch
+from bigjax.parts import example_batch
+from bigjax.program import build_program
 from bigjax.train import Stopped, train
 from tests.poison import poisoned_config
 from tests.small import small_config

@@ -11,7 +11,8 @@ import pytest
 from bigjax import guard, launch, settings
 from bigjax.checkpoint import Checkpoints
 from bigjax.metrics import read_metrics
-from bigjax.program import build_program, example_batch, key_data, traced_hyper
+from bigjax.parts import example_batch, key_data, traced_hyper
+from bigjax.program import build_program
 from bigjax.train import train
 from tests.poison import BATCH, RATE, columns, ids_of, poisoned_config
 

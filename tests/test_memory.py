@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import offload, precision, program, sharding
+from bigjax import offload, parts, precision, program, sharding
 from bigjax.config import resolve
 from bigjax.data import pipeline
 from bigjax.errors import UserError
@@ -221,7 +221,7 @@ def losses_of(steps=80, **changes):
     )
     source = config.section("data").source.open("train")
     built = program.build_program(config, source)
-    state = built.init(program.key_data(0), program.traced_hyper(config))
+    state = built.init(parts.key_data(0), parts.traced_hyper(config))
     rows = sharding.batch_sharding(built.mesh)
     batches = pipeline.train_batches(source, batch_size=48, seed=0, start_step=0, sharding=rows)
     losses = []

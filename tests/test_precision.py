@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax.training.dynamic_scale import DynamicScale
 
-from bigjax import precision, program, settings, steps
+from bigjax import parts, precision, program, settings, steps
 from bigjax.config import resolve
 from bigjax.data import pipeline
 from bigjax.errors import UserError
@@ -329,7 +329,7 @@ def trained_losses(**changes):
     source = config.section("data").source.open("train")
     mesh = jax.make_mesh((1,) * 7, program.sharding.AXES, devices=jax.devices()[:1])
     built = program.build_program(config, source, mesh=mesh)
-    state = built.init(program.key_data(0), program.traced_hyper(config))
+    state = built.init(parts.key_data(0), parts.traced_hyper(config))
     batches = pipeline.train_batches(
         source,
         batch_size=50,

@@ -10,7 +10,8 @@ import pytest
 from bigjax import guard, launch, replay
 from bigjax.checkpoint import Checkpoints
 from bigjax.metrics import read_metrics
-from bigjax.program import build_program, example_batch, key_data, traced_hyper
+from bigjax.parts import example_batch, key_data, traced_hyper
+from bigjax.program import build_program
 from bigjax.train import train
 from tests.poison import BATCH, ids_of, poisoned_config
 

@@ -10,7 +10,8 @@ from bigjax import settings, sharding
 from bigjax.config import resolve
 from bigjax.data import pipeline
 from bigjax.data.sources import Arrays
-from bigjax.program import build_program, key_data, traced_hyper
+from bigjax.parts import key_data, traced_hyper
+from bigjax.program import build_program
 from bigjax.rules import paths
 from bigjax.train import train
 from tests.small import small

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bigjax import program
+from bigjax import program, weights
 from bigjax.config import load
 from bigjax.errors import UserError
 from bigjax.evaluate import evaluate
@@ -186,9 +186,9 @@ def test_weights_of_another_run_are_taken_over_by_rules(finished, tmp_path):
     from bigjax.train import open_sources
 
     built = program.build_program(config, open_sources(config)["train"])
-    state = program.initial_state(config, built, tmp_path)
-    fresh = program.initial_state(small(), built, tmp_path)
-    trained = program.read_variables(folder, {"params": built.state.params})["params"]
+    state = weights.initial_state(config, built, tmp_path)
+    fresh = weights.initial_state(small(), built, tmp_path)
+    trained = weights.read_variables(folder, {"params": built.state.params})["params"]
     np.testing.assert_array_equal(state.params["dense_0"]["kernel"], trained["dense_0"]["kernel"])
     np.testing.assert_array_equal(state.params["head"]["kernel"], fresh.params["head"]["kernel"])
     assert state.step == 0

@@ -27,10 +27,11 @@ from bigjax.errors import UserError
 from bigjax.evaluate import eval_batches
 from bigjax.files import write_json
 from bigjax.metrics import Writers
-from bigjax.program import Program, build_program, initial_state, load_teacher, teacher_config
+from bigjax.program import Program, build_program
 from bigjax.report import write_report
 from bigjax.state import params_fingerprint
 from bigjax.train import Stopped, open_sources
+from bigjax.weights import initial_state, load_teacher, teacher_config
 from bigjax.when import When
 
 ORDER_BLOCK = 64  # steps whose sample ids are computed together

@@ -24,7 +24,8 @@ from bigjax import guard
 from bigjax.clock import Clock
 from bigjax.data.sources import Arrays
 from bigjax.metrics import table
-from bigjax.program import build_program, key_data, traced_hyper
+from bigjax.parts import key_data, traced_hyper
+from bigjax.program import build_program
 
 BATCH, IN_FLIGHT = 256, 2
 CHECKS = {

@@ -16,9 +16,10 @@ import jax
 
 from bigjax import config as configs
 from bigjax import distributed
-from bigjax.program import build_program, initial_state
+from bigjax.program import build_program
 from bigjax.sharding_report import bytes_per_device
 from bigjax.train import open_sources
+from bigjax.weights import initial_state
 from scripts.benchmarks import billion
 
 DEVICES = 8
