@@ -172,6 +172,8 @@ def _train(
         if start and evaluate_due(start):  # a stop during this evaluation has saved before its end
             metrics = logged_evaluation(workdir, start)
             metrics = metrics or evaluate_splits(config, program, state, sources, asked)
+            if asked() and not metrics:
+                raise Stopped(f"stopped on request after step {start}, state saved in {workdir}")
             writers.write(start, metrics)
             checkpoints.save(start, state, metrics)
         for step in range(start + 1, total_steps + 1):

@@ -215,3 +215,19 @@ def test_wrong_sources_of_weights_are_named(finished, tmp_path, changes, message
             }
     with pytest.raises(UserError, match=message):
         train(small(**changes), tmp_path / "run")
+
+
+def test_a_run_stopped_again_and_again_loses_no_evaluation(finished, tmp_path):
+    folder, result = finished
+    for calls in range(1, 60):  # each start is stopped a little later than the one before
+        try:
+            again = train(small(), tmp_path / "run", stop=stop_after(calls))
+            break
+        except Stopped:
+            continue
+    assert calls > 3 and again["metrics"] == result["metrics"]
+    evaluated = [
+        [line for line in read_metrics(run / "metrics.jsonl") if "eval/test/loss" in line]
+        for run in (folder, tmp_path / "run")
+    ]
+    assert evaluated[0] == evaluated[1]
