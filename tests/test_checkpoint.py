@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ def test_the_manifest_holds_the_hash_of_every_array_and_file(tmp_path):
     kernel = manifest["arrays"]["kernel"]
     assert kernel["shape"] == [64, 24] and kernel["dtype"] == "float32"
     expected = {
-        f"{i}:{i + 8},0:24": hashlib.sha256(values(7)["kernel"][i : i + 8].tobytes()).hexdigest()
+        f"{i}:{i + 8},0:24": f"{zlib.crc32(values(7)['kernel'][i : i + 8].tobytes()):08x}"
         for i in range(0, 64, 8)
     }
     assert kernel["blocks"] == expected
