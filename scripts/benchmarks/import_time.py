@@ -1,0 +1,51 @@
+"""Seconds that `import bigjax` and all that an experiment imports take, each in a fresh process.
+
+    .venv/bin/python -m scripts.benchmarks.import_time [--runs=7] [--out=FILE]
+
+Target: at most 1.5 s. Wall time rises with the machine's load; processor time hardly does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.benchmarks.measure import machine, summary
+
+CODE = """
+import time
+started = time.perf_counter(), time.process_time()
+import {module}
+print(time.perf_counter() - started[0], time.process_time() - started[1])
+"""
+
+
+def seconds(module: str) -> tuple[float, float]:
+    """(wall, processor) seconds of importing `module`."""
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(module=module)], capture_output=True, check=True
+    )
+    wall, processor = done.stdout.split()
+    return float(wall), float(processor)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    result = {"machine": machine()}
+    for module in ("bigjax", "bigjax.launch", "jax, flax, optax"):
+        wall, processor = zip(*(seconds(module) for _ in range(options.runs)), strict=True)
+        result[module] = {"wall_s": summary(wall), "processor_s": summary(processor)}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
