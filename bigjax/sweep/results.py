@@ -186,7 +186,11 @@ def table_rows(results: Results) -> list[dict[str, str]]:
     rows = []
     for group in sorted(results.groups, key=place):
         s, d = group.summary, group.difference
-        row = {names[key]: number(group.point.get(key, "")) for key in keys}
+        others = {r.status for r in group.rows} - {"done"}
+        counts = [f"{sum(r.status == w for r in group.rows)} {w}" for w in sorted(others)]
+        mark = ["best"] if group.best else ["chosen"] if group.chosen else []
+        row = {"": ", ".join(mark + counts)}
+        row |= {names[key]: number(group.point.get(key, "")) for key in keys}
         row |= {"n": str(s.n), "mean": number(s.mean), "sd": number(s.sd)}
         row |= {"95 % interval": span(s.low, s.high)}
         if results.baseline is not None:
@@ -195,11 +199,6 @@ def table_rows(results: Results) -> list[dict[str, str]]:
             if d is not None:
                 row["difference"], row["95 % of it"] = number(d.mean), span(d.low, d.high)
                 row |= {"p": number(d.p), "p (Holm)": number(group.p_holm), "d_z": number(d.d_z)}
-        others = {r.status for r in group.rows} - {"done"}
-        counts = [f"{sum(r.status == w for r in group.rows)} {w}" for w in sorted(others)]
-        row[""] = ", ".join(
-            (["best"] if group.best else ["chosen"] if group.chosen else []) + counts
-        )
         rows.append(row)
     return rows
 
