@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def start(
         os.dup2(handle, 1), os.dup2(handle, 2)
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
         os.environ["NPROC"] = "16"
-        _record_samples(Path(f"{workdir}.samples"))
+        if not any(argument.startswith("--processes") for argument in arguments):
+            _record_samples(Path(f"{workdir}.samples"))
         tamper()
         sys.argv = ["faults", f"--workdir={workdir}", *arguments]
         code = launch.execute("scripts.faults", get_config, sys.argv[1:])
@@ -143,8 +145,8 @@ def _record_samples(path: Path) -> None:
 
 def outcome(workdir: Path) -> dict[str, Any]:
     """What must not depend on interruptions: final parameters, every metric, every sample id."""
-    samples = {}
-    for line in Path(f"{workdir}.samples").read_text().splitlines():
+    samples, record = {}, Path(f"{workdir}.samples")
+    for line in record.read_text().splitlines() if record.exists() else ():
         step, _, digest = line.partition(" ")
         if len(digest) == 64 and samples.setdefault(int(step), digest) != digest:
             samples[int(step)] = "differs between two starts"
@@ -239,6 +241,39 @@ def interruptions(harness: Harness, times: int, kind: str) -> tuple[int, int]:
         if here:
             done += here
             good += here if harness.finish(workdir, f"{kind} {workdir.name}") and fine else 0
+    return good, done
+
+
+def pairs(harness: Harness, times: int, kind: str) -> tuple[int, int]:
+    """As save_kill, for runs of two processes: both are killed while they save."""
+
+    def run(workdir: Path, tamper: Callable[[], None] = lambda: None) -> list[int]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        flags = ("--config.mesh.fsdp=2", '--config.sharding.rules=((".*", "fsdp"),)')
+        join = (f"--coordinator={address}", "--processes=2", *flags)
+        children = [start(workdir, *join, f"--process_id={i}", tamper=tamper) for i in range(2)]
+        first = wait(children[0])
+        if first == -9:
+            os.kill(children[1], signal.SIGKILL)
+        return [first, wait(children[1])]
+
+    whole, good, done = harness.fresh(kind), 0, 0
+    assert run(whole) == [0, 0], Path(f"{whole}.log").read_text()
+    expected = outcome(whole)
+    while done < times:
+        workdir, here = harness.fresh(kind), 0
+        for _ in range(min(3, times - done)):
+            tamper = _dying(harness.random.randint(1, 2), harness.random.random() * 0.4)
+            here += run(workdir, tamper)[0] == -9
+        began = time.monotonic()
+        codes = run(workdir)
+        harness.seconds.append(time.monotonic() - began)
+        differs = difference(outcome(workdir), expected) if codes == [0, 0] else f"exits {codes}"
+        if differs:
+            harness.note(f"{workdir.name}: {differs}")
+        done, good = done + here, good + (0 if differs else here)
     return good, done
 
 
@@ -553,6 +588,7 @@ def _spy_on_devices(workdir: Path) -> Callable[[], None]:
 
 KINDS: dict[str, Callable[[Harness, int, str], tuple[int, int]]] = {
     **dict.fromkeys(("kill", "sigterm", "exception", "save_kill"), interruptions),
+    "save_kill_pair": pairs,
     **dict.fromkeys(CORRUPTIONS, corruptions),
     "disk_full": disk_full,
     "mesh": mesh,
