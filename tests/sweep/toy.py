@@ -14,6 +14,8 @@ def get_config(**changes):
             splits=SPLITS,
             preprocess=(dict(type="normalize", scale=16.0),),
         ),
+        model=dict(type="mlp", widths=(8,), outputs=10),
+        optimizer=dict(type="sgd", learning_rate=1e-2),  # little to compile
         mesh=dict(data=-1),
         evaluate=dict(splits=("validation", "test"), every=6, batch_size=200),
         checkpoint=dict(every="never"),
