@@ -1,6 +1,6 @@
 """A decoder-only Transformer of 1.07 billion parameters, for the benchmarks that need a large one.
 
-    python -m scripts.benchmarks.billion sharding --simulate_devices=8
+python -m scripts.benchmarks.billion sharding --simulate_devices=8
 """
 
 import tempfile
