@@ -32,7 +32,9 @@ def softmax(x):
     return e / e.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize(("temperature", "alpha"), [(1.0, 0.5), (2.0, 0.9), (8.0, 1.0), (20.0, 0.3)])
+@pytest.mark.parametrize(
+    ("temperature", "alpha"), [(1.0, 0.5), (2.0, 0.9), (8.0, 1.0), (20.0, 0.3)]
+)
 def test_gradient_equals_the_float64_derivation(temperature, alpha):
     student, teacher = variables(STUDENT, 1)["params"], variables(TEACHER, 2)
     batch = batch_of(ragged=True)

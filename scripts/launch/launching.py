@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def parser(usage: str) -> argparse.ArgumentParser:
     """A command line that ends in an experiment; `parse_known_args` leaves its flags over."""
     found = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
-    found.add_argument("--dry_run", action="store_true", help="print what would be run, run nothing")
+    found.add_argument(
+        "--dry_run", action="store_true", help="print what would be run, run nothing"
+    )
     found.add_argument("experiment", help="experiments.NAME, then its verb and flags")
     return found
 
