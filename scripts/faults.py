@@ -374,9 +374,11 @@ def damage(kind: str, folder: Path, steps: list[int], trial: int, chance: random
             return f"checkpoint {other.name} in the place of {newest.name}"
         theirs = other / name
         if not theirs.exists() or theirs.read_bytes() == content:  # data files have random names
-            datas = [p for p in sorted(other.rglob("d/*")) if p.read_bytes() != content]
-            mine = [p for p in files if p.parent.name == "d"]
-            path, theirs = chance.choice(mine), chance.choice(datas)
+            path = chance.choice([p for p in files if p.parent.name == "d"])
+            content = path.read_bytes()  # a file that is the same in both steps would be no fault
+            theirs = chance.choice(
+                [p for p in sorted(other.rglob("d/*")) if p.read_bytes() != content]
+            )
         path.write_bytes(theirs.read_bytes())
         return f"{theirs.relative_to(folder)} in the place of {path.relative_to(folder)}"
     if trial % 2:  # stale: an old manifest on new files, or an old state under a new manifest
