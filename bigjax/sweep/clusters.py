@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,11 +163,13 @@ class Ray(_Cluster):
             raise UserError("--executor=ray needs ray: pip install 'bigjax[ray]'") from None
         self._ray = ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if address is None:
-            here = dict(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False)
+        here = dict(num_cpus=len(os.sched_getaffinity(0)), include_dashboard=False)
+        here = here if address is None else {}  # a running cluster knows what it has
         handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
         try:
-            ray.init(address or "local", log_to_driver=False, **({} if address else here))
+            with warnings.catch_warnings():  # JAX's, of forks: ray's replace themselves at once
+                warnings.filterwarnings("ignore", r"os\.fork\(\)", RuntimeWarning)
+                ray.init(address or "local", log_to_driver=False, **here)
         except (ConnectionError, ValueError) as error:
             raise UserError(f"--ray_address={address}: {error}") from None
         for number, handler in handlers.items():  # a stop is the sweep's to handle
