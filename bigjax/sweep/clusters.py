@@ -171,7 +171,8 @@ class Ray(_Cluster):
                 warnings.filterwarnings("ignore", r"os\.fork\(\)", RuntimeWarning)
                 ray.init(address or "local", log_to_driver=False, **here)
         except (ConnectionError, ValueError) as error:
-            raise UserError(f"--ray_address={address}: {error}") from None
+            hint = "if it asks for a token, set RAY_AUTH_MODE=token"
+            raise UserError(f"--ray_address={address}: {error} ({hint})") from None
         for number, handler in handlers.items():  # a stop is the sweep's to handle
             signal.signal(number, handler)
         there = ray.cluster_resources()
