@@ -250,7 +250,7 @@ class Slurm(_Cluster):
             )
             jobs = executor.map_array(work, *zip(*arguments, strict=True))
         except (RuntimeError, self._submitit.core.utils.FailedJobError) as error:
-            raise UserError(f"--executor=slurm: {str(error).strip()}") from None
+            raise UserError(f"--executor=slurm: {' '.join(str(error).split())}") from None
         self._asked, self._queue = time.monotonic(), {job.job_id for job in jobs}
         return [job.job_id for job in jobs]
 
