@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from bigjax.files import plain, write_atomic
+from bigjax.trackers import Tracker, check, open_tracker
 
 Pair = tuple[jax.Array, jax.Array]
 """A sum and the weight to divide it by, once, at the end."""
@@ -48,7 +49,7 @@ def finalize(pairs: Mapping[str, Pair]) -> dict[str, float | list]:
 
 
 class Writers:
-    """Writes each step's metrics to metrics.jsonl, to TensorBoard and to the terminal.
+    """Writes each step's metrics to metrics.jsonl, to TensorBoard, to trackers and to the terminal.
 
     metrics.jsonl holds one JSON object a line, `step` first, then flat metric names; numbers that
     JSON lacks are strings (see `files.plain`). Every line is flushed, so a killed run keeps it. No
@@ -63,9 +64,16 @@ class Writers:
         tensorboard: bool,
         progress: bool,
         total_steps: int,
+        trackers: Sequence[str] = (),
         stream: TextIO | None = None,
     ):
-        """`stream` is where the progress goes: standard error unless given."""
+        """`stream` is where the progress goes: standard error unless given.
+
+        Raises:
+          UserError: one of `trackers` (see `bigjax.trackers`) is unknown or not installed.
+        """
+        check(trackers)
+        self._trackers: dict[str, Tracker | None] = dict.fromkeys(trackers)  # opened when written
         self._path = Path(workdir) / "metrics.jsonl"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._progress = Progress(total_steps, stream or sys.stderr) if progress else None
@@ -98,6 +106,10 @@ class Writers:
             summary = self._open_summary()
             for name, value in scalars.items():
                 summary.add_scalar(name, value, step)
+        for name, tracker in self._trackers.items():
+            tracker = tracker or open_tracker(name, self._path.parent)
+            self._trackers[name] = tracker
+            tracker.log(step, scalars)
         if self._progress:
             self._progress.show(step, scalars)
 
@@ -107,6 +119,10 @@ class Writers:
             self._progress.end_line()
         if self._summary:
             self._summary.close()
+        for name, tracker in self._trackers.items():
+            if tracker:
+                tracker.close()
+                self._trackers[name] = None
         if self._file:
             self._file.close()
         self._summary = self._file = None

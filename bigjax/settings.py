@@ -100,6 +100,7 @@ class Log:
 
     every: int = 100  # steps
     tensorboard: bool = True
+    trackers: Sequence[str] = ()  # "wandb" (offline), "mlflow" (local files)
     profile: int | float | str = "never"  # when to trace one step with the JAX profiler
 
     def __post_init__(self) -> None:

@@ -123,7 +123,11 @@ def _train(
 
     # Loop.
     writers = (Writers if leader else NoWriters)(
-        workdir, tensorboard=config.get("log.tensorboard"), progress=True, total_steps=total_steps
+        workdir,
+        tensorboard=config.get("log.tensorboard"),
+        trackers=config.get("log.trackers"),
+        progress=True,
+        total_steps=total_steps,
     )
     writers.truncate_after(start)
     batches_after = functools.partial(

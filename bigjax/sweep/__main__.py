@@ -21,11 +21,21 @@ from bigjax.launch import FAILED, OK, STOPPED, WRONG_INPUT, Stop
 from bigjax.lock import workdir_lock
 from bigjax.sweep import drive, grid, results, search
 from bigjax.sweep.describe import Search, Sweep
-from bigjax.sweep.executors import Local, Pruning
+from bigjax.sweep.executors import Executor, Local, Pruning
 from bigjax.sweep.trials import check_data, expand
 from bigjax.train import Stopped
 
 log = logging.getLogger("bigjax")
+
+FLAGS_OF = {
+    "workers": ("local", "slurm"),
+    "devices": ("local",),
+    "ray_address": ("ray",),
+    "slurm_partition": ("slurm",),
+    "slurm_time": ("slurm",),
+    "cpus_per_trial": ("ray", "slurm"),
+    "gpus_per_trial": ("ray", "slurm"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,9 +72,9 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
         stop = Stop()
         pruning = None
         if options.prune:
-            journal = str(workdir / "pruning.journal")
+            journal = str(workdir.absolute() / "pruning.journal")
             pruning = Pruning(options.prune, sweep.metric, sweep.mode, journal)
-        with Local(options.workers, options.devices) as executor:
+        with choose_executor(options) as executor:
             plan = drive.Plan(
                 executor, workdir, stop, options.vectorize, options.retry_failed, pruning
             )
@@ -81,6 +91,26 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
         print(f"failed: {line}", file=sys.stderr)
     print(f"table: {workdir}/sweep.md, sweep.csv; page: {workdir}/sweep.html")
     return OK if all(row.status in ("done", "pruned") for row in found.rows) else FAILED
+
+
+def choose_executor(options: argparse.Namespace) -> Executor:
+    """What --executor names.
+
+    Raises:
+      UserError: a flag is for another executor, or a package is missing.
+    """
+    name = options.executor
+    for flag, executors in FLAGS_OF.items():
+        if getattr(options, flag) is not None and name not in executors:
+            raise UserError(f"--{flag} is for --executor={' or '.join(executors)}, not {name}")
+    if name == "local":
+        return Local(options.workers, options.devices or 1)
+    from bigjax.sweep.clusters import Ray, Slurm
+
+    cpus, gpus = options.cpus_per_trial or 1, options.gpus_per_trial or 0
+    if name == "ray":
+        return Ray(options.ray_address, cpus, gpus)
+    return Slurm(options.slurm_partition, options.slurm_time, cpus, gpus, options.workers)
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -120,8 +150,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     what.add_argument("--trials", type=int, help="points to draw, with --search")
     what.add_argument("--sampler", choices=("random", "tpe"), default="tpe")
     how = parser.add_argument_group("how")
-    how.add_argument("--workers", type=int, help="processes; default: as devices or cores allow")
-    how.add_argument("--devices", type=int, default=1, help="accelerators (or cores) a worker")
+    how.add_argument("--workers", type=int, help="at once; default: as devices or cores allow")
+    how.add_argument("--devices", type=int, help="accelerators (or cores) a worker (1)")
+    how.add_argument("--executor", choices=("local", "ray", "slurm"), default="local")
+    how.add_argument("--ray_address", help="a running cluster; default: one on this machine")
+    how.add_argument("--slurm_partition")
+    how.add_argument("--slurm_time", help="limit for a trial: minutes, or HH:MM:SS")
+    how.add_argument("--cpus_per_trial", type=int, help="ray, slurm (1)")
+    how.add_argument("--gpus_per_trial", type=int, help="ray, slurm (0)")
     how.add_argument(
         "--vectorize", type=int, nargs="?", const=64, help="run up to N small trials at once (64)"
     )
@@ -135,7 +171,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         flags = [flag for action in parser._actions for flag in action.option_strings]
         word = unknown[0].partition("=")[0]
         raise UserError(f"unknown argument {word}{did_you_mean(word, flags)}")
-    for name in ("workers", "devices", "vectorize"):
+    for name in ("workers", "devices", "vectorize", "cpus_per_trial", "gpus_per_trial"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name}: at least 1")
     return options, overrides

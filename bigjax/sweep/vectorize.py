@@ -183,8 +183,13 @@ def _write(
     about = {**about, "seed": config.seed, "config_fingerprint": config.fingerprint}
     session = resume.begin(folder, about, [])
     resume.record(folder, config, session, 0)
-    tensorboard = config.get("log.tensorboard")
-    with Writers(folder, tensorboard=tensorboard, progress=False, total_steps=0) as writers:
+    with Writers(
+        folder,
+        tensorboard=config.get("log.tensorboard"),
+        trackers=config.get("log.trackers"),
+        progress=False,
+        total_steps=0,
+    ) as writers:
         writers.truncate_after(0)
         for step, values in lines:
             writers.write(step, values)
