@@ -3,8 +3,6 @@
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -143,30 +141,32 @@ def test_a_changed_version_is_named_and_changes_no_verdict(manifest, tmp_path):
     ]
 
 
-def test_an_edited_config_value_is_run_found_and_named(manifest, original, tmp_path):
-    def warmer(found):
-        found["trials"][1]["config"]["model"]["widths"] = [9]
+def test_edited_config_values_are_run_found_and_named(manifest, original, tmp_path):
+    def others(found):
+        found["trials"][0]["config"]["optimizer"]["learning_rate"] = 0.5
+        found["trials"][1]["config"]["seed"] = 3
 
-    name = json.loads(manifest.read_text())["trials"][1]["name"]
-    verdicts, why, changed = again(edit(manifest, warmer), tmp_path / "new")
-    assert verdicts[name] == "different" and list(verdicts.values()).count("equal") == 1
-    assert why[1].startswith("eval/") and "->" in why[1]
+    verdicts, why, changed = again(edit(manifest, others), tmp_path / "new")
+    assert set(verdicts.values()) == {"different"}
+    assert all(line.startswith("eval/") and "->" in line for line in why)
     assert changed == [
+        "config.optimizer.learning_rate: 0.01 -> 0.5 (edited in the manifest) (1 of 2 trials)",
         "config: not the one that was run, by its fingerprint (edited in the manifest) "
-        "(1 of 2 trials)"
+        "(1 of 2 trials)",
     ]
-    folder, old = reproduce.read(manifest)
+    _, old = reproduce.read(manifest)
     new = json.loads((tmp_path / "new/manifest.json").read_text())
-    (line,) = reproduce.changes(old, new, original)  # beside its runs, the key is known
-    assert line.startswith("config.model.widths: [8] -> [9]")
-    with pytest.raises(UserError, match="another config"):
-        reproduce.check_workdir(
-            tmp_path / "new", folder, reproduce.recorded_trials(reproduce.read(original)[1])
-        )
+    lines = reproduce.changes(old, new, original)  # beside its runs, every key is known
+    assert lines[1] == "config.seed: 0 -> 3 (edited in the manifest) (1 of 2 trials)"
+    folder, true = reproduce.read(original)
+    with pytest.raises(UserError, match="another config"):  # a finished run is not taken for it
+        reproduce.check_workdir(tmp_path / "new", folder, reproduce.recorded_trials(true))
+    with pytest.raises(UserError, match="choose a new folder"):
+        reproduce.check_workdir(original, folder, reproduce.recorded_trials(true))
 
 
-def test_teachers_are_reproduced_and_a_single_run_with_them(tmp_path):
-    found = run(temperatures(2.0, seeds=1), tmp_path / "s")
+def test_teachers_are_reproduced_and_a_single_run_with_them(data, tmp_path):
+    found = run(temperatures(2.0, seeds=1, overrides=sweep_of(data).overrides), tmp_path / "s")
     verdicts, _, changed = again(tmp_path / "s", tmp_path / "new")
     assert list(verdicts.values()) == ["equal"] * 3 and changed == []
     student = next(row["name"] for row in found["trials"] if row["needs"])
@@ -174,8 +174,8 @@ def test_teachers_are_reproduced_and_a_single_run_with_them(tmp_path):
     assert list(verdicts.values()) == ["equal"] * 2 and changed == []
 
 
-def test_a_trial_that_failed_fails_again(tmp_path):
-    run(rates(1e30, seeds=1), tmp_path / "s")
+def test_a_trial_that_failed_fails_again(data, tmp_path):
+    run(rates(1e30, seeds=1, overrides=sweep_of(data).overrides), tmp_path / "s")
     verdicts, _, _ = again(tmp_path / "s", tmp_path / "new")
     assert list(verdicts.values()) == ["equal"]
 
@@ -211,18 +211,15 @@ def test_a_manifest_that_is_none_is_refused_with_code_2(manifest, tmp_path, caps
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "new").exists()
 
 
-def test_the_command_line_reproduces_with_code_0_and_1(original, manifest, tmp_path):
+def test_the_command_line_reproduces_with_code_0_and_1(original, manifest, tmp_path, capsys):
     def worse(found):
         found["trials"][0]["metrics"]["eval/test/loss"] += 1
-        found["trials"] = found["trials"][:1]
 
-    done = subprocess.run(
-        [sys.executable, "-m", "bigjax.sweep", "reproduce", str(edit(manifest, worse)),
-         f"--workdir={tmp_path / 'new'}", "--workers=1"],
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "different" in done.stdout and "eval/test/loss" in done.stdout
-    # Now everything is there: the same folder against the true manifest runs only what it lacks.
-    assert main(["reproduce", str(original), f"--workdir={tmp_path / 'new'}", "--workers=1"]) == 0
+    flags = [f"--workdir={tmp_path / 'new'}", "--workers=1"]
+    assert main(["reproduce", str(original), *flags]) == 0
+    said = capsys.readouterr().out
+    assert "2 trials: 2 equal" in said and "changed: nothing" in said
+    # The folder is finished: against another manifest, nothing is run.
+    assert main(["reproduce", str(edit(manifest, worse)), *flags]) == 1
+    said = capsys.readouterr().out
+    assert "1 different" in said and "eval/test/loss" in said
