@@ -79,7 +79,8 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
                 else:
                     trials = search.run_search(sweep, plan)
             finally:
-                record.write(sweep, trials, workdir, start)
+                if trials:  # an interrupted search tells none
+                    record.write(sweep, trials, workdir, start)
                 found = drive.conclude(sweep, trials, workdir) if trials else None
     print(results.text_table(found))
     for line in results.failures(found):

@@ -41,7 +41,7 @@ def new_start(options: argparse.Namespace) -> dict[str, Any]:
         "code": {
             **manifest.code_revision(),
             "diff": diff and diff[:LONGEST_DIFF],
-            "diff_sha256": diff and hashlib.sha256(diff.encode()).hexdigest(),
+            "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
             "diff_complete": diff is None or len(diff) <= LONGEST_DIFF,
         },
         "packages": packages(),
