@@ -171,7 +171,7 @@ class Config:
     @property
     def fingerprint(self) -> str:
         """sha256 of the canonical JSON of all values."""
-        return hashlib.sha256(canonical(self.values).encode()).hexdigest()
+        return fingerprint(self.values)
 
     @property
     def program_fingerprint(self) -> str:
@@ -273,6 +273,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def canonical(values: Any) -> str:
     """JSON with sorted keys and no white space: equal configs give equal strings."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def fingerprint(values: Any) -> str:
+    """sha256 of the canonical JSON of plain values."""
+    return hashlib.sha256(canonical(values).encode()).hexdigest()
 
 
 def target_of(kind: str, name: str, where: str) -> Callable[..., Any]:

@@ -64,23 +64,17 @@ def code_revision() -> dict[str, Any]:
 
     The first two are None outside of git.
     """
-    folder = Path(__file__).resolve().parent.parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    revision, changed = _git("rev-parse", "HEAD"), code_diff()
     return {
-        "revision": git("rev-parse", "HEAD"),
+        "revision": revision and revision.strip(),
         "modified": bool(changed) if changed is not None else None,
         "source": source_hash(),
     }
+
+
+def code_diff() -> str | None:
+    """What `git apply` turns the revision into the tracked files with; None outside of git."""
+    return _git("diff", "HEAD", "--binary")
 
 
 def source_hash() -> str:
@@ -89,6 +83,16 @@ def source_hash() -> str:
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of bigjax's checkout; None if it is none, or git is not there."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent.parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
 def _versions() -> dict[str, str]:

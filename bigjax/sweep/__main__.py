@@ -1,4 +1,5 @@
 """`python -m bigjax.sweep MODULE [FLAGS]`: runs a sweep file, or a grid over any experiment.
+`python -m bigjax.sweep reproduce DIR/manifest.json --workdir=NEW`: runs a finished one again.
 
 Exit codes as in `bigjax.launch`; 1 if a trial failed.
 """
@@ -19,7 +20,7 @@ import jax
 from bigjax.errors import UserError, did_you_mean
 from bigjax.launch import FAILED, OK, STOPPED, WRONG_INPUT, Stop
 from bigjax.lock import workdir_lock
-from bigjax.sweep import drive, grid, results, search
+from bigjax.sweep import drive, grid, record, reproduce, results, search
 from bigjax.sweep.describe import Search, Sweep
 from bigjax.sweep.executors import Executor, Local, Pruning
 from bigjax.sweep.trials import check_data, expand
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     log.addHandler(logging.StreamHandler(sys.stderr))
     log.setLevel(logging.INFO)
     try:
+        if arguments[:1] == ["reproduce"]:
+            return reproduce.main(arguments[1:])
         options, overrides = parse(arguments)
         sweep = describe(options, overrides)
         workdir = options.workdir or Path("runs/sweeps", options.module.rpartition(".")[2])
@@ -70,6 +73,7 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
             raise UserError("--vectorize runs trials in step: it cannot prune them")
     with workdir_lock(workdir):
         stop = Stop()
+        start = record.new_start(options)
         pruning = None
         if options.prune:
             journal = str(workdir.absolute() / "pruning.journal")
@@ -85,6 +89,8 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
                 else:
                     trials = search.run_search(sweep, plan)
             finally:
+                if trials:  # an interrupted search tells none
+                    record.write(sweep, trials, workdir, start)
                 found = drive.conclude(sweep, trials, workdir) if trials else None
     print(results.text_table(found))
     for line in results.failures(found):

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bigjax.files import write_json
@@ -104,15 +104,11 @@ def conclude(sweep: Sweep, trials: Sequence[Trial], workdir: Path) -> Results:
 
 def write_description(sweep: Sweep, trials: Iterable[Trial], workdir: Path) -> None:
     """Writes sweep.json: the sweep, and every trial's folder, point, seed and needs."""
-    described = {
-        key: vars(value) if key == "search" and value else value
-        for key, value in vars(sweep).items()
-    }
     rows = [
         {"name": t.name, "point": t.point, "seed": t.seed, "needs": t.needs, "in_table": t.in_table}
         for t in trials
     ]
-    write_json(workdir / "sweep.json", {"sweep": described, "trials": rows})
+    write_json(workdir / "sweep.json", {"sweep": asdict(sweep), "trials": rows})
 
 
 def _record_start(plan: Plan, name: str) -> None:
