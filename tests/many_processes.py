@@ -35,7 +35,7 @@ class Recorded:
             reads.append(ids.tolist())
             path = folder / f"{split}-{jax.process_index()}.jsonl"
             with open(path, "a") as file:
-                file.write(json.dumps(reads[-1]) + "\n")
+                file.write(json.dumps(ids.tolist()) + "\n")
             if mine and split == "train" and len(reads) == MISHAP_AT:
                 (folder / "mishap").write_text(str(time.time()))
                 if mishap == "raise":
