@@ -1,4 +1,4 @@
-"""A CNN teaches a 784-32-10 MLP on Fashion-MNIST (minutes on 2 CPU cores).
+"""A CNN teaches a 784-32-10 MLP on Fashion-MNIST, which does not help it (4 minutes on 2 CPU cores).
 
     scripts/fetch_data fashion_mnist          once
     scripts/run experiments.fashion_mnist_distill
@@ -6,7 +6,9 @@
 Three runs: the teacher (3x3 conv 16, pool, 3x3 conv 32, pool, linear); the student alone; the same
 student taught by the teacher (Hinton, Vinyals & Dean 2015).
 
-Hardware: 2 CPU cores. The figures of the whole run have not been measured yet.
+Hardware: 2 CPU cores shared with other jobs: 262 s, 173 s of processor time. Reached on the 10,000
+test images, one seed: teacher 89.57 %, student alone 87.13 %, student distilled (T = 3, alpha = 0.9)
+86.16 %. So small a student does not profit from this teacher at this temperature; neither was tuned.
 """
 
 from ml_collections import ConfigDict
