@@ -4,7 +4,8 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 scripts/run experiments.markov_transformer \\
         --config.mesh.fsdp=2 --config.mesh.tensor=2 --workdir=runs/sharded
 
-The test loss comes down from log(64) = 4.16 to near 1.24 nats, the entropy: no model can do better.
+Hardware: 2 CPU cores shared with other jobs, 84 s. Reached with seed 0: a test loss of 1.258 nats, from
+log(64) = 4.16 at the start. The entropy is 1.242: no model can do better.
 """
 
 from ml_collections import ConfigDict
