@@ -80,7 +80,7 @@ def write_report(workdir: str | Path) -> Path:
     if "time" in result:
         body.append(_time_table(result["time"]))
     body.append(_sections("Config", config) + _sections("Environment", manifest))
-    return _write_page(workdir, title, body)
+    return write_page(workdir / "report.html", title, body)
 
 
 def write_pipeline_report(
@@ -103,19 +103,20 @@ def write_pipeline_report(
             '<p class="note">mean ± standard deviation (n - 1), one number a seed below</p>'
         )
     body.append(f"<h2>Stages</h2>{_stage_table(workdir, stages)}")
-    return _write_page(workdir, title, body)
+    return write_page(workdir / "report.html", title, body)
 
 
-def _write_page(workdir: Path, title: str, body: Sequence[str]) -> Path:
+def write_page(path: Path, title: str, body: Sequence[str], style: str = STYLE) -> Path:
+    """Writes a self-contained page of these parts, atomically; empty parts are left out."""
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>\n"
         + "\n".join(filter(None, body))
         + "\n</body></html>\n"
     )
-    write_atomic(workdir / "report.html", page)
-    return workdir / "report.html"
+    write_atomic(path, page)
+    return path
 
 
 def _heading(workdir: Path, title: str, result: dict, lines: Sequence[dict]) -> str:

@@ -11,9 +11,8 @@ from urllib.parse import quote
 import numpy as np
 
 from bigjax.charts import COLORS
-from bigjax.files import write_atomic
 from bigjax.metrics import read_metrics
-from bigjax.report import STYLE
+from bigjax.report import STYLE, write_page
 from bigjax.sweep import results
 from bigjax.sweep.charts import Axis, band_chart, legend, parallel_coordinates
 from bigjax.sweep.results import Group, Results
@@ -40,15 +39,7 @@ def write(found: Results, workdir: Path) -> Path:
     if ranked:
         body.append(_curves(found, ranked[:MOST_CURVES], workdir))
     body.append(_trials(found, workdir))
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{TIGHT}</style></head>\n<body>\n"
-        + "\n".join(filter(None, body))
-        + "\n</body></html>\n"
-    )
-    write_atomic(workdir / "sweep.html", page)
-    return workdir / "sweep.html"
+    return write_page(workdir / "sweep.html", title, body, STYLE + TIGHT)
 
 
 def _failures(found: Results) -> str:
