@@ -1,0 +1,170 @@
+"""Attention, where tokens stand in their documents, rotary positions, and the key-value cache.
+
+Every Transformer family calls `attend`. Shapes are in the names: B batch, T queries, S keys, N query
+heads, K key and value heads, H width of a head. Knows nothing of parameters.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigjax.models.common import choose
+
+IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    causal: bool = False,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    offset: jax.Array | None = None,
+    scale: float | None = None,
+    implementation: str = "auto",
+) -> jax.Array:
+    """softmax(scale q k' + bias) v (Vaswani et al. 2017, eq. 1), the softmax in float32.
+
+    Args:
+      q_BTNH, k_BSKH, v_BSKH: of one floating-point dtype. N is a multiple of K, and each key head
+        serves N / K neighbouring query heads (Ainslie et al. 2023, grouped queries).
+      causal: query t sees key s only if s <= t + offset.
+      query_segments, key_segments: int (B, T) and (B, S), 0 = padding. A query sees the keys of its own
+        segment only. With key_segments alone it sees every key that is not padding.
+      bias: added to the scores, float, broadcastable to (B, N, T, S).
+      offset: the key slot at which query 0 stands, int (), for queries behind a cache; None: 0.
+      scale: default 1 / sqrt(H).
+      implementation: "xla"; "cudnn" (NVIDIA GPUs, 16-bit numbers; an error where it does not apply);
+        "auto": cudnn where it applies.
+
+    Returns:
+      (B, T, N, H) in the dtype of the queries; 0 for a query that sees no key.
+    """
+    choose("attention", implementation, IMPLEMENTATIONS)
+    dtype = q_BTNH.dtype
+    on_gpu = jax.default_backend() == "gpu"
+    if implementation == "auto":
+        # A bias that is learned, or one query behind a cache, gains nothing from the fused kernel.
+        plain = bias is None and offset is None
+        fused = (
+            on_gpu
+            and plain
+            and dtype in (jnp.bfloat16, jnp.float16)
+            and _fits_cudnn(q_BTNH, k_BSKH)
+        )
+        implementation = "cudnn" if fused else "xla"
+    if dtype == jnp.float16 and not on_gpu:  # only GPUs multiply float16 into float32 sums
+        q_BTNH, k_BSKH, v_BSKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
+    mask_BTS = _segment_mask(query_segments, key_segments)
+    if causal and offset is not None:
+        T, S = q_BTNH.shape[1], k_BSKH.shape[1]
+        seen_BTS = (jnp.arange(S) <= jnp.arange(T)[:, None] + offset)[None]
+        mask_BTS = seen_BTS if mask_BTS is None else mask_BTS & seen_BTS
+        causal = False
+    out_BTNH = jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        bias=bias,
+        mask=None if mask_BTS is None else mask_BTS[:, None],
+        scale=scale,
+        is_causal=causal,
+        implementation=implementation,
+    ).astype(dtype)
+    if mask_BTS is None:
+        return out_BTNH
+    if causal:
+        mask_BTS = mask_BTS & jnp.tri(*mask_BTS.shape[1:], dtype=bool)
+    sees_BT = jnp.any(mask_BTS, axis=-1)
+    return jnp.where(sees_BT[:, :, None, None], out_BTNH, 0)
+
+
+def _fits_cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array) -> bool:
+    """Whether cuDNN's fused kernel takes these lengths and this width of a head."""
+    T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[-1]
+    return H % 8 == 0 and H <= 128 and T % 2 == 0 and S % 2 == 0
+
+
+def _segment_mask(query: jax.Array | None, key: jax.Array | None) -> jax.Array | None:
+    """Which keys each query may see, bool (B, T or 1, S); None: all."""
+    if key is None:
+        return None
+    real_B1S = (key > 0)[:, None, :]
+    return real_B1S if query is None else (query[:, :, None] == key[:, None, :]) & real_B1S
+
+
+def positions(segments_BT: jax.Array) -> jax.Array:
+    """How far each token stands from the start of its segment, int32 (B, T)."""
+    index_T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)
+    before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    starts_BT = jnp.where(segments_BT != before_BT, index_T, 0)
+    return index_T - jax.lax.cummax(starts_BT, axis=1)
+
+
+def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, theta: float = 10000.0) -> jax.Array:
+    """Rotary positions (Su et al. 2021, eq. 34): pair i turned by the angle position / theta^(2i/H).
+
+    Pair i is (x[i], x[i + H/2]), the order of Llama's published weights. Computed in float32; the dtype
+    is kept. H must be even.
+    """
+    half = x_BTNH.shape[-1] // 2
+    frequency_F = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1F = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_F
+    cos, sin = jnp.cos(angle_BT1F), jnp.sin(angle_BT1F)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTNH.dtype)
+
+
+def cached_segments(
+    module: nn.Module, segments_BT: jax.Array, slots: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Enters T more tokens into a decoder's cache; call once in the model, before its blocks.
+
+    The collection "cache" holds, for each row, `slots` places that are filled from the left, by all
+    rows at the same time. Padding takes a slot but is never seen, so that prompts of different length
+    may be padded on either side.
+
+    Args:
+      module: the model; the variables "segments" (B, S) and "slot" () are its own.
+      segments_BT: 1 = a token, 0 = padding.
+      slots: S, how many tokens the cache holds in all.
+
+    Returns:
+      positions (B, T): how many tokens stand before each one in its row;
+      key segments (B, S): 1 = a token, 0 = padding or nothing yet, these T included;
+      slot (): where the first of these T tokens lies: the `offset` of `attend`.
+    """
+    B = segments_BT.shape[0]
+    seen = module.variable("cache", "segments", jnp.zeros, (B, slots), jnp.int32)
+    slot = module.variable("cache", "slot", jnp.zeros, (), jnp.int32)
+    real_BT = (segments_BT > 0).astype(jnp.int32)
+    before_B1 = jnp.sum(seen.value, axis=1, keepdims=True)
+    positions_BT = jnp.maximum(before_B1 + jnp.cumsum(real_BT, axis=1) - 1, 0)
+    first = slot.value
+    seen.value = jax.lax.dynamic_update_slice(seen.value, real_BT, (0, first))
+    slot.value = first + segments_BT.shape[1]
+    return positions_BT, seen.value, first
+
+
+def cached_keys(
+    module: nn.Module, k_BTKH: jax.Array, v_BTKH: jax.Array, slot: jax.Array, slots: int
+) -> tuple[jax.Array, jax.Array]:
+    """Enters the keys and values of T tokens at `slot`; returns all of them, (B, S, K, H) each.
+
+    Call in the attention module, whose variables "key" and "value" of the collection "cache" they are.
+    """
+
+    def enter(name: str, x_BTKH: jax.Array) -> jax.Array:
+        B, _, K, H = x_BTKH.shape
+        memory = module.variable("cache", name, jnp.zeros, (B, slots, K, H), x_BTKH.dtype)
+        new = x_BTKH.astype(memory.value.dtype)
+        memory.value = jax.lax.dynamic_update_slice(memory.value, new, (0, slot, 0, 0))
+        return memory.value
+
+    return enter("key", k_BTKH), enter("value", v_BTKH)

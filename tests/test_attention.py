@@ -1,0 +1,141 @@
+"""Attention against a float64 forward pass written out one query at a time, and what it promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.errors import UserError
+from bigjax.models.attention import attend, positions, rotate
+
+RNG = np.random.default_rng(0)
+B, T, N, H = 2, 7, 4, 8
+SEGMENTS = np.array([[1, 1, 1, 2, 2, 0, 0], [0, 0, 1, 1, 2, 3, 3]], np.int32)
+
+
+def draw(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+Q, K, V = draw(B, T, N, H), draw(B, T, 2, H), draw(B, T, 2, H)
+
+
+def by_hand(q, k, v, sees, bias=None, scale=None):
+    """sees(b, t, s) -> whether query t of row b sees key s."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros(q.shape)
+    group = q.shape[2] // k.shape[2]
+    for b, t, n in np.ndindex(*q.shape[:3]):
+        keys = [s for s in range(k.shape[1]) if sees(b, t, s)]
+        if keys:
+            scores = k[b, keys, n // group] @ q[b, t, n] * (scale or q.shape[-1] ** -0.5)
+            if bias is not None:
+                scores = scores + np.broadcast_to(bias, (q.shape[0], N, T, T))[b, n, t, keys]
+            weights = np.exp(scores - scores.max())
+            out[b, t, n] = weights / weights.sum() @ v[b, keys, n // group]
+    return out
+
+
+def check(options, sees, keys=(K, V), **extra):
+    got = attend(Q, *keys, **options, **extra)
+    np.testing.assert_allclose(got, by_hand(Q, *keys, sees, **extra), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_each_key_head_serves_its_group_of_query_heads(kv_heads):
+    check({}, lambda b, t, s: True, (draw(B, T, kv_heads, H), draw(B, T, kv_heads, H)))
+
+
+def test_causal_queries_see_no_later_key():
+    check(dict(causal=True), lambda b, t, s: s <= t)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_documents_do_not_see_each_other_and_nobody_sees_padding(causal):
+    check(
+        dict(causal=causal, query_segments=SEGMENTS, key_segments=SEGMENTS),
+        lambda b, t, s: SEGMENTS[b, t] == SEGMENTS[b, s] > 0 and (s <= t or not causal),
+    )
+
+
+def test_key_segments_alone_hide_padding():
+    check(dict(key_segments=SEGMENTS), lambda b, t, s: SEGMENTS[b, s] > 0)
+
+
+def test_bias_and_scale():
+    check({}, lambda b, t, s: True, bias=draw(1, N, T, T), scale=1.0)
+
+
+def test_offset_is_the_slot_of_the_first_query():
+    got = attend(Q[:, 4:6], K, V, causal=True, offset=jnp.int32(4))
+    want = by_hand(Q, K, V, lambda b, t, s: s <= t)[:, 4:6]
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
+
+
+def test_a_query_that_sees_nothing_gives_zero_and_finite_gradients():
+    nothing = np.zeros((B, T), np.int32)
+
+    def total(q, k, v, segments):
+        return jnp.sum(attend(q, k, v, query_segments=segments, key_segments=segments) ** 2)
+
+    assert total(Q, K, V, nothing) == 0
+    padded = attend(Q, K, V, causal=True, query_segments=SEGMENTS, key_segments=SEGMENTS)
+    assert not np.any(np.asarray(padded)[SEGMENTS == 0])
+    for segments in (nothing, SEGMENTS):
+        grads = jax.grad(total, argnums=(0, 1, 2))(Q, K, V, segments)
+        assert all(np.all(np.isfinite(g)) for g in grads)
+        assert all(np.any(g) == np.any(segments) for g in grads)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float16", 2e-3), ("bfloat16", 2e-2)])
+def test_16_bit_numbers_run_on_the_cpu_and_keep_their_dtype(dtype, tolerance):
+    q, k, v = (jnp.asarray(x, dtype) for x in (Q, K, V))
+    got = jax.jit(lambda q, k, v: attend(q, k, v, causal=True))(q, k, v)
+    assert got.dtype == dtype
+    np.testing.assert_allclose(
+        np.asarray(got, np.float32), by_hand(q, k, v, lambda b, t, s: s <= t), atol=tolerance
+    )
+
+
+def test_the_softmax_is_float32_under_16_bit_numbers():
+    """Scores of 300 and more, whose exponentials and differences 16 bits cannot hold."""
+    q = jnp.full((1, 1, 1, 8), 20.0, jnp.bfloat16)
+    k = jnp.asarray([[[[6.0] * 8], [[6.03125] * 8]]], jnp.bfloat16)
+    v = jnp.asarray([[[[0.0] * 8], [[1.0] * 8]]], jnp.bfloat16)
+    difference = 20 * 8 * 0.03125 / 8**0.5
+    assert float(attend(q, k, v)[0, 0, 0, 0]) == pytest.approx(
+        1 / (1 + np.exp(-difference)), abs=4e-3
+    )
+
+
+def test_positions_restart_in_each_segment():
+    assert positions(jnp.asarray(SEGMENTS)).tolist() == [
+        [0, 1, 2, 0, 1, 0, 1],
+        [0, 1, 0, 1, 0, 0, 1],
+    ]
+
+
+def test_rotation_equals_complex_multiplication_and_keeps_the_dtype():
+    at = np.array([[0, 1, 2, 3, 4, 5, 900]] * B)
+    pairs = np.asarray(Q[..., : H // 2] + 1j * Q[..., H // 2 :], np.complex128)
+    angles = at[..., None] / 500.0 ** (2 * np.arange(H // 2) / H)
+    turned = pairs * np.exp(1j * angles)[:, :, None]
+    want = np.concatenate([turned.real, turned.imag], axis=-1)
+    np.testing.assert_allclose(rotate(Q, at, 500.0), want, atol=3e-4)
+    np.testing.assert_allclose(rotate(Q, at, 500.0)[:, :6], want[:, :6], atol=2e-6)
+    assert rotate(jnp.asarray(Q, jnp.bfloat16), at).dtype == jnp.bfloat16
+
+
+def test_rotated_scores_depend_on_distance_alone():
+    q, k = draw(1, 1, 1, H), draw(1, 1, 1, H)
+
+    def score(t, s):
+        at = lambda x, i: rotate(x, jnp.full((1, 1), i))  # noqa: E731
+        return float(jnp.sum(at(q, t) * at(k, s)))
+
+    assert score(9, 4) == pytest.approx(score(25, 20), rel=1e-4)
+
+
+def test_an_unknown_implementation_is_refused():
+    with pytest.raises(UserError, match=r"attention: unknown 'cuddn' .*cudnn"):
+        attend(Q, K, V, implementation="cuddn")
