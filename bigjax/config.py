@@ -25,7 +25,7 @@ import ml_collections
 from bigjax import settings
 from bigjax.errors import UserError, did_you_mean
 from bigjax.optimizers import REPLACED_BY_RULES, OptimizerSettings
-from bigjax.signature import bind, parameters
+from bigjax.signature import MISSING, bind, parameters
 from bigjax.when import When
 
 # Sections with a fixed set of keys. `model` and `task` have none: all their keys are their type's.
@@ -212,6 +212,11 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def starts_published(raw: Mapping[str, Any]) -> bool:
+    """Whether a raw config starts from a published checkpoint."""
+    return bool((plain(raw).get("init") or {}).get("family"))
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads the `config.json` of a run's folder."""
     try:
@@ -339,8 +344,20 @@ def _complete(given: dict[str, Any]) -> dict[str, Any]:
     seed = given.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"config.seed: {seed!r} must be a whole number from 0 to 2**32 - 1")
+    given = {**given, "model": _with_published(given.get("model"), given.get("init"))}
     sections = {name: _complete_section(name, given.get(name)) for name in known[1:]}
     return {"seed": seed, **sections}
+
+
+def _with_published(model: Any, init: Any) -> Any:
+    """The raw model section, what it does not say taken from the checkpoint that `init` names."""
+    if not (isinstance(model, dict) and isinstance(init, dict) and init.get("family")):
+        return model
+    from bigjax.pretrained.load import derived_model
+
+    own = parameters(target_of("model", str(model.get("type")), "config.model"))
+    needed = [key for key, parameter in own.items() if parameter.default is MISSING]
+    return derived_model(init, model, needed)
 
 
 def _complete_section(path: str, given: Any) -> Any:

@@ -28,18 +28,24 @@ class Rows:
     problems: list[str]
 
 
-def read(path: Path, features: dict[str, Any], key: str) -> Rows:
+def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Rows:
     """Reads `path` as examples of the feature that the model takes.
 
     Args:
       path: an .npz with an array named `key` (or only one array), a .csv with one number a column
-        (a header line is allowed), or a folder of png/jpg files.
-      features: the train split's features, name -> (shape, dtype).
+        (a header line is allowed), a folder of png/jpg files; for a model of text, a .txt with one
+        text a line.
+      train_source: the train split; its features say the shape, and its `encode` tokenizes text.
       key: the model's input, e.g. "image".
 
     Raises:
       UserError: nothing there can be read.
     """
+    features = train_source.features
+    if path.exists() and hasattr(train_source, "encode"):
+        return _text(path, train_source)
+    if not isinstance(key, str):
+        raise UserError(f"config.task.input: predict needs one input, not {', '.join(key)}")
     if key not in features:
         raise UserError(
             f"config.task.input: the data has no feature '{key}'{did_you_mean(key, features)}"
@@ -70,16 +76,39 @@ def read(path: Path, features: dict[str, Any], key: str) -> Rows:
     return Rows(Arrays({key: rows, **others}), numbers, problems)
 
 
+def _text(path: Path, train_source: Any) -> Rows:
+    """The lines of a text file that are not empty, as the source tokenizes its own."""
+    if path.suffix != ".txt":
+        raise UserError(f"--input={path}: this model reads text: give a .txt, one text a line")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--input={path}: not readable UTF-8 text ({error})") from None
+    numbers = [number for number, line in enumerate(lines) if line.strip()]
+    if not numbers:
+        raise UserError(f"--input={path}: holds no text")
+    problems = [f"row {n}: empty; left out" for n in range(len(lines)) if not lines[n].strip()]
+    columns = train_source.encode([lines[number] for number in numbers])
+    others = {
+        name: np.zeros((len(numbers), *shape), dtype)
+        for name, (shape, dtype) in train_source.features.items()
+    }
+    return Rows(Arrays({**others, **columns}), numbers, problems)
+
+
 def json_rows(
     predicted: dict[str, Any], mask: Any, class_names: Sequence[str] | None
 ) -> Iterator[dict[str, Any]]:
     """One JSON-able dict for every real row of a batch of predictions."""
-    columns = {name: np.asarray(values) for name, values in predicted.items()}
     for row in np.flatnonzero(np.asarray(mask)):
-        line = {name: values[row].tolist() for name, values in columns.items()}
+        line = {name: _plain(values[row]) for name, values in predicted.items()}
         if class_names and isinstance(line.get("class"), int):
             line["name"] = class_names[line["class"]]
         yield line
+
+
+def _plain(value: Any) -> Any:
+    return np.asarray(value).tolist() if hasattr(value, "dtype") else value
 
 
 def _misfit(value: np.ndarray, shape: tuple[int, ...]) -> str:

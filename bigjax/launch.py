@@ -99,9 +99,13 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
         "--workdir", type=Path, default=Path("runs", short), help="the run's folder"
     )
     parser.add_argument("--split", help="evaluate: which split (default: evaluate.splits)")
-    parser.add_argument("--input", type=Path, help="predict: .npz, .csv, or a folder of png/jpg")
     parser.add_argument(
-        "--output", type=Path, help="predict: JSON lines go here, not to the terminal"
+        "--input", type=Path, help="predict: .npz, .csv, .txt, or a folder of png/jpg"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="predict: JSON lines go here, not to the terminal; export: folder",
     )
     parser.add_argument(
         "--allow_changed", action="append", default=[], metavar="KEY", help="resume: may differ"
@@ -109,6 +113,8 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
+    parser.add_argument("--format", default="safetensors", help="export: safetensors")
+    parser.add_argument("--family", help="export: whose layout, such as bert or roberta")
     parser.add_argument("--json", action="store_true", help="sharding: for machines")
     parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")

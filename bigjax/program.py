@@ -33,6 +33,7 @@ class Program:
       diagnose: (state, batch, frozen) -> where the numbers of a step stop being finite.
       eval_step: (state, batch) -> (statistics, collected).
       predict_step: (state, batch) -> predictions.
+      evaluation_variables: (state) -> the Linen variables that a run is judged by.
       state: the abstract TrainState, with shardings.
       teacher: the abstract variables of the teacher, with shardings, or None.
       placed: parameter path -> where it lies and the rule that says so.
@@ -46,6 +47,7 @@ class Program:
     diagnose: Callable[..., Any]
     eval_step: Callable[..., Any]
     predict_step: Callable[..., Any]
+    evaluation_variables: Callable[..., Any]
     state: TrainState
     teacher: Any
     placed: dict[str, Placement]
@@ -106,7 +108,9 @@ def _build(
         functions = {name: offload.fetching(f, on_device) for name, f in functions.items()}
 
     takes = {"train_step": (layout, rows, frozen_layout), "diagnose": (layout, rows, frozen_layout)}
-    gives = {"train_step": (layout, replicated)}
+    takes["evaluation_variables"] = (layout,)
+    # The variables stay where they lie.
+    gives = {"train_step": (layout, replicated), "evaluation_variables": None}
     jitted = {
         name: jax.jit(
             function,
@@ -166,4 +170,5 @@ def _steps(
         ),
         "eval_step": steps.build_eval_step(*evaluated, transforms=parts.preprocess),
         "predict_step": steps.build_predict_step(*evaluated, transforms=parts.preprocess),
+        "evaluation_variables": steps.build_evaluation_variables(parts.optimizer),
     }

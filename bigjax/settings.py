@@ -195,10 +195,19 @@ class Distill:
 
 @dataclass(frozen=True)
 class Init:
-    """Initial weights from another run; the optimizer starts fresh."""
+    """Initial weights from another run or a published checkpoint; the optimizer starts fresh."""
 
     OPTIONAL: ClassVar[bool] = True
 
-    source: str  # a run folder; "../NAME" names an earlier stage of a pipeline
+    # a run folder ("../NAME" names an earlier stage of a pipeline); with `family`: see pretrained.reader
+    source: str
+    # of a published checkpoint: bert, gpt2, llama, ... (see `bigjax.pretrained.families`)
+    family: str | None = None
     # regex -> parameter path in the source (may use \1), or None: initialised from scratch.
     rules: Sequence[tuple[str, str | None]] = field(default=((r"(.*)", r"\1"),))
+    unused: Sequence[str] = ()  # regexes of published names that nothing needs to read
+    resize: Sequence[str] = ()  # regexes of leaves cut or, from scratch, filled up to our shape
+
+    def __post_init__(self) -> None:
+        if self.family is None and (self.unused or self.resize):
+            raise UserError("config.init: `unused` and `resize` need a `family`")

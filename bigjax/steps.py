@@ -233,11 +233,12 @@ def build_eval_step(
     model: Any, task: Any, optimizer: Any, *, transforms: Sequence[Any] = ()
 ) -> Callable[[TrainState, Batch], tuple[Any, Any]]:
     """`eval_step(state, batch) -> (statistics, collected)`: see the task's methods of these names."""
-    outputs_of = _evaluated(model, task, optimizer, transforms)
+    prepared = _evaluated(optimizer, transforms)
 
     def eval_step(state: TrainState, batch: Batch):
-        outputs, batch = outputs_of(state, batch)
-        collected = task.collect(outputs, batch)
+        variables, batch = prepared(state, batch)
+        outputs = model.apply(variables, *task.inputs(batch), train=False)
+        collected = {**task.collect(outputs, batch), **_decoded(model, task, variables, batch)}
         if collected:
             collected = {**collected, "mask": batch["mask"]}
         return task.statistics(outputs, batch), collected
@@ -249,28 +250,41 @@ def build_predict_step(
     model: Any, task: Any, optimizer: Any, *, transforms: Sequence[Any] = ()
 ) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
     """`predict_step(state, batch) -> predictions`, one row an example."""
-    outputs_of = _evaluated(model, task, optimizer, transforms)
+    prepared = _evaluated(optimizer, transforms)
 
     def predict_step(state: TrainState, batch: Batch):
-        return task.predict(outputs_of(state, batch)[0])
+        variables, batch = prepared(state, batch)
+        outputs = model.apply(variables, *task.inputs(batch), train=False)
+        return {**task.predict(outputs), **_decoded(model, task, variables, batch)}
 
     return predict_step
 
 
-def _evaluated(model: Any, task: Any, optimizer: Any, transforms: Sequence[Any]) -> Callable:
-    """(state, batch) -> (outputs, transformed batch) with the parameters meant for evaluation."""
+def _decoded(model: Any, task: Any, variables: Any, batch: Batch) -> dict[str, jax.Array]:
+    """What a task makes of a batch with more than one forward pass (generated text); {} for most."""
+    return task.decode(model.apply, variables, batch) if getattr(task, "decodes", False) else {}
 
-    def outputs_of(state: TrainState, batch: Batch):
+
+def _evaluated(optimizer: Any, transforms: Sequence[Any]) -> Callable:
+    """(state, batch) -> (variables meant for evaluation, transformed batch)."""
+    evaluation_variables = build_evaluation_variables(optimizer)
+
+    def prepared(state: TrainState, batch: Batch):
+        return evaluation_variables(state), apply_transforms(transforms, batch, state.key)
+
+    return prepared
+
+
+def build_evaluation_variables(optimizer: Any) -> Callable[[TrainState], Any]:
+    """`evaluation_variables(state)`: the Linen variables that a run is judged by."""
+
+    def evaluation_variables(state: TrainState):
         params = state.ema
         if params is None:
             params = optimizer.evaluation_params(state.params, state.opt_state)
-        batch = apply_transforms(transforms, batch, state.key)
-        outputs, _ = apply_model(
-            model, task, params, batch, rng=None, state=state.collections, train=False
-        )
-        return outputs, batch
+        return {"params": params, **state.collections}
 
-    return outputs_of
+    return evaluation_variables
 
 
 def split_microbatches(x: jax.Array, count: int) -> jax.Array:

@@ -23,6 +23,7 @@ from bigjax.checkpoint import Checkpoints, Origin
 from bigjax.clock import Clock
 from bigjax.config import Config
 from bigjax.data import pipeline
+from bigjax.errors import UserError
 from bigjax.evaluate import evaluate_splits, logged_evaluation
 from bigjax.files import write_json
 from bigjax.lock import workdir_lock
@@ -30,7 +31,7 @@ from bigjax.metrics import NoWriters, Writers, finalize
 from bigjax.program import Program, build_program
 from bigjax.report import write_report
 from bigjax.state import params_fingerprint
-from bigjax.weights import initial_state, load_teacher, teacher_config, with_hyper
+from bigjax.weights import check_init, initial_state, load_teacher, teacher_config, with_hyper
 from bigjax.when import When
 
 log = logging.getLogger("bigjax")
@@ -90,6 +91,7 @@ def _train(
     config_changes = resume.check_config(config, workdir, allow_changed)
     settings, data = config.section("train"), config.section("data")
     sources = open_sources(config)
+    check_init(config, workdir)
     total_steps = settings.total_steps(len(sources["train"]))
     program = build_program(config, sources["train"], teacher_config(config, workdir))
     rows = sharding.batch_sharding(program.mesh)
@@ -242,7 +244,18 @@ def open_sources(config: Config) -> dict[str, Any]:
     """The train split and every split that is evaluated."""
     data = config.section("data")
     names = dict.fromkeys(("train", *config.get("evaluate.splits")))
-    return {name: data.source.open(data.splits[name]) for name in names}
+    sources = {name: data.source.open(data.splits[name]) for name in names}
+    check_vocabulary(config, sources["train"])
+    return sources
+
+
+def check_vocabulary(config: Config, source: Any) -> None:
+    """Refuses a tokenizer that is not the model's. Up to 255 rows more than tokens are padding."""
+    tokens, rows = getattr(source, "vocab_size", None), config.values["model"].get("vocab")
+    if tokens is not None and rows is not None and not tokens <= rows < tokens + 256:
+        raise UserError(
+            f"config.model.vocab: {rows}, but the tokenizer of the data has {tokens} tokens"
+        )
 
 
 def describe_run(

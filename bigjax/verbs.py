@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from bigjax import clock, distributed, inputs, sharding_report, stages
 from bigjax import config as configs
@@ -20,10 +23,14 @@ from bigjax.config import Config
 from bigjax.errors import UserError, did_you_mean
 from bigjax.evaluate import eval_batches, evaluate
 from bigjax.metrics import table
+from bigjax.pretrained.export import export_folder
+from bigjax.pretrained.families import family_of_type
 from bigjax.program import Program, build_program
 from bigjax.replay import replay
 from bigjax.train import open_sources, train
-from bigjax.weights import teacher_config
+from bigjax.weights import check_init, initial_state, teacher_config
+
+log = logging.getLogger("bigjax")
 
 
 def train_verb(
@@ -47,7 +54,7 @@ def evaluate_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
     """Evaluates the newest checkpoint of the run in the folder."""
-    config, program, state, sources = open_run(options.workdir, overrides, options.split)
+    config, program, state, sources = open_run(raw, overrides, options.workdir, options.split)
     for split, source in sources.items():
         values = evaluate(config, program, state, source)
         print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
@@ -58,10 +65,10 @@ def predict_verb(
 ) -> None:
     """Writes one JSON object a row of the input; bad rows are reported by number and left out."""
     if options.input is None:
-        raise UserError("predict needs --input=FILE (.npz, .csv, or a folder of png/jpg)")
-    config, program, state, _ = open_run(options.workdir, overrides, None)
+        raise UserError("predict needs --input=FILE (.npz, .csv, .txt, or a folder of png/jpg)")
+    config, program, state, _ = open_run(raw, overrides, options.workdir, None)
     train_source = open_sources(config)["train"]
-    rows = inputs.read(options.input, train_source.features, program.task.input)
+    rows = inputs.read(options.input, train_source, program.task.input)
     for problem in rows.problems:
         print(f"{options.input}: {problem}", file=sys.stderr)
     if len(rows.source) == 0:
@@ -73,6 +80,9 @@ def predict_verb(
         position = 0
         for batch in eval_batches(config, program, rows.source):
             predicted = program.predict_step(state, batch)
+            if hasattr(program.task, "present"):
+                columns = {name: distributed.whole(x) for name, x in predicted.items()}
+                predicted = program.task.present(columns, train_source)
             for line in inputs.json_rows(predicted, distributed.whole(batch["mask"]), names):
                 out.write(json.dumps({"row": rows.numbers[position], **line}) + "\n")
                 position += 1
@@ -113,6 +123,24 @@ def replay_verb(
     source = open_sources(config)["train"]
     program = build_program(config, source, teacher_config(config, options.workdir))
     print(replay(config, program, source, options.workdir, start, steps))
+
+
+def export_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Writes the run's newest weights as a folder that `transformers` loads."""
+    if options.format != "safetensors":
+        raise UserError(f"--format={options.format}: export writes safetensors")
+    config, program, state, _ = open_run(raw, overrides, options.workdir, None)
+    init, model = config.section("init"), config.get("model")
+    family = options.family or (init and init.family)
+    family = family or family_of_type(model["type"], "config.model.type")
+    tokenizer = getattr(open_sources(config)["train"], "tokenizer", None)
+    folder = options.output or options.workdir / "export"
+    variables = jax.tree.map(distributed.whole, program.evaluation_variables(state))
+    if distributed.is_leader():
+        export_folder(variables, model, family, folder, tokenizer and tokenizer.to_json())
+        print(f"{folder}: {family}, {sum(x.size for x in jax.tree.leaves(variables)):,} numbers")
 
 
 def config_verb(
@@ -159,6 +187,7 @@ VERBS = {
     "replay": replay_verb,
     "checkpoints": checkpoints_verb,
     "sharding": sharding_verb,
+    "export": export_verb,
     "config": config_verb,
 }
 
@@ -180,14 +209,17 @@ def load_run(workdir: Path, overrides: Sequence[str]) -> Config:
 
 
 def open_run(
-    workdir: Path, overrides: Sequence[str], split: str | None
+    raw: Any, overrides: Sequence[str], workdir: Path, split: str | None
 ) -> tuple[Config, Program, Any, dict[str, Any]]:
     """A trained run: its config, program, newest state, and the splits to evaluate.
+
+    Where there is no run, an experiment that starts from a published checkpoint has that one's weights.
 
     Raises:
       UserError: the folder holds no run, or no such split.
     """
-    config = load_run(workdir, overrides)
+    untrained = not (workdir / "config.json").exists() and configs.starts_published(raw)
+    config = configs.resolve(raw, overrides) if untrained else load_run(workdir, overrides)
     if split is not None:
         splits = config.get("data.splits")
         if split not in splits:
@@ -197,18 +229,26 @@ def open_run(
             )
         config = config.with_value("evaluate.splits", (split,))
     sources = open_sources(config)
+    if untrained:
+        check_init(config, workdir)
     program = build_program(config, sources["train"], teacher_config(config, workdir))
+    if untrained:
+        source = config.get("init.source")
+        log.info("%s holds no run: these are the weights of %s", workdir, source)
+        state = initial_state(config, program, workdir)
+    else:
+        state = _newest_state(config, program, workdir)
+    evaluated = {name: sources[name] for name in config.get("evaluate.splits")}
+    return config, program, state, evaluated
+
+
+def _newest_state(config: Config, program: Program, workdir: Path) -> Any:
     checkpoints = Checkpoints(workdir, config.section("checkpoint"))
     restored = checkpoints.restore_newest(program.state)
     checkpoints.close()
     if restored is None:
         raise UserError(f"{workdir}: holds no checkpoint yet")
-    return (
-        config,
-        program,
-        restored[1],
-        {name: sources[name] for name in config.get("evaluate.splits")},
-    )
+    return restored[1]
 
 
 def metrics_table(metrics: dict[str, Any]) -> str:

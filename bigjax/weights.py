@@ -27,27 +27,52 @@ def initial_state(config: Config, program: Program, workdir: Path) -> TrainState
     init = config.section("init")
     if init is None:
         return state
-    folder = run_folder(workdir, init.source, "config.init.source")
     variables = {"params": state.params, **state.collections}
-    wanted = _source_paths(init.rules, state)
-    values = read_leaves(
-        folder, {path: paths(variables)[target] for target, path in wanted.items()}
-    )
+    wanted = _source_paths(init.rules, variables)
+    leaves = {path: paths(variables)[target] for target, path in wanted.items()}
+    if init.family is None:
+        values = read_leaves(run_folder(workdir, init.source, "config.init.source"), leaves)
+    else:
+        from bigjax.pretrained.load import read_published
+
+        values = read_published(init, config.get("model"), leaves)
     variables = map_with_path(
         lambda path, leaf: values[wanted[path]] if path in wanted else leaf, variables
     )
     return program.init_from(variables, state.rng, state.hyper)
 
 
-def _source_paths(rules: Any, state: TrainState) -> dict[str, str]:
-    """Path in this run's variables -> path in the source's, for every leaf that a rule takes over."""
+def check_init(config: Config, workdir: Path) -> None:
+    """Looks at what `config.init` names before a device is touched, unless the run has begun.
+
+    Raises:
+      UserError: there is no such run or checkpoint, its files are damaged, or it is another model's.
+    """
+    init = config.section("init")
+    if init is None or any((workdir / "checkpoints").glob("*")):
+        return
+    if init.family is None:
+        run_folder(workdir, init.source, "config.init.source")
+    else:
+        from bigjax.pretrained.load import check_published
+
+        check_published(init, config.get("model"))
+
+
+def _source_paths(rules: Any, variables: Any) -> dict[str, str]:
+    """Path in this run's variables -> path in the source's, for every leaf that a rule takes over.
+
+    Rules see paths without their collection: "head/kernel" of "params/head/kernel".
+    """
+    names = {path: path.partition("/")[2] for path in paths(variables)}
+    short = dict.fromkeys(names.values(), 0)
+    matched = match_rules([(p, (p, t)) for p, t in rules], short, what="config.init.rules")
     found = {}
-    for collection, tree in {"params": state.params, **state.collections}.items():
-        matched = match_rules([(p, (p, t)) for p, t in rules], tree, what="config.init.rules")
-        for path, (pattern, template) in matched.items():
-            if template is not None:
-                source = re.fullmatch(pattern, path).expand(template)
-                found[f"{collection}/{path}"] = f"{collection}/{source}"
+    for path, name in names.items():
+        pattern, template = matched[name]
+        if template is not None:
+            collection = path.partition("/")[0]
+            found[path] = f"{collection}/{re.fullmatch(pattern, name).expand(template)}"
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,14 @@ from bigjax.tasks import scores
 class Classification:
     """Softmax over logits (B, K), against labels (B,) of integers or (B, K) of probabilities.
 
-    input, label: keys of the batch.
+    input: key of the batch, or keys in the order in which the model takes them.
+    label: key of the batch.
     label_smoothing: mass spread evenly over the classes in the training loss; evaluation reports
         the plain cross-entropy.
     top_k: "top_k" counts a hit among the k largest logits; reported only where K > k.
     """
 
-    input: str = "image"
+    input: str | Sequence[str] = "image"
     label: str = "label"
     label_smoothing: float = 0.0
     top_k: int = 5
@@ -34,7 +36,7 @@ class Classification:
             raise UserError(f"task.top_k must be at least 1, not {self.top_k}")
 
     def inputs(self, batch: dict) -> tuple:
-        return (scores.field(batch, self.input, "task.input"),)
+        return scores.inputs(batch, self.input)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""

@@ -5,7 +5,7 @@ The device side (jax.numpy) must stay a plain sum over examples; the host side w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,12 @@ def field(batch: Mapping[str, jax.Array], key: str, of: str) -> jax.Array:
         hint = did_you_mean(key, batch)
         raise UserError(f"{of}: the batch holds no '{key}'{hint}; it holds {', '.join(batch)}")
     return batch[key]
+
+
+def inputs(batch: Mapping[str, jax.Array], keys: str | Sequence[str]) -> tuple[jax.Array, ...]:
+    """What the model is called with: the batch's entry, or entries, that `task.input` names."""
+    keys = (keys,) if isinstance(keys, str) else keys
+    return tuple(field(batch, key, "task.input") for key in keys)
 
 
 def calibration(confidence: jax.Array, correct: jax.Array, mask: jax.Array) -> dict:

@@ -1,0 +1,96 @@
+"""Our variables as a folder that `transformers` loads: config.json, model.safetensors, tokenizer.json.
+
+The name map is the one that loading reads, run backwards. The folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigjax.errors import UserError
+from bigjax.pretrained.entry import Entry
+from bigjax.pretrained.families import open_family
+from bigjax.rules import paths
+
+
+def export_folder(
+    variables: Any,
+    model: Mapping[str, Any],
+    family: str,
+    folder: Path,
+    tokenizer: str | None = None,
+) -> None:
+    """Writes variables as a published checkpoint.
+
+    Args:
+      variables: {"params": ..., other collections}: arrays that this process can read whole.
+      model: the values of `config.model`.
+      family: a name of `bigjax.pretrained.families`.
+      folder: must not exist yet, or be empty.
+      tokenizer: the text of a tokenizer.json, to go with it.
+
+    Raises:
+      UserError: the folder is in use or cannot be written; a leaf has no published name.
+    """
+    from safetensors.numpy import save_file
+
+    module = open_family(family, "export --family")
+    tensors = published_tensors(paths(variables), module.entries(dict(model)))
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"--output={folder}: exists and is not empty")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        private = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"--output={folder}: {error.strerror}") from None
+    try:
+        save_file(tensors, private / "model.safetensors", metadata={"format": "pt"})
+        config = json.dumps(module.published_config(dict(model)), indent=2)
+        (private / "config.json").write_text(config + "\n")
+        if tokenizer is not None:
+            (private / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+        private.chmod(0o755)
+        os.replace(private, folder)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def published_tensors(leaves: Mapping[str, Any], entries: list[Entry]) -> dict[str, np.ndarray]:
+    """Our leaves under their published names and in the published layout.
+
+    Raises:
+      UserError: a leaf has no published name.
+    """
+    tensors, used = {}, set()
+    for entry in entries:
+        arrays = []
+        for path in entry.paths:
+            found = _find(path, leaves)
+            if found is not None:
+                used.add(found[0])
+                arrays.append(np.asarray(found[1]))
+        if len(arrays) == len(entry.paths):
+            tensors[entry.name] = np.ascontiguousarray(entry.save(arrays))
+        elif not entry.optional:
+            raise UserError(f"export: the run has no {' and '.join(entry.paths)}")
+    if left := sorted(set(leaves) - used):
+        raise UserError(f"export: no published name for {', '.join(left[:6])}")
+    return tensors
+
+
+def _find(path: str, leaves: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """The leaf of a path as the name map writes it, also where layers are stacked: (path, array)."""
+    if path in leaves:
+        return path, leaves[path]
+    before, found, rest = path.partition("/block_")
+    number, _, rest = rest.partition("/")
+    stacked = f"{before}/blocks/{rest}"
+    return (stacked, leaves[stacked][int(number)]) if found and stacked in leaves else None

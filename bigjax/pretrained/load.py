@@ -1,0 +1,227 @@
+"""From a published checkpoint to our variables: every leaf placed, or a line that says what is wrong.
+
+Each tensor is read when its leaf is placed and goes straight to the devices that hold it, so the host
+never holds more than one leaf. Nothing on disk is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax.errors import UserError
+from bigjax.pretrained.entry import Entry
+from bigjax.pretrained.families import FAMILIES, open_family
+from bigjax.pretrained.reader import Published, open_published
+
+# Published tensors that are no parameters: counters, masks and tables that are computed.
+BUFFERS = (
+    r".*num_batches_tracked",
+    r".*position_ids",
+    r".*\.attn\.(masked_)?bias",
+    r".*rotary_emb\.inv_freq",
+)
+# What a run may say otherwise than the checkpoint: it changes no number of the leaves that are loaded,
+# or shows as a leaf of another shape.
+FREE = ("vocab", "context", "dropout", "head", "outputs", "remat", "scan_layers")
+SHOWN = 6  # problems that one message lists
+
+
+def open_checkpoint(source: str, name: str) -> tuple[Published, ModuleType]:
+    """A published checkpoint of the family `name`, with the family's module.
+
+    Raises:
+      UserError: unknown family, no such or an unreadable checkpoint, or one of another family.
+    """
+    family, published = open_family(name), open_published(source)
+    if published.gguf:
+        if not hasattr(family, "from_gguf"):
+            raise UserError(f"{published.path}: a GGUF file cannot be read as '{name}'")
+        published = family.from_gguf(published)
+    model_type, known = published.config.get("model_type"), FAMILIES[name][1]
+    if model_type is not None and model_type not in known:
+        raise UserError(
+            f"config.init.family: {published.path} says it is '{model_type}', not '{name}'"
+        )
+    return _without_prefix(published, getattr(family, "PREFIXES", ())), family
+
+
+def _without_prefix(published: Published, prefixes: Sequence[str]) -> Published:
+    """The checkpoint under names without the first of the prefixes that one of them has."""
+    found = (p for p in prefixes if any(name.startswith(p) for name in published.shapes))
+    prefix = next(found, "")
+    full = {name.removeprefix(prefix): name for name in published.shapes}
+    shapes = {short: published.shapes[name] for short, name in full.items()}
+    return replace(published, shapes=shapes, read=lambda short: published.read(full[short]))
+
+
+def derived_model(init: Mapping[str, Any], model: Mapping[str, Any], needed: Sequence[str]) -> dict:
+    """`config.model` with what it does not say taken from the checkpoint that `config.init` names.
+
+    Args:
+      init: the raw section, with `source` and `family`.
+      model: the raw section, with `type`.
+      needed: the model's keys without a default; if all are given, no file is read.
+
+    Raises:
+      UserError: as `open_checkpoint`; the model is not the family's; nothing says what it looks like.
+    """
+    if all(key in model for key in needed):
+        return dict(model)
+    published, family = open_checkpoint(init.get("source", ""), init["family"])
+    if model.get("type") != family.TYPE:
+        raise UserError(
+            f"config.model.type: weights of the family '{init['family']}' go into '{family.TYPE}', "
+            f"not '{model.get('type')}'"
+        )
+    if not published.config:
+        return dict(model)
+    return {**family.model_values(published.config), **model}
+
+
+def check_published(init: Any, model: Mapping[str, Any]) -> tuple[Published, ModuleType]:
+    """Opens the checkpoint that `config.init` names, with its family, and compares the models.
+
+    Raises:
+      UserError: as `open_checkpoint`; `config.model` contradicts the checkpoint's config.json.
+    """
+    published, family = open_checkpoint(init.source, init.family)
+    theirs = family.model_values(published.config) if published.config else {}
+    differing = [
+        f"{key} is {model[key]!r}, the checkpoint has {value!r}"
+        for key, value in theirs.items()
+        if key not in FREE and key in model and model[key] != value
+    ]
+    if differing:
+        raise UserError(f"config.model: {published.path}: {'; '.join(differing)}")
+    return published, family
+
+
+def read_published(
+    init: Any, model: Mapping[str, Any], wanted: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """Leaves from a published checkpoint.
+
+    Args:
+      init: the settings of `config.init`.
+      model: the values of `config.model`.
+      wanted: path of a leaf, as `Entry.paths` writes them -> our array, from scratch: its shape,
+        dtype and sharding, and its numbers where `init.resize` adds rows.
+
+    Returns:
+      path -> array, floating-point ones in float32.
+
+    Raises:
+      UserError: everything that is missing, unused, of another shape or says otherwise, in one line.
+    """
+    published, family = check_published(init, model)
+    source = _Source(published, family.entries(dict(model)))
+    problems, found = [], {}
+    for path, leaf in wanted.items():
+        try:
+            found[path] = source.leaf(path, leaf, _matches(init.resize, path))
+        except ValueError as error:
+            problems.append(f"{path} {error}")
+    unread = set(published.shapes) - source.known
+    for name in sorted(unread):
+        if not _matches((*BUFFERS, *getattr(family, "IGNORED", ()), *init.unused), name):
+            problems.append(f"published '{name}' is read by nothing (see config.init.unused)")
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise UserError(f"{published.path}: {'; '.join(problems[:SHOWN])}{more}")
+    return {path: place() for path, place in found.items()}
+
+
+class _Source:
+    """A checkpoint seen through a name map.
+
+    Attributes:
+      known: the published names that the map speaks of.
+    """
+
+    def __init__(self, published: Published, entries: Sequence[Entry]):
+        self._published = published
+        self._entries = {path: (e, part) for e in entries for part, path in enumerate(e.paths)}
+        self.known = {entry.name for entry in entries}
+
+    def leaf(self, path: str, ours: jax.Array, resize: bool) -> Any:
+        """A function that reads and places the leaf `path`, after all that can be checked unread.
+
+        Raises:
+          ValueError: what keeps the leaf from being read.
+        """
+        layers = list(self._unrolled(path, ours))
+        absent = [p for p in layers if self._entries[p][0].name not in self._published.shapes]
+        if absent:
+            entry = self._entries[absent[0]][0]
+            if entry.optional:
+                return lambda: ours
+            raise ValueError(f"needs '{entry.name}', which the checkpoint lacks")
+        shape = ours.shape if layers == [path] else ours.shape[1:]
+        for layer in layers:
+            theirs = self._shape(layer)
+            if theirs != shape and not (resize and len(theirs) == len(shape)):
+                name = self._entries[layer][0].name
+                raise ValueError(f"has shape {shape}, '{name}' gives {theirs}")
+        return lambda: self._place(layers, layers != [path], ours)
+
+    def _unrolled(self, path: str, ours: jax.Array) -> Iterator[str]:
+        """The paths of a leaf's layers in the name map: itself, or one a layer where they are stacked."""
+        stacked = path not in self._entries and "/blocks/" in path
+        paths = [path]
+        if stacked:
+            paths = [path.replace("/blocks/", f"/block_{i}/") for i in range(ours.shape[0])]
+        for path in paths:
+            if path not in self._entries:
+                raise ValueError(
+                    "has no counterpart in this family; `config.init.rules` may say None"
+                )
+        yield from paths
+
+    def _shape(self, path: str) -> tuple[int, ...]:
+        """The shape a leaf would come in, without reading it."""
+        entry, part = self._entries[path]
+        stand_in = np.broadcast_to(np.int8(0), self._published.shapes[entry.name])
+        try:
+            return entry.load(stand_in)[part].shape
+        except ValueError as error:
+            raise ValueError(f"from '{entry.name}' {stand_in.shape}: {error}") from None
+
+    def _read(self, path: str, dtype: Any) -> np.ndarray:
+        entry, part = self._entries[path]
+        return entry.load(self._published.read(entry.name))[part].astype(dtype)
+
+    def _place(self, layers: list[str], stacked: bool, ours: jax.Array) -> jax.Array:
+        floating = jnp.issubdtype(ours.dtype, jnp.floating)
+        dtype = np.float32 if floating else ours.dtype
+        if stacked:
+
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                return np.stack([self._read(p, dtype)[index[1:]] for p in layers[index[0]]])
+        else:
+            whole = self._read(layers[0], dtype)
+            if whole.shape != ours.shape:
+                whole = _overlaid(np.array(ours, dtype), whole)
+
+            def part(index: tuple[slice, ...]) -> np.ndarray:
+                return whole[index]
+
+        return jax.make_array_from_callback(ours.shape, ours.sharding, part)
+
+
+def _overlaid(scratch: np.ndarray, published: np.ndarray) -> np.ndarray:
+    """The published numbers where both have a place, the numbers from scratch elsewhere."""
+    both = tuple(slice(min(a, b)) for a, b in zip(scratch.shape, published.shape, strict=True))
+    scratch[both] = published[both]
+    return scratch
+
+
+def _matches(patterns: Sequence[str], name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

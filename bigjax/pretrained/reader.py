@@ -1,0 +1,214 @@
+"""Published checkpoints as files: names, shapes, and one tensor at a time.
+
+Reads a folder in Hugging Face layout (config.json and safetensors, in one file or in shards), a GGUF
+file (Llama family, dequantized tensor by tensor), or a torch state dict through torch's own
+`weights_only` loader. Nothing is unpickled here, no code of a checkpoint runs, and no device is touched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigjax.data.sources import default_data_dir
+from bigjax.errors import UserError, did_you_mean
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint.
+
+    Attributes:
+      path: the folder or file.
+      config: what its config.json (or GGUF header) says of the model; {} without one.
+      shapes: tensor name -> shape.
+      read: tensor name -> the tensor, read when it is asked for.
+      gguf: whether it is a GGUF file, which has names of its own.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray] = field(repr=False)
+    gguf: bool = False
+
+
+def locate(source: str, where: str = "config.init.source") -> Path:
+    """The folder or file that a source names.
+
+    Args:
+      source: a path; or the name of weights that `scripts/fetch_data` brought; or, with the package
+        huggingface_hub and a network, a Hub id "OWNER/NAME".
+
+    Raises:
+      UserError: there is no such thing.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    weights = Path(default_data_dir()) / "weights"
+    if (weights / source).exists():
+        return weights / source
+    here = sorted(p.name for p in weights.glob("*") if p.is_dir())
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")):
+        return _from_hub(source, where)
+    raise UserError(
+        f"{where}: no file or folder '{source}', and no weights of that name under {weights}"
+        f"{did_you_mean(source, here)}; there: {', '.join(here) or 'none'} "
+        f"(`scripts/fetch_data {source}` fetches those bigjax knows)"
+    )
+
+
+def open_published(source: str, where: str = "config.init.source") -> Published:
+    """Opens a published checkpoint; reads headers only.
+
+    Raises:
+      UserError: there is none, or a file of it is damaged.
+    """
+    path = locate(source, where)
+    folder = path if path.is_dir() else path.parent
+    if path.is_file() and path.suffix not in (".safetensors", ".gguf", ".pth", ".pt", ".bin"):
+        raise UserError(f"{where}: {path} is none of .safetensors, .gguf, .pth, .pt, .bin")
+    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if path.is_file():
+        files = [path]
+    elif (folder / INDEX).exists():
+        names = _read_json(folder / INDEX).get("weight_map", {}).values()
+        files = [_inside(folder, name) for name in sorted(set(names))]
+    else:
+        files = [folder / SINGLE] if (folder / SINGLE).exists() else _only_weights(folder, where)
+    if files[0].suffix == ".gguf":
+        return _open_gguf(files[0])
+    if files[0].suffix in (".pth", ".pt", ".bin"):
+        return _open_torch(files[0], config)
+    return _open_safetensors(path, files, config)
+
+
+def _open_safetensors(path: Path, files: list[Path], config: Mapping[str, Any]) -> Published:
+    from safetensors import SafetensorError, safe_open
+
+    shapes, opened = {}, {}
+    for file in files:
+        try:
+            handle = safe_open(file, framework="numpy")
+            for name in handle.keys():  # noqa: SIM118 (not a mapping)
+                shapes[name] = tuple(handle.get_slice(name).get_shape())
+                opened[name] = handle
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+
+    def read(name: str) -> np.ndarray:
+        return opened[name].get_tensor(name)
+
+    return Published(path, config, shapes, read)
+
+
+def _open_gguf(path: Path) -> Published:
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # the library raises whatever a broken header leads it to
+        raise UserError(f"{path}: not a readable GGUF file ({_one_line(error)})") from None
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    for tensor in reader.tensors:
+        if tensor.data_offset + tensor.n_bytes > path.stat().st_size:
+            raise UserError(f"{path}: cut short: it ends before tensor '{tensor.name}' does")
+    # GGUF lists the fastest axis first.
+    shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in tensors.items()}
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        return np.asarray(values, np.float32).reshape(shapes[name])
+
+    config = {
+        key: _plain_field(entry)
+        for key, entry in reader.fields.items()
+        if not key.startswith(("GGUF.", "tokenizer."))
+    }
+    return Published(path, config, shapes, read, gguf=True)
+
+
+def _plain_field(entry: Any) -> Any:
+    value = entry.contents()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _open_torch(path: Path, config: Mapping[str, Any]) -> Published:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is a torch file; reading it needs torch: pip install torch (once: "
+            "`export` then writes safetensors)"
+        ) from None
+    try:
+        # weights_only: tensors and plain containers; a file that asks for any other code is refused.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a bad file
+        raise UserError(f"{path}: not a torch state dict ({_one_line(error)})") from None
+    if not isinstance(state, Mapping) or not all(hasattr(x, "shape") for x in state.values()):
+        raise UserError(f"{path}: not a torch state dict (name -> tensor)")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+    def read(name: str) -> np.ndarray:
+        tensor = state[name]
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+    return Published(path, config, shapes, read)
+
+
+def _from_hub(source: str, where: str) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"{where}: no folder '{source}'; to take it from the Hub: pip install huggingface_hub"
+        ) from None
+    try:
+        patterns = ["*.json", "*.safetensors"]
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
+    except Exception as error:  # no network, no such id, no permission: each its own kind
+        raise UserError(f"{where}: cannot fetch '{source}' ({_one_line(error)})") from None
+
+
+def _only_weights(folder: Path, where: str) -> list[Path]:
+    found = sorted(
+        p for p in folder.glob("*") if p.suffix in (".safetensors", ".gguf", ".pth", ".pt", ".bin")
+    )
+    if len(found) != 1:
+        names = ", ".join(p.name for p in found) or "none"
+        raise UserError(f"{where}: {folder} should hold {SINGLE} or one file of weights; {names}")
+    return found
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file that an index names; one outside the folder is refused."""
+    path = folder / name
+    if Path(name).name != name:
+        raise UserError(f"{folder / INDEX}: '{name}' is not a file name")
+    if not path.exists():
+        raise UserError(f"{folder / INDEX} names {name}, which is not there")
+    return path
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: should hold a JSON object")
+    return values
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
