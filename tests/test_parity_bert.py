@@ -1,0 +1,137 @@
+"""BERT and RoBERTa against transformers: the same weights give the same numbers, in both directions."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax.data.sources import default_data_dir
+from tests import parity
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SIZES = dict(
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=24,
+    initializer_range=0.3,  # so that every part shows in the output
+)
+LENGTHS = np.array([12, 7, 4])
+SEGMENTS = (np.arange(12) < LENGTHS[:, None]).astype(np.int32)
+MODELS = [
+    ("bert", "Model"),
+    ("bert", "ForMaskedLM"),
+    ("bert", "ForSequenceClassification"),
+    ("bert", "ForTokenClassification"),
+    ("roberta", "Model"),
+    ("roberta", "ForMaskedLM"),
+    ("roberta", "ForSequenceClassification"),
+    ("roberta", "ForTokenClassification"),
+]
+NO_POOLER = dict(unused=(r"pooler\..*",))
+
+
+def reference(family, name):
+    """A small random model of transformers, its tokens (padded) and their types."""
+    torch.manual_seed(0)
+    kind = {"bert": "Bert", "roberta": "Roberta"}[family]
+    padding, types = (0, 2) if family == "bert" else (1, 1)
+    config = getattr(transformers, f"{kind}Config")(
+        **SIZES, type_vocab_size=types, pad_token_id=padding, num_labels=3
+    )
+    options = dict(add_pooling_layer=False) if name == "Model" else {}
+    model = getattr(transformers, f"{kind}{name}")(config, **options).eval()
+    rng = np.random.default_rng(0)
+    tokens = np.where(SEGMENTS, rng.integers(2, 50, SEGMENTS.shape), padding).astype(np.int32)
+    return model, (tokens, SEGMENTS, rng.integers(0, types, SEGMENTS.shape).astype(np.int32))
+
+
+def torch_output(model, tokens, segments, types):
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    given = (torch.tensor(np.array(x)).long() for x in (tokens, segments, types))
+    with torch.no_grad():
+        return model(**dict(zip(names, given, strict=True)))[0].numpy()
+
+
+def our_output(model, variables, inputs):
+    return jax.jit(lambda v: model.apply(v, *inputs, train=False))(variables)
+
+
+def assert_equal(ours, theirs, segments):
+    """At every real token, or for the whole text where there is one row of numbers for it."""
+    ours, real = np.asarray(ours), segments > 0
+    if ours.ndim == 3:
+        ours, theirs = ours[real], theirs[real]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "name"), MODELS)
+def test_published_weights_give_the_published_numbers_and_go_back(family, name, tmp_path):
+    theirs, inputs = reference(family, name)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, variables, values = parity.load(tmp_path / "theirs", family, inputs)
+    expected = torch_output(theirs, *inputs)
+    assert_equal(our_output(model, variables, inputs), expected, SEGMENTS)
+
+    folder = parity.export(variables, values, family, tmp_path / "ours")
+    options = dict(add_pooling_layer=False) if name == "Model" else {}
+    back, info = type(theirs).from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(info.values())
+    assert_equal(torch_output(back.eval(), *inputs), expected, SEGMENTS)
+
+
+def test_layers_in_one_loop_read_the_same_weights(tmp_path):
+    theirs, inputs = reference("bert", "ForMaskedLM")
+    theirs.save_pretrained(tmp_path)
+    model, variables, _ = parity.load(tmp_path, "bert", inputs, scan_layers=True)
+    ours = our_output(model, variables, inputs)
+    assert_equal(ours, torch_output(theirs, *inputs), SEGMENTS)
+
+
+def test_sentence_embedding_is_the_mean_of_real_tokens_at_length_one(tmp_path):
+    theirs, inputs = reference("bert", "Model")
+    theirs.save_pretrained(tmp_path)
+    model, variables, _ = parity.load(tmp_path, "bert", inputs, head="embedding")
+    hidden = torch_output(theirs, *inputs).astype(np.float64)
+    mean = np.stack([row[:length].mean(0) for row, length in zip(hidden, LENGTHS, strict=True)])
+    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    ours = our_output(model, variables, inputs)
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+SENTENCES = (
+    "A man is playing a guitar.",
+    "Someone strums an instrument while the crowd listens, half asleep, in the afternoon heat.",
+    "The stock market fell sharply on Monday.",
+    "¿Dónde está la biblioteca? 42 naïve façades.",
+)
+
+
+@pytest.mark.slow
+def test_minilm_embeds_sentences_as_transformers_does():
+    folder = Path(default_data_dir()) / "weights" / "minilm"
+    if not folder.exists():
+        pytest.skip("no all-MiniLM-L6-v2 here: scripts/fetch_data minilm")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(os.fspath(folder / "tokenizer.json"))
+    tokenizer.enable_padding()
+    encoded = tokenizer.encode_batch(SENTENCES)
+    tokens, segments, types = (
+        np.array([getattr(e, name) for e in encoded], np.int32)
+        for name in ("ids", "attention_mask", "type_ids")
+    )
+    theirs = transformers.BertModel.from_pretrained(folder).eval()
+    hidden = torch_output(theirs, tokens, segments, types)
+    mean = np.stack([h[s > 0].mean(0) for h, s in zip(hidden, segments, strict=True)])
+    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    inputs = (tokens, segments, types)
+    model, variables, _ = parity.load(folder, "bert", inputs, NO_POOLER, head="embedding")
+    ours = our_output(model, variables, inputs)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
