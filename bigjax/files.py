@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from bigjax.errors import UserError
 
 
 def write_atomic(path: str | Path, text: str) -> None:
@@ -29,6 +33,31 @@ def write_atomic(path: str | Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def publish(final: Path, write: Callable[[Path], None]) -> bool:
+    """Makes the folder `final`, whole or not at all: `write(private)` fills one that is renamed.
+
+    Of several processes the first to finish wins. Returns False if `final` was there already.
+    """
+    if final.exists():
+        return False
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        private = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {final.parent}: {error.strerror}") from None
+    try:
+        write(private)
+        private.chmod(0o755)  # mkdtemp's is for the owner alone
+        try:
+            os.rename(private, final)
+        except OSError:
+            if not final.exists():  # unless another process was first
+                raise
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+    return True
 
 
 def write_json(path: str | Path, value: object) -> None:

