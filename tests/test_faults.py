@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def faults(kinds, times):
     done = subprocess.run(
-        [sys.executable, "scripts/faults.py", f"--kind={kinds}", f"--times={times}"],
+        [sys.executable, "-m", "scripts.fault_injection", f"--kind={kinds}", f"--times={times}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
