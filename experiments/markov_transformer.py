@@ -21,7 +21,7 @@ def get_config():
         source=dict(type="markov_tokens", vocab=64, length=32, branches=4, examples=16384),
         splits=dict(train="train", test="test"),
     )
-    config.model = dict(type="transformer", vocab=64, layers=2, width=64, heads=4, context=32)
+    config.model = dict(type="gpt2", vocab=64, layers=2, width=64, heads=4, context=32)
     config.task = dict(type="language_model")
     config.optimizer = dict(
         type="adamw",

@@ -276,7 +276,7 @@ def test_a_transformers_formula_agrees_with_the_count_of_its_products(scan_layer
             dict(
                 train=dict(steps=1, batch_size=batch),
                 data=dict(source=dict(type="tfds", name="digits"), splits=dict(train="train")),
-                model=dict(type="transformer", **model),
+                model=dict(type="gpt2", **model),
                 task=dict(type="language_model"),
                 optimizer=dict(type="sgd", learning_rate=0.1),
             )

@@ -14,7 +14,7 @@ from bigjax.config import resolve
 from bigjax.data import pipeline
 from bigjax.errors import UserError
 from bigjax.models.blocks import REMAT
-from bigjax.models.transformer import Transformer
+from bigjax.models.gpt2 import GPT2
 from bigjax.optimizers import OptimizerSettings, build
 from bigjax.train import train
 from tests.small import small, small_config
@@ -24,7 +24,7 @@ TOKENS = np.random.default_rng(0).integers(0, 13, (4, 8)).astype(np.int32)
 
 
 def transformer(**levers):
-    return Transformer(vocab=13, layers=LAYERS, width=16, heads=2, context=8, **levers)
+    return GPT2(vocab=13, layers=LAYERS, width=16, heads=2, context=8, **levers)
 
 
 @functools.cache
@@ -96,7 +96,7 @@ def test_remat_saves_memory():
     tokens = np.zeros((8, 64), np.int32)
 
     def temporary(remat):
-        model = Transformer(
+        model = GPT2(
             vocab=13, layers=6, width=64, heads=2, context=64, remat=remat, scan_layers=True
         )
         params = nn.unbox(

@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from bigjax import settings, sharding
 from bigjax.errors import UserError
 from bigjax.models.common import constrain
+from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
 from bigjax.models.rnn import RNN
-from bigjax.models.transformer import Transformer
 from bigjax.placement import Vocabulary, logical_names, place, vocabulary
 from bigjax.rules import paths
 
@@ -48,7 +48,7 @@ def model_specs(model, mesh, rule, x, options=None):
     return specs(rule, nn.unbox(boxed), mesh, names=names, words=words)
 
 
-TRANSFORMER = Transformer(vocab=32, layers=1, width=16, heads=4, context=8)
+TRANSFORMER = GPT2(vocab=32, layers=1, width=16, heads=4, context=8)
 TOKENS = jnp.zeros((1, 8), jnp.int32)
 
 

@@ -38,7 +38,7 @@ FAMILIES = {
     ),
     "rnn": (dict(type="rnn", widths=(16,), outputs=4), CLASSIFICATION, classes(3, 3)),
     "transformer": (
-        dict(type="transformer", vocab=16, layers=1, width=16, heads=4, context=8),
+        dict(type="gpt2", vocab=16, layers=1, width=16, heads=4, context=8),
         dict(type="language_model"),
         {"tokens": TOKENS},
     ),

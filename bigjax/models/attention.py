@@ -157,7 +157,7 @@ def cached_keys(
 ) -> tuple[jax.Array, jax.Array]:
     """Enters the keys and values of T tokens at `slot`; returns all of them, (B, S, K, H) each.
 
-    Call in the attention module, whose variables "key" and "value" of the collection "cache" they are.
+    Call in the attention module, whose variables "keys" and "values" of the collection "cache" they are.
     """
 
     def enter(name: str, x_BTKH: jax.Array) -> jax.Array:
@@ -167,4 +167,4 @@ def cached_keys(
         memory.value = jax.lax.dynamic_update_slice(memory.value, new, (0, slot, 0, 0))
         return memory.value
 
-    return enter("key", k_BTKH), enter("value", v_BTKH)
+    return enter("keys", k_BTKH), enter("values", v_BTKH)

@@ -11,10 +11,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.errors import UserError
-from bigjax.models.common import choose
+from bigjax.models.common import choose, constrain
 
 # What the forward pass keeps of a block for the backward pass; the rest is computed again (Chen et
 # al. 2016, "Training deep nets with sublinear memory cost"). From most memory to least:
@@ -167,3 +168,20 @@ class MLP(nn.Module):
         h_BTF = dense("up", self.width, "embed", "mlp", bias=self.bias)(x_BTD)
         down = dense("down", x_BTD.shape[-1], "mlp", "embed", bias=self.bias, layers=self.layers)
         return down(self.activation(h_BTF))
+
+
+def last_token(x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """(B, 1, D): of each row the last position that is not padding."""
+    index_T = jnp.arange(segments_BT.shape[1])
+    last_B = jnp.max(jnp.where(segments_BT > 0, index_T, 0), axis=1)
+    return jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
+
+
+def unembed(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    """Float32 logits (B, T, V): the products of x with every row of a table of tokens."""
+    logits_BTV = jnp.einsum(
+        "BTD,VD->BTV",
+        *nn.dtypes.promote_dtype(x_BTD, table_VD),
+        preferred_element_type=jnp.float32,
+    )
+    return constrain(logits_BTV, "batch", "length", "vocab")

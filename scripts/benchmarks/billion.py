@@ -21,7 +21,7 @@ def get_config():
     config.train = dict(steps=10, batch_size=8)
     config.data = dict(source=dict(type="npz", directory=str(folder)), splits=dict(train="train"))
     config.model = dict(
-        type="transformer",
+        type="gpt2",
         vocab=32768,
         layers=20,
         width=2048,

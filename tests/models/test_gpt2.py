@@ -1,4 +1,4 @@
-"""The Transformer against a forward pass written out in float64, and what its form promises."""
+"""GPT-2 against a forward pass written out in float64, and what its form promises."""
 
 import flax.linen as nn
 import jax
@@ -8,10 +8,10 @@ import pytest
 
 from bigjax import settings
 from bigjax.errors import UserError
-from bigjax.models.transformer import Transformer
+from bigjax.models.gpt2 import GPT2
 from bigjax.precision import ModelInPrecision
 
-MODEL = Transformer(vocab=11, layers=2, width=8, heads=2, context=6)
+MODEL = GPT2(vocab=11, layers=2, width=8, heads=2, context=6)
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 6)).astype(np.int32)
 KEY = jax.random.key(0)
 
@@ -85,7 +85,7 @@ def test_every_parameter_names_every_axis():
 
 
 def test_residual_branches_start_smaller_in_deeper_models():
-    deep = Transformer(vocab=11, layers=8, width=64, heads=2, context=6)
+    deep = GPT2(vocab=11, layers=8, width=64, heads=2, context=6)
     params = nn.unbox(deep.init(KEY, TOKENS, train=False))["params"]["block_3"]
     assert np.std(params["mlp"]["up"]["kernel"]) == pytest.approx(0.02, rel=0.05)
     assert np.std(params["mlp"]["down"]["kernel"]) == pytest.approx(0.02 / 4, rel=0.05)
