@@ -30,6 +30,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "t5": ("t5", ("t5",)),
     "vit": ("vit", ("vit", "deit")),
     "resnet": ("resnet", ("resnet",)),
+    "resnet_torchvision": ("resnet_torchvision", ("resnet",)),
     "vgg": ("vgg", ("vgg",)),
     "mobilenet": ("mobilenet", ("mobilenet_v2",)),
     "efficientnet_lite": ("efficientnet_lite", ("efficientnet_lite",)),

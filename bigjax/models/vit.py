@@ -1,0 +1,219 @@
+"""Vision Transformer (Dosovitskiy et al. 2021): an image as a sequence of patches, pre-norm blocks.
+
+Shapes are in the names: B batch, T tokens, D width, N heads, H width of a head.
+
+Parameters: patches, positions, (cls, distillation,) block_0, block_1, ... (with scan_layers: blocks),
+norm, (pool,) head, (distillation_head).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax.errors import UserError
+from bigjax.models.attention import attend
+from bigjax.models.blocks import (
+    MLP,
+    branch,
+    dense,
+    head_width,
+    join_heads,
+    layer_norm,
+    named,
+    normal,
+    split_heads,
+    stack,
+)
+from bigjax.models.common import choose, constrain
+from bigjax.models.convolution import check_images
+
+# Table 1 of the paper; Ti and S from Touvron et al. 2021 (DeiT).
+PRESETS = {
+    "ti": dict(layers=12, width=192, heads=3),
+    "s": dict(layers=12, width=384, heads=6),
+    "b": dict(layers=12, width=768, heads=12),
+    "l": dict(layers=24, width=1024, heads=16),
+}
+POOLS = ("cls", "mean", "map")
+POSITIONS = ("learned", "sincos")
+
+
+class ViT(nn.Module):
+    """Patches -> linear map + positions -> blocks -> norm -> pool -> linear head.
+
+    image, patch: side of an image, and of a patch, in pixels; the one is a multiple of the other.
+    layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
+    mlp_width: default 4 D.
+    pool: "cls" is a token of its own before the patches, "mean" the mean over the patches, "map"
+        attention with one learned query (Zhai et al. 2022, section 3.4).
+    positions: "learned", one vector a token; "sincos", fixed sines and cosines of row and column
+        (Beyer et al. 2022, "Better plain ViT baselines").
+    distillation: a second token beside cls, with a head of its own (Touvron et al. 2021, section 4);
+        the logits are the mean of the two heads'.
+    dropout: after the positions and on each residual branch.
+    remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
+    """
+
+    outputs: int
+    image: int
+    patch: int
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int | None = None
+    pool: str = "cls"
+    positions: str = "learned"
+    distillation: bool = False
+    dropout: float = 0.0
+    norm_epsilon: float = 1e-6
+    remat: str = "none"
+    scan_layers: bool = False
+
+    # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
+    TENSOR_RULES = ((".*", "logical"),)
+    LOGICAL_RULES = (("heads", "tensor"), ("mlp", "tensor"))
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """x (B, image, image, channels); returns logits (B, outputs)."""
+        check_images(x, "a ViT")
+        if x.shape[1:3] != (self.image, self.image):
+            H, W = x.shape[1:3]
+            raise UserError(f"model.image: {self.image} pixels; the images of the data are {H}x{W}")
+        choose("model.pool", self.pool, POOLS)
+        choose("model.positions", self.positions, POSITIONS)
+        if self.distillation and self.pool != "cls":
+            raise UserError(f"model.distillation goes with model.pool 'cls', not '{self.pool}'")
+        x_BRCD = dense("patches", self.width, "patch", "embed")(patches(x, self.patch))
+        x_BTD = self._with_positions(x_BRCD)
+        x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
+        fields = dict(
+            heads=self.heads,
+            mlp_width=self.mlp_width or 4 * self.width,
+            dropout=self.dropout,
+            norm_epsilon=self.norm_epsilon,
+            train=train,
+        )
+        x_BTD = stack(
+            Block, fields, x_BTD, layers=self.layers, remat=self.remat, scan=self.scan_layers
+        )
+        x_BTD = layer_norm("norm", self.norm_epsilon)(x_BTD)
+        if self.pool == "cls":
+            x_BD = x_BTD[:, 0]
+        elif self.pool == "mean":
+            x_BD = jnp.mean(x_BTD, axis=1, dtype=jnp.float32)
+        else:
+            x_BD = AttentionPool(self.heads, fields["mlp_width"], self.norm_epsilon, name="pool")(
+                x_BTD
+            )
+        logits = dense("head", self.outputs, "embed", "classes")(x_BD)
+        if self.distillation:
+            second = dense("distillation_head", self.outputs, "embed", "classes")(x_BTD[:, 1])
+            logits = (logits + second) / 2
+        return logits
+
+    def _with_positions(self, x_BRCD: jax.Array) -> jax.Array:
+        """Rows and columns of patches -> tokens (B, T, D): special tokens first, positions added."""
+        B, R, C, D = x_BRCD.shape
+        x_BTD = x_BRCD.reshape(B, R * C, D)
+        if self.positions == "sincos":
+            x_BTD = x_BTD + jnp.asarray(sines_and_cosines(R, C, D), x_BTD.dtype)
+        special = ("cls", "distillation")[: (self.pool == "cls") + self.distillation]
+        tokens = [self.param(name, named(normal(), "embed"), (D,)) for name in special]
+        tokens = [jnp.broadcast_to(token.astype(x_BTD.dtype), (B, 1, D)) for token in tokens]
+        x_BTD = jnp.concatenate([*tokens, x_BTD], axis=1)
+        if self.positions == "learned":
+            shape = (x_BTD.shape[1], D)
+            positions_TD = self.param("positions", named(normal(), "position", "embed"), shape)
+            x_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
+        return x_BTD
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    heads: int
+    mlp_width: int
+    dropout: float
+    norm_epsilon: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x_BTD = constrain(x_BTD, "batch", "length", None)
+        drop = nn.Dropout(self.dropout, deterministic=not self.train)
+        y_BTD = layer_norm("attention_norm", self.norm_epsilon)(x_BTD)
+        mixed_BTD = branch(Attention(self.heads, name="attention")(y_BTD, y_BTD))
+        x_BTD = x_BTD + drop(mixed_BTD).astype(x_BTD.dtype)
+        y_BTD = layer_norm("mlp_norm", self.norm_epsilon)(x_BTD)
+        return x_BTD + drop(branch(mlp(self.mlp_width)(y_BTD))).astype(x_BTD.dtype)
+
+
+class Attention(nn.Module):
+    """Every query sees every key; all heads, joined."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, queries_BTD: jax.Array, keys_BSD: jax.Array) -> jax.Array:
+        D = keys_BSD.shape[-1]
+        project = functools.partial(split_heads, heads=self.heads, width=head_width(D, self.heads))
+        # One dtype for all, should a precision policy except one of them.
+        q_BTNH, k_BSNH, v_BSNH = nn.dtypes.promote_dtype(
+            project("query")(queries_BTD), project("key")(keys_BSD), project("value")(keys_BSD)
+        )
+        return join_heads("out", D)(attend(q_BTNH, k_BSNH, v_BSNH))
+
+
+class AttentionPool(nn.Module):
+    """The tokens as one vector: attention from a learned query, then x + mlp(norm(x))."""
+
+    heads: int
+    mlp_width: int
+    norm_epsilon: float
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        B, _, D = x_BTD.shape
+        probe_D = self.param("probe", named(normal(), "embed"), (D,))
+        probe_B1D = jnp.broadcast_to(probe_D.astype(x_BTD.dtype), (B, 1, D))
+        x_BD = Attention(self.heads, name="attention")(probe_B1D, x_BTD)[:, 0]
+        return x_BD + mlp(self.mlp_width)(layer_norm("mlp_norm", self.norm_epsilon)(x_BD))
+
+
+def mlp(width: int) -> MLP:
+    return MLP(width, functools.partial(nn.gelu, approximate=False), name="mlp")
+
+
+def patches(x: jax.Array, side: int) -> jax.Array:
+    """Images (B, H, W, C) -> patches (B, H / side, W / side, side * side * C), each row by row.
+
+    Raises:
+      UserError: the image's sides are no multiples of `side`.
+    """
+    B, H, W, C = x.shape
+    if H % side or W % side:
+        raise UserError(f"model.patch: images of {H}x{W} do not divide into patches of {side}")
+    x = x.reshape(B, H // side, side, W // side, side, C).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(B, H // side, W // side, side * side * C)
+
+
+def sines_and_cosines(rows: int, columns: int, width: int) -> np.ndarray:
+    """Positions (rows * columns, width): sin and cos of the column, then of the row.
+
+    At frequencies 10000^(-i / (n - 1)), i < n = width / 4 (Beyer et al. 2022, after Vaswani et al.
+    2017, section 3.5). Raises UserError where the width is no multiple of 4.
+    """
+    if width % 4 or width < 8:
+        raise UserError(
+            f"model.positions 'sincos' needs a width that is a multiple of 4, not {width}"
+        )
+    row, column = (index.reshape(-1, 1) for index in np.mgrid[:rows, :columns])
+    frequency = 10000.0 ** -np.linspace(0, 1, width // 4)
+    parts = [f(at * frequency) for at in (column, row) for f in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1).astype(np.float32)

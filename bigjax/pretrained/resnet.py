@@ -1,0 +1,77 @@
+"""ResNet in Hugging Face's layout: config.json and the names of the tensors, both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bigjax.errors import UserError
+from bigjax.models.resnet import EXPANSION
+from bigjax.pretrained.entry import Entry
+from bigjax.pretrained.vision import batch_norm, conv, dense, labels_of, outputs_of
+
+TYPE = "resnet"
+
+
+def model_values(published: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `bigjax.models.resnet.ResNet` from a published config.json.
+
+    Raises:
+      UserError: it describes something that this family is not.
+    """
+    block, width = published["layer_type"], published["embedding_size"]
+    wanted = dict(
+        hidden_act="relu",
+        downsample_in_first_stage=False,
+        downsample_in_bottleneck=False,
+        hidden_sizes=[width * EXPANSION[block] * 2**i for i in range(len(published["depths"]))],
+    )
+    for key, value in wanted.items():
+        if published.get(key, value) != value:
+            raise UserError(f"config.init: {key} {published[key]!r} is not known; {value!r} is")
+    return dict(
+        outputs=outputs_of(published),
+        layers=tuple(published["depths"]),
+        block=block,
+        width=width,
+        stem="imagenet",
+    )
+
+
+def published_config(model: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a model with these values; UserError if transformers has no such model."""
+    if model["stem"] != "imagenet":
+        raise UserError(f"export: transformers' ResNet has no stem '{model['stem']}'")
+    sizes = [model["width"] * EXPANSION[model["block"]] * 2**i for i in range(len(model["layers"]))]
+    return dict(
+        model_type="resnet",
+        architectures=["ResNetForImageClassification"],
+        layer_type=model["block"],
+        depths=list(model["layers"]),
+        embedding_size=model["width"],
+        hidden_sizes=sizes,
+        **labels_of(model["outputs"]),
+    )
+
+
+def entries(model: dict[str, Any]) -> list[Entry]:
+    """Every published tensor of a model with these values and the leaf it becomes."""
+    found = unit("resnet.embedder.embedder", "stem", "stem_norm")
+    first = 0 if model["block"] == "bottleneck" else 1
+    for stage, blocks in enumerate(model["layers"]):
+        for i in range(blocks):
+            there = f"resnet.encoder.stages.{stage}.layers.{i}"
+            here = f"stage_{stage}_block_{i}"
+            for number in range(first, 3):
+                name = f"{there}.layer.{number - first}"
+                found += unit(name, f"{here}/conv_{number}", f"{here}/norm_{number}")
+            if i == 0 and (stage or model["block"] == "bottleneck"):
+                found += unit(f"{there}.shortcut", f"{here}/shortcut", f"{here}/shortcut_norm")
+    return found + dense("classifier.1", "head")
+
+
+def unit(name: str, conv_path: str, norm_path: str) -> list[Entry]:
+    """A convolution and its norm."""
+    return [
+        *conv(f"{name}.convolution", conv_path),
+        *batch_norm(f"{name}.normalization", norm_path),
+    ]
