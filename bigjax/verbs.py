@@ -54,7 +54,7 @@ def evaluate_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
     """Evaluates the newest checkpoint of the run in the folder."""
-    config, program, state, sources = open_run(raw, overrides, options.workdir, options.split)
+    config, program, state, sources = open_run(options.workdir, overrides, options.split, raw)
     for split, source in sources.items():
         values = evaluate(config, program, state, source)
         print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
@@ -66,7 +66,7 @@ def predict_verb(
     """Writes one JSON object a row of the input; bad rows are reported by number and left out."""
     if options.input is None:
         raise UserError("predict needs --input=FILE (.npz, .csv, .txt, or a folder of png/jpg)")
-    config, program, state, _ = open_run(raw, overrides, options.workdir, None)
+    config, program, state, _ = open_run(options.workdir, overrides, None, raw)
     train_source = open_sources(config)["train"]
     rows = inputs.read(options.input, train_source, program.task.input)
     for problem in rows.problems:
@@ -131,7 +131,7 @@ def export_verb(
     """Writes the run's newest weights as a folder that `transformers` loads."""
     if options.format != "safetensors":
         raise UserError(f"--format={options.format}: export writes safetensors")
-    config, program, state, _ = open_run(raw, overrides, options.workdir, None)
+    config, program, state, _ = open_run(options.workdir, overrides, None, raw)
     init, model = config.section("init"), config.get("model")
     family = options.family or (init and init.family)
     family = family or family_of_type(model["type"], "config.model.type")
@@ -209,16 +209,17 @@ def load_run(workdir: Path, overrides: Sequence[str]) -> Config:
 
 
 def open_run(
-    raw: Any, overrides: Sequence[str], workdir: Path, split: str | None
+    workdir: Path, overrides: Sequence[str], split: str | None, raw: Any = None
 ) -> tuple[Config, Program, Any, dict[str, Any]]:
     """A trained run: its config, program, newest state, and the splits to evaluate.
 
-    Where there is no run, an experiment that starts from a published checkpoint has that one's weights.
+    Where there is none, but `raw`, an experiment's config, starts from a published checkpoint, the
+    state has that one's weights.
 
     Raises:
       UserError: the folder holds no run, or no such split.
     """
-    untrained = not (workdir / "config.json").exists() and configs.starts_published(raw)
+    untrained = not (workdir / "config.json").exists() and configs.starts_published(raw or {})
     config = configs.resolve(raw, overrides) if untrained else load_run(workdir, overrides)
     if split is not None:
         splits = config.get("data.splits")

@@ -177,6 +177,38 @@ def test_sigterm_on_one_process_stops_all_at_one_step_and_the_run_goes_on(tmp_pa
     assert [p.name for p in (tmp_path / "run/checkpoints").glob("*")] == list(steps)
 
 
+def test_processes_set_a_corrupted_checkpoint_aside_and_go_on_from_the_same_one(tmp_path, two):
+    command = [*LOCAL, MODULE, "--config.checkpoint.every=10"]
+    done, _ = run(tmp_path, command)
+    assert done.returncode == 0, done.stdout
+    workdir = tmp_path / "run"
+    (workdir / "result.json").unlink()
+    newest = workdir / "checkpoints" / "20"
+    data = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    done, _ = run(tmp_path, command)
+    assert done.returncode == 0, done.stdout
+    assert "resumed at step 10 of 20" in done.stdout
+    assert list((workdir / "checkpoints" / "bad").glob("20-*/why.txt"))
+    fingerprints = {
+        json.loads((folder / "run/result.json").read_text())["fingerprint"]
+        for folder in (tmp_path, two)
+    }
+    assert len(fingerprints) == 1
+
+
+def test_bad_numbers_rewind_and_then_end_all_processes_with_one_message(tmp_path):
+    checks = ("--config.check.policy=rewind", "--config.check.max_rewinds=1")
+    divergence = ("--config.optimizer.type=sgd", "--config.optimizer.learning_rate=1e30")
+    done, _ = run(tmp_path, [*LOCAL, MODULE, *checks, *divergence])
+    assert done.returncode == 1, done.stdout
+    assert done.stdout.count("going back to the newest checkpoint") == 2  # each process, once
+    assert "after 1 rewind" in done.stdout
+    assert done.stderr.count("exit code 1") == 2
+
+
 def test_a_lone_process_neither_waits_nor_joins(monkeypatch):
     for name, value in {
         "SLURM_JOB_ID": "1",

@@ -200,6 +200,25 @@ def test_a_spike_is_caught_and_only_with_a_full_window(tmp_path):
     assert bad == [step for step in steps_with(BAD_SAMPLE, 80) if step > 64]
 
 
+def test_a_spike_is_rewound_and_ends_as_a_run_that_never_saw_its_examples(tmp_path):
+    config = poisoned_config(
+        (BAD_SAMPLE,),
+        "check.policy=rewind",
+        "check.spike=20.0",
+        factor="1000",
+        train=dict(steps=72, batch_size=BATCH),
+        optimizer=dict(type="sgd", learning_rate=1e-5),
+        checkpoint=dict(every=8),
+    )
+    result = train(config, tmp_path / "a")
+    ledger = guard.read_ledger(tmp_path / "a")
+    assert [line["step"] for line in ledger] == [s for s in steps_with(BAD_SAMPLE, 72) if s > 64]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / guard.LEDGER).write_text((tmp_path / "a" / guard.LEDGER).read_text())
+    assert train(config, tmp_path / "b")["fingerprint"] == result["fingerprint"]
+    np.testing.assert_equal(losses(tmp_path / "a"), losses(tmp_path / "b"))
+
+
 def test_the_window_survives_a_resume_bit_for_bit(tmp_path):
     config = poisoned_config((), "check.spike=8.0")
     train(config, tmp_path / "whole")
