@@ -30,10 +30,21 @@ def of_step(train_step: Any, model: Mapping[str, Any], task: Any, state: Any, *r
     found = {COUNTED: of_jaxpr(train_step.trace(state, *rest).jaxpr.jaxpr)}
     if {"layers", "heads", "width", "context"} <= model.keys():
         tokens = jax.eval_shape(task.inputs, rest[0])[0]
-        sizes = {path: leaf.size for path, leaf in paths(state.params).items()}
-        parameters = sum(sizes.values()) - sizes.get("positions", 0)  # these are only looked up
+        parameters = multiplied(model, state.params)
         found |= transformer(parameters, model["layers"], model["width"], *tokens.shape)
     return found
+
+
+def multiplied(model: Mapping[str, Any], params: Any) -> int:
+    """How many of a Transformer's parameters multiply; tables that are only looked up do not.
+
+    The embedding multiplies where it also gives the logits: with a tied or a masked-LM head.
+    """
+    sizes = {path: leaf.size for path, leaf in paths(params).items()}
+    tables = ["positions", "types"]
+    if not model.get("tied", True) or model.get("head", "mlm") != "mlm":
+        tables.append("embedding")
+    return sum(sizes.values()) - sum(sizes.get(table, 0) for table in tables)
 
 
 def transformer(parameters: int, layers: int, width: int, batch: int, length: int) -> dict:

@@ -294,3 +294,23 @@ def test_a_transformers_formula_is_that_of_palm():
     # One layer, N = 1000 parameters, D = 10, T = 5: 6,000 a token, and attention's 12 * 50.
     found = flops.transformer(1000, layers=1, width=10, batch=2, length=5)
     assert found == {"6N + 12LDT": 10 * 6600.0, "6N + 6LDT, causal": 10 * 6300.0}
+
+
+@pytest.mark.parametrize(
+    ("model", "counted"),
+    [
+        ({}, 12 + 4),  # GPT-2: the embedding gives the logits
+        ({"tied": True}, 12 + 4),
+        ({"tied": False}, 4),
+        ({"head": "mlm"}, 12 + 4),
+        ({"head": "sequence"}, 4),
+    ],
+)
+def test_a_table_that_is_only_looked_up_does_not_multiply(model, counted):
+    params = {
+        "embedding": np.ones((4, 3)),
+        "positions": np.ones((5, 3)),
+        "types": np.ones((2, 3)),
+        "block_0": {"kernel": np.ones((2, 2))},
+    }
+    assert flops.multiplied(model, params) == counted
