@@ -123,6 +123,24 @@ def kl_divergence(
     return masked_sum(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1), mask)
 
 
+def scaled_similarity(
+    a: jax.Array, b: jax.Array, mask: jax.Array, temperature: float | jax.Array
+) -> jax.Array:
+    """Logits of InfoNCE, cos(a_i, b_j) / temperature: the cross-entropy against i is the loss.
+
+    van den Oord et al. 2018, "Representation learning with contrastive predictive coding", eq. 4.
+
+    a, b (B, D); mask (B,): a masked b is no one's partner. Returns float32 (B, B).
+    """
+
+    def unit(x):
+        x = hide_masked(x, mask)
+        return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+
+    cosine = jnp.einsum("id,jd->ij", unit(a), unit(b), precision="highest")
+    return jnp.where(mask > 0, cosine / temperature, -1e9)
+
+
 def _same_shape(outputs: jax.Array, labels: jax.Array, mask: jax.Array):
     """Both in float32 without their masked rows; (B, 1) against (B,) would broadcast to (B, B)."""
     if outputs.shape != labels.shape:

@@ -28,6 +28,7 @@ from bigjax.models.blocks import (
     normal,
     split_heads,
     stack,
+    unembed,
 )
 from bigjax.models.common import choose, constrain
 
@@ -151,12 +152,7 @@ class BERT(nn.Module):
         x_BTD = gelu(dense("mlm_dense", self.width, "embed", "pooled")(x_BTD))
         x_BTD = layer_norm("mlm_norm", self.norm_epsilon)(x_BTD)
         bias_V = self.param("mlm_bias", named(nn.initializers.zeros, "vocab"), (self.vocab,))
-        logits_BTV = jnp.einsum(
-            "BTD,VD->BTV",
-            *nn.dtypes.promote_dtype(x_BTD, embedding_VD),
-            preferred_element_type=jnp.float32,
-        )
-        return constrain(logits_BTV + bias_V, "batch", "length", "vocab")
+        return unembed(x_BTD, embedding_VD) + bias_V
 
 
 class Block(nn.Module):

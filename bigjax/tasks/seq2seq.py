@@ -1,0 +1,143 @@
+"""Sequence to sequence: a text in, a text out (translation, summaries). Knows nothing of devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bigjax.generate import Sampling, decode
+from bigjax.losses import Pair, softmax_cross_entropy
+from bigjax.models.common import choose
+from bigjax.tasks import scores, tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2Seq:
+    """Cross-entropy of logits (B, T, V) at each target token against the next; all weigh the same.
+
+    input: keys of the source, its segments, the target and its segments; a target begins with a start
+        token and ends with an end token.
+    scores: what evaluation compares written texts by: "bleu" (Papineni et al. 2002, as sacrebleu),
+        "rouge" (Lin 2004, F1 of ROUGE-1, -2 and -L). () writes no texts: no `predict` either.
+    label_smoothing: mass spread evenly over the vocabulary in the training loss; evaluation reports
+        the plain cross-entropy.
+    """
+
+    input: Sequence[str] = ("source", "source_segments", "target", "target_segments")
+    scores: Sequence[str] = ("bleu",)
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        for name in self.scores:
+            choose("task.scores", name, tuple(TEXT_SCORES))
+
+    @property
+    def decodes(self) -> bool:
+        return bool(self.scores)
+
+    def inputs(self, batch: dict) -> tuple:
+        return scores.inputs(batch, self.input)
+
+    def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
+        """The cross-entropy pair (nats, tokens), and the accuracy on this batch."""
+        labels_BT, mask_BT = self._labels(batch)
+        sums = tokens.sums(outputs, labels_BT, mask_BT)
+        pair = softmax_cross_entropy(outputs, labels_BT, mask_BT, self.label_smoothing)
+        return pair, {"accuracy": sums["accuracy"]}
+
+    def statistics(self, outputs: jax.Array, batch: dict) -> dict:
+        """Sums over the target's tokens: loss and hits."""
+        return tokens.sums(outputs, *self._labels(batch))
+
+    def collect(self, outputs: jax.Array, batch: dict) -> dict:
+        """The target of each row, -1 where there is none."""
+        if not self.decodes:
+            return {}
+        _, _, target_BT, segments_BT = self.inputs(batch)
+        return {"reference": jnp.where(segments_BT > 0, target_BT, -1)}
+
+    def decode(self, apply: Callable[..., Any], variables: Any, batch: dict) -> dict:
+        """The most likely next token, again and again: ids (B, T - 1), -1 after a row's end."""
+        source_BS, source_segments_BS, target_BT, target_segments_BT = self.inputs(batch)
+        memory_BSD = apply(variables, source_BS, source_segments_BS, train=False, method="encode")
+        T = target_BT.shape[1]
+
+        def step(cache, token_B):
+            token_B1 = token_B[:, None]
+            logits_B1V, cache = apply(
+                {**variables, **cache},
+                memory_BSD,
+                source_segments_BS,
+                token_B1,
+                jnp.ones_like(token_B1),
+                train=False,
+                cache=T,
+                method="decode",
+                mutable=["cache"],
+            )
+            return logits_B1V[:, 0], cache
+
+        # Which tokens start and end a target, the first row shows.
+        end = target_BT[0, jnp.sum(target_segments_BT[0] > 0) - 1]
+        logits_BV, cache = step({}, target_BT[:, 0])
+        sampling = Sampling(max_new_tokens=T - 1, stop=(end,))
+        written = decode(step, cache, logits_BV, sampling, jax.random.key(0))
+        real = jnp.arange(T - 1) < written["length"][:, None]
+        return {"written": jnp.where(real, written["tokens"], -1)}
+
+    def present(self, columns: Mapping[str, np.ndarray], source: Any) -> dict[str, list]:
+        """Texts in place of ids."""
+        names = {"written": "text", "reference": "reference"}
+        return {
+            names[key]: [source.tokenizer.decode(row[row >= 0]) for row in column]
+            for key, column in columns.items()
+            if key in names
+        }
+
+    def summarize(self, statistics: dict, collected: dict) -> dict:
+        """Loss in nats per token, its perplexity exp(loss), accuracy; BLEU (0 to 100), ROUGE (0 to 1)."""
+        loss = scores.mean(statistics["loss"])
+        result = {
+            "loss": loss,
+            "perplexity": tokens.perplexity(loss),
+            "accuracy": scores.mean(statistics["accuracy"]),
+        }
+        for name in self.scores:
+            result.update(TEXT_SCORES[name](collected["text"], collected["reference"]))
+        return result
+
+    def predict(self, outputs: jax.Array) -> dict:
+        return {}
+
+    def _labels(self, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """The token after each one of the target, (B, T), and which of them count, float32 (B, T)."""
+        _, _, target_BT, segments_BT = self.inputs(batch)
+        # Rolled, not cut: T keeps its length, which a mesh axis may have to divide.
+        same_BT = (segments_BT > 0) & (segments_BT == jnp.roll(segments_BT, -1, axis=1))
+        mask_BT = same_BT.astype(jnp.float32).at[:, -1].set(0.0) * batch["mask"][:, None]
+        return jnp.roll(target_BT, -1, axis=1), mask_BT
+
+
+def bleu(texts: list[str], references: list[str]) -> dict[str, float]:
+    """Corpus BLEU, 0 to 100 (Papineni et al. 2002; Post 2018)."""
+    import sacrebleu
+
+    return {"bleu": float(sacrebleu.corpus_bleu(texts, [references]).score)}
+
+
+def rouge(texts: list[str], references: list[str]) -> dict[str, float]:
+    """The mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L, 0 to 1 (Lin 2004)."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(names)
+    found = [scorer.score(there, here) for here, there in zip(texts, references, strict=True)]
+    return {name: float(np.mean([one[name].fmeasure for one in found])) for name in names}
+
+
+TEXT_SCORES = {"bleu": bleu, "rouge": rouge}

@@ -1,0 +1,60 @@
+"""Token tagging: one of K tags for each word of a text. Pure; knows nothing of devices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.losses import Pair, hide_masked
+from bigjax.tasks import scores, tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenTagging:
+    """Softmax over logits (B, T, K) at the tokens that carry a tag; every tag weighs the same.
+
+    input: keys of the batch that the model reads.
+    labels: key of int (B, T): a tag at the first token of each word, -100 at all others.
+    """
+
+    input: Sequence[str] = ("tokens", "segments")
+    labels: str = "labels"
+
+    def inputs(self, batch: dict) -> tuple:
+        return scores.inputs(batch, self.input)
+
+    def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
+        """The cross-entropy pair (nats, tags), and the accuracy on this batch."""
+        sums = tokens.sums(outputs, *self._labels(outputs, batch))
+        return sums.pop("loss"), sums
+
+    def statistics(self, outputs: jax.Array, batch: dict) -> dict:
+        """Sums over the tags: loss and confusion matrix (K, K)."""
+        labels_BT, mask_BT = self._labels(outputs, batch)
+        predicted_BT = jnp.argmax(hide_masked(outputs, mask_BT), axis=-1)
+        rows = (labels_BT.reshape(-1), predicted_BT.reshape(-1), mask_BT.reshape(-1))
+        return {
+            "loss": tokens.sums(outputs, labels_BT, mask_BT)["loss"],
+            "confusion": scores.confusion_matrix(*rows, outputs.shape[-1]),
+        }
+
+    def collect(self, outputs: jax.Array, batch: dict) -> dict:
+        return {}
+
+    def summarize(self, statistics: dict, collected: dict) -> dict:
+        """Mean loss, accuracy, errors, macro and per-tag precision, recall, F1, confusion matrix."""
+        return {
+            "loss": scores.mean(statistics["loss"]),
+            **scores.confusion_scores(statistics["confusion"]),
+        }
+
+    def predict(self, outputs: jax.Array) -> dict:
+        """The most likely tag at every token, (B, T)."""
+        return {"tags": jnp.argmax(outputs, axis=-1).astype(jnp.int32)}
+
+    def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        labels_BT = scores.field(batch, self.labels, "task.labels")
+        return tokens.scored(outputs, labels_BT, batch["mask"])
