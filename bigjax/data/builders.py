@@ -44,7 +44,7 @@ FASHION_MNIST_CLASSES = (
 )
 
 
-class _ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A builder whose splits are arrays in memory; a subclass gives `feature_dict` and `splits`."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -72,7 +72,7 @@ class _ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError("the splits are generators already")
 
 
-class Digits(_ArraysBuilder, skip_registration=True):
+class Digits(ArraysBuilder, skip_registration=True):
     """1,797 handwritten digits, 8x8, grey levels 0..16; the first 1,000 train, the last 797 test."""
 
     name = "bigjax_digits"
@@ -92,7 +92,7 @@ class Digits(_ArraysBuilder, skip_registration=True):
         return {"train": _take(columns, slice(1000)), "test": _take(columns, slice(1000, None))}
 
 
-class BreastCancer(_ArraysBuilder, skip_registration=True):
+class BreastCancer(ArraysBuilder, skip_registration=True):
     """569 tumours, 30 measurements, malignant (0) or benign (1); stratified, every fifth is test."""
 
     name = "bigjax_breast_cancer"
@@ -109,10 +109,10 @@ class BreastCancer(_ArraysBuilder, skip_registration=True):
 
         raw = load_breast_cancer()
         columns = {"features": raw.data.astype(np.float32), "label": raw.target}
-        return _every_fifth(columns, np.argsort(raw.target, kind="stable"))
+        return every_fifth(columns, np.argsort(raw.target, kind="stable"))
 
 
-class Diabetes(_ArraysBuilder, skip_registration=True):
+class Diabetes(ArraysBuilder, skip_registration=True):
     """442 patients, 10 scaled measurements, disease progression after a year; every fifth is test."""
 
     name = "bigjax_diabetes"
@@ -132,10 +132,10 @@ class Diabetes(_ArraysBuilder, skip_registration=True):
             "features": raw.data.astype(np.float32),
             "label": raw.target.astype(np.float32),
         }
-        return _every_fifth(columns, np.arange(len(raw.target)))
+        return every_fifth(columns, np.arange(len(raw.target)))
 
 
-class FashionMnist(_ArraysBuilder, skip_registration=True):
+class FashionMnist(ArraysBuilder, skip_registration=True):
     """70,000 grey 28x28 pictures of clothes in ten classes (Xiao et al. 2017), from the IDX files."""
 
     name = "bigjax_fashion_mnist"
@@ -165,10 +165,10 @@ class FashionMnist(_ArraysBuilder, skip_registration=True):
 
 
 EMBEDDED = {"digits": Digits, "breast_cancer": BreastCancer, "diabetes": Diabetes}
-FETCHED = {"fashion_mnist": FashionMnist}
+FETCHED = ("fashion_mnist", "emoji")  # by `scripts/fetch_data`
 
 
-def prepare(builder_class: type[_ArraysBuilder], data_dir: str | os.PathLike, **kwargs) -> None:
+def prepare(builder_class: type[ArraysBuilder], data_dir: str | os.PathLike, **kwargs) -> None:
     """Prepares a data set under `data_dir`, whole or not at all, whoever else is doing the same.
 
     Each process writes a private folder and renames it; the first to finish wins and the others
@@ -219,7 +219,7 @@ def _take(columns: dict[str, np.ndarray], rows) -> dict[str, np.ndarray]:
     return {key: column[rows] for key, column in columns.items()}
 
 
-def _every_fifth(columns: dict[str, np.ndarray], order: np.ndarray) -> dict[str, dict]:
+def every_fifth(columns: dict[str, np.ndarray], order: np.ndarray) -> dict[str, dict]:
     """Splits 80/20: each fifth row in `order` is test; both parts keep the order of the origin."""
     is_test = np.zeros(len(order), bool)
     is_test[order[4::5]] = True

