@@ -79,6 +79,8 @@ def evaluate(
         settle(IN_FLIGHT)
     settle(0)
     joined = {name: np.concatenate([rows[name] for rows in collected]) for name in collected[0]}
+    if getattr(program.task, "decodes", False):  # generated tokens are judged as text
+        joined = program.task.present(joined, source)
     return program.task.summarize(totals, joined)
 
 

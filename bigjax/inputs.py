@@ -78,12 +78,7 @@ def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Rows:
 
 def _text(path: Path, train_source: Any) -> Rows:
     """The lines of a text file that are not empty, as the source tokenizes its own."""
-    if path.suffix != ".txt":
-        raise UserError(f"--input={path}: this model reads text: give a .txt, one text a line")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input={path}: not readable UTF-8 text ({error})") from None
+    lines = read_lines(path, f"--input={path}")
     numbers = [number for number, line in enumerate(lines) if line.strip()]
     if not numbers:
         raise UserError(f"--input={path}: holds no text")
@@ -96,11 +91,21 @@ def _text(path: Path, train_source: Any) -> Rows:
     return Rows(Arrays({**others, **columns}), numbers, problems)
 
 
+def read_lines(path: Path, where: str) -> list[str]:
+    """The lines of a .txt file; raises UserError, naming `where`, for any other or unreadable file."""
+    if path.suffix != ".txt":
+        raise UserError(f"{where}: this model reads text: give a .txt, one text a line")
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: not readable UTF-8 text ({error})") from None
+
+
 def json_rows(
-    predicted: dict[str, Any], mask: Any, class_names: Sequence[str] | None
+    predicted: dict[str, Any], class_names: Sequence[str] | None
 ) -> Iterator[dict[str, Any]]:
-    """One JSON-able dict for every real row of a batch of predictions."""
-    for row in np.flatnonzero(np.asarray(mask)):
+    """One JSON-able dict for every row of a batch of predictions."""
+    for row in range(len(next(iter(predicted.values())))):
         line = {name: _plain(values[row]) for name, values in predicted.items()}
         if class_names and isinstance(line.get("class"), int):
             line["name"] = class_names[line["class"]]

@@ -10,16 +10,18 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from bigjax import clock, distributed, inputs, sharding_report, stages
 from bigjax import config as configs
 from bigjax.checkpoint import CheckpointError, Checkpoints
 from bigjax.config import Config
+from bigjax.data.sources import Arrays
 from bigjax.errors import UserError, did_you_mean
 from bigjax.evaluate import eval_batches, evaluate
 from bigjax.metrics import table
@@ -73,19 +75,42 @@ def predict_verb(
         print(f"{options.input}: {problem}", file=sys.stderr)
     if len(rows.source) == 0:
         raise UserError(f"{options.input}: no row can be predicted")
-    names = train_source.class_names
+    present = _presenter(config, program, state, train_source)
     with contextlib.ExitStack() as stack:
         to_file = options.output and distributed.is_leader()
         out = stack.enter_context(open(options.output, "w")) if to_file else sys.stdout
-        position = 0
-        for batch in eval_batches(config, program, rows.source):
-            predicted = program.predict_step(state, batch)
-            if hasattr(program.task, "present"):
-                columns = {name: distributed.whole(x) for name, x in predicted.items()}
-                predicted = program.task.present(columns, train_source)
-            for line in inputs.json_rows(predicted, distributed.whole(batch["mask"]), names):
-                out.write(json.dumps({"row": rows.numbers[position], **line}) + "\n")
-                position += 1
+        numbers = iter(rows.numbers)
+        for columns in predictions(config, program, state, rows.source):
+            for line in inputs.json_rows(present(columns), train_source.class_names):
+                out.write(json.dumps({"row": next(numbers), **line}) + "\n")
+
+
+def predictions(
+    config: Config, program: Program, state: Any, source: Any
+) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+    """For each batch of a source, without padding: {"batch": what was read, "predicted": ...}."""
+    for batch in eval_batches(config, program, source):
+        found = {"batch": batch, "predicted": program.predict_step(state, batch)}
+        found = jax.tree.map(distributed.whole, found)
+        real = found["batch"]["mask"] > 0
+        yield jax.tree.map(lambda column, real=real: column[real], found)
+
+
+def _presenter(config: Config, program: Program, state: Any, source: Any) -> Callable[..., Any]:
+    """What turns an item of `predictions` into the columns that are printed."""
+    task = program.task
+    if not hasattr(task, "present"):
+        return lambda found: found["predicted"]
+    options = {}
+    if getattr(task, "corpus", None):
+        lines = inputs.read_lines(Path(task.corpus), "config.task.corpus")
+        corpus = Arrays(source.encode(lines))
+        parts = [found["predicted"] for found in predictions(config, program, state, corpus)]
+        options["corpus"] = (
+            lines,
+            {name: np.concatenate([p[name] for p in parts]) for name in parts[0]},
+        )
+    return lambda found: task.present({**found["batch"], **found["predicted"]}, source, **options)
 
 
 def checkpoints_verb(
