@@ -164,7 +164,7 @@ def export_verb(
     folder = options.output or options.workdir / "export"
     variables = jax.tree.map(distributed.whole, program.evaluation_variables(state))
     if distributed.is_leader():
-        export_folder(variables, model, family, folder, tokenizer and tokenizer.to_json())
+        export_folder(variables, model, family, folder, tokenizer)
         print(f"{folder}: {family}, {sum(x.size for x in jax.tree.leaves(variables)):,} numbers")
 
 

@@ -296,7 +296,7 @@ def test_export_after_training_at_rate_zero_gives_the_published_bytes(tmp_path, 
         np.testing.assert_array_equal(again.read(name), value)
     assert again.config == {"model_type": "toy", "hidden": 4, "classes": 3}
     assert launch.execute("x", lambda: raw, arguments) == 2  # never over what is there
-    assert "not empty" in capsys.readouterr().err
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_export_names_leaves_that_have_no_published_name(tmp_path, toy):

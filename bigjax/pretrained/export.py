@@ -5,10 +5,6 @@ The name map is the one that loading reads, run backwards. The folder appears wh
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.errors import UserError
+from bigjax.files import publish, write_json
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.families import open_family
 from bigjax.rules import paths
@@ -26,7 +23,7 @@ def export_folder(
     model: Mapping[str, Any],
     family: str,
     folder: Path,
-    tokenizer: str | None = None,
+    tokenizer: Any = None,
 ) -> None:
     """Writes variables as a published checkpoint.
 
@@ -34,33 +31,26 @@ def export_folder(
       variables: {"params": ..., other collections}: arrays that this process can read whole.
       model: the values of `config.model`.
       family: a name of `bigjax.pretrained.families`.
-      folder: must not exist yet, or be empty.
-      tokenizer: the text of a tokenizer.json, to go with it.
+      folder: must not exist yet.
+      tokenizer: a `bigjax.data.tokenizers.Tokenizer` to go with it.
 
     Raises:
-      UserError: the folder is in use or cannot be written; a leaf has no published name.
+      UserError: the folder is there or cannot be written; a leaf has no published name.
     """
     from safetensors.numpy import save_file
 
     module = open_family(family, "export --family")
     tensors = published_tensors(paths(variables), module.entries(dict(model)))
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"--output={folder}: exists and is not empty")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        private = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"--output={folder}: {error.strerror}") from None
-    try:
+    if folder.exists():
+        raise UserError(f"--output={folder}: is there already")
+
+    def write(private: Path) -> None:
         save_file(tensors, private / "model.safetensors", metadata={"format": "pt"})
-        config = json.dumps(module.published_config(dict(model)), indent=2)
-        (private / "config.json").write_text(config + "\n")
+        write_json(private / "config.json", module.published_config(dict(model)))
         if tokenizer is not None:
-            (private / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        private.chmod(0o755)
-        os.replace(private, folder)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
+            tokenizer.save(private)
+
+    publish(folder, write)
 
 
 def published_tensors(leaves: Mapping[str, Any], entries: list[Entry]) -> dict[str, np.ndarray]:
