@@ -142,7 +142,7 @@ class TFDS:
         """
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(self._find())
+        builder = tfds.builder_from_directory(self.folder())
         features = _numeric_features(builder.info.features)
         if not features:
             raise UserError(f"TFDS {self.name!r} has no feature that is numbers of a fixed shape")
@@ -175,7 +175,7 @@ class TFDS:
             return Arrays(source.read(np.arange(length)), names)
         return source
 
-    def _find(self):
+    def folder(self):
         """The folder of the prepared data set; prepares an embedded one that is not there yet."""
         from bigjax.data import builders
 
@@ -186,7 +186,7 @@ class TFDS:
                 return self._choose(found, root / name)
         if self.name in builders.EMBEDDED:
             builders.prepare(builders.EMBEDDED[self.name], root)
-            return self._find()
+            return self.folder()
         if self.name in builders.FETCHED:
             how = f"get it with `scripts/fetch_data {self.name}`"
         else:

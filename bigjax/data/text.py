@@ -1,0 +1,388 @@
+"""Text sources of a config: labelled text, tagged text, pairs (for documents: documents.py).
+
+Each names a corpus (text_files.py) and a tokenizer (tokenizers.py); `open(split)` gives a Source of
+fixed-shape integers, with the tokenizer at hand and `encode`, which does the same to lines of a user.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigjax.data.files import subsplit
+from bigjax.data.sources import Arrays
+from bigjax.data.text_files import Corpus, Row, TFDSCorpus, open_corpus, text_of, value_of
+from bigjax.data.text_rows import padded, pair_rows, single_rows, tagged_rows
+from bigjax.data.token_cache import tokenize_once
+from bigjax.data.tokenizers import Tokenizer, open_tokenizer
+from bigjax.errors import UserError
+
+Columns = dict[str, np.ndarray]
+
+
+class TextRows(Arrays):
+    """Arrays that remember the tokenizer, the texts they came from, and how to encode more.
+
+    Attributes:
+      tokenizer: what made the ids.
+      vocab_size: ids are below it.
+      texts: what each row came from: a text, or a tuple of two, or a tuple of words.
+      encode: lines of a user -> columns like those of the source; labels are zeros.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        tokenizer: Tokenizer,
+        texts: Sequence[Any],
+        encode: Callable[[list[str]], Columns],
+        class_names: Sequence[str] | None = None,
+    ):
+        super().__init__(columns, class_names)
+        self.tokenizer, self.texts, self.encode = tokenizer, texts, encode
+        self.vocab_size = tokenizer.vocab_size
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSource:
+    """What all text sources take.
+
+    Attributes:
+      path: a file with {split} in its name, a folder, a fetched set such as "brown", "tfds:NAME".
+      tokenizer: a folder or name of a published tokenizer, or one to train on the split "train" of
+        this corpus: "bpe-4096", "wordpiece-8192", "unigram-8000".
+      length: tokens of a row; what is longer is cut off at the end.
+      data_dir: of fetched sets and caches; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    """
+
+    path: str
+    tokenizer: str
+    length: int = 128
+    data_dir: str | None = None
+
+    def __post_init__(self):
+        if self.length < 4:
+            raise UserError(f"length: a row needs at least 4 tokens, got {self.length}")
+
+    def corpus(self) -> Corpus | TFDSCorpus:
+        """The files; raises UserError if there are none."""
+        return open_corpus(self.path, getattr(self, "unit", "file"), self.data_dir)
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained on this corpus if it is one to train."""
+        training = _TrainingText(self.corpus(), self.text_fields())
+        return open_tokenizer(self.tokenizer, training, self.data_dir)
+
+    def text_fields(self) -> tuple[str, ...]:
+        """The fields that hold text."""
+        raise NotImplementedError
+
+    def read_rows(self, split: str) -> tuple[list[Row], slice, str]:
+        """All rows of the split that `split` is a part of, which of them, and their fingerprint."""
+        corpus, rows = self.corpus(), []
+
+        def length(name: str) -> int:
+            rows.extend(corpus.rows(name))
+            return len(rows)
+
+        name, which = subsplit(split, length)
+        return rows, which, corpus.fingerprint(name)
+
+    def ids_of(
+        self, tokenizer: Tokenizer, texts: Sequence[str], fingerprint: str
+    ) -> list[np.ndarray]:
+        """The token ids of each text, from the cache."""
+        tokens = tokenize_once(tokenizer, lambda: iter(texts), fingerprint, data_dir=self.data_dir)
+        return np.split(np.asarray(tokens.flat), tokens.offsets[1:-1])
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledText(TextSource):
+    """Texts with a label: "tokens", "segments", "types" int32 (T,), "label" int32 or float32 ().
+
+    Labels that are strings are numbered in their sorted order, over all splits.
+
+    Attributes:
+      text, pair: fields of the text and of a second one in the same row, if any.
+      label: field of the label: integers, numbers or strings.
+    """
+
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+
+    def open(self, split: str) -> TextRows:
+        """Opens a split or a part of one; raises UserError naming the row of a bad field."""
+        tokenizer = self.open_tokenizer()
+        rows, which, fingerprint = self.read_rows(split)
+        fields = self.text_fields()
+        texts = [tuple(text_of(row, field, where) for field in fields) for where, row in rows]
+        labels, names = _labels(self.corpus(), rows, self.label)
+        columns = zip(*texts, strict=True)
+        ids = [
+            self.ids_of(tokenizer, column, f"{fingerprint} {field}")[which]
+            for field, column in zip(fields, columns, strict=True)
+        ]
+        source = TextRows(
+            {**self._assemble(tokenizer, *ids), "label": labels[which]},
+            tokenizer,
+            [one if self.pair else one[0] for one in texts[which]],
+            lambda lines: self._encode(tokenizer, lines, labels.dtype),
+            names,
+        )
+        if names is None and labels.dtype == np.int32:
+            source.num_classes = int(labels.max()) + 1
+        return source
+
+    def text_fields(self) -> tuple[str, ...]:
+        return (self.text,) if self.pair is None else (self.text, self.pair)
+
+    def _assemble(self, tokenizer: Tokenizer, *ids: Sequence[Sequence[int]]) -> Columns:
+        return (single_rows if len(ids) == 1 else pair_rows)(tokenizer, *ids, self.length)
+
+    def _encode(self, tokenizer: Tokenizer, lines: list[str], dtype: np.dtype) -> Columns:
+        parts = _parted(lines) if self.pair else [lines]
+        columns = self._assemble(tokenizer, *(tokenizer.encode_batch(part) for part in parts))
+        return {**columns, "label": np.zeros(len(lines), dtype)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaggedText(TextSource):
+    """Sentences with a tag for each word: "tokens", "segments", "types", "labels" int32 (T,).
+
+    The first token of a word carries the number of its tag, tags sorted over all splits; other
+    tokens have label -100 and are not scored. A row of a file holds two lists, or two strings of
+    items parted by spaces.
+
+    Attributes:
+      words, tags: the fields.
+    """
+
+    words: str = "words"
+    tags: str = "tags"
+
+    def open(self, split: str) -> TextRows:
+        """Opens a split or a part of one; raises UserError naming the row of a bad field."""
+        tokenizer = self.open_tokenizer()
+        rows, which, _ = self.read_rows(split)
+        rows = rows[which]
+        names = _tag_names(self.corpus(), self.tags)
+        number = {name: i for i, name in enumerate(names)}
+        sentences = [_items(row, self.words, where) for where, row in rows]
+        tags = [_items(row, self.tags, where) for where, row in rows]
+        for (where, _), words, its_tags in zip(rows, sentences, tags, strict=True):
+            if len(words) != len(its_tags):
+                raise UserError(f"{where}: {len(words)} words but {len(its_tags)} tags")
+        numbered = [[number[tag] for tag in its_tags] for its_tags in tags]
+        return TextRows(
+            self._assemble(tokenizer, sentences, numbered),
+            tokenizer,
+            [tuple(words) for words in sentences],
+            lambda lines: self._encode(tokenizer, lines),
+            names,
+        )
+
+    def text_fields(self) -> tuple[str, ...]:
+        return (self.words,)
+
+    def _assemble(
+        self, tokenizer: Tokenizer, sentences: list[list[str]], tags: list[list[int]]
+    ) -> Columns:
+        """Words are encoded one by one, each once however often it comes."""
+        distinct = sorted({word for words in sentences for word in words})
+        ids = dict(zip(distinct, tokenizer.encode_batch(distinct), strict=True))
+        pairs = zip(([ids[word] for word in words] for words in sentences), tags, strict=True)
+        return tagged_rows(tokenizer.single, pairs, self.length, tokenizer.pad or 0)
+
+    def _encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
+        """A line is words parted by spaces; "labels" are 0 where a word begins."""
+        sentences = [line.split() for line in lines]
+        return self._assemble(tokenizer, sentences, [[0] * len(words) for words in sentences])
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPairs(TextSource):
+    """A text and what it should become: "source", "source_segments" int32 (S,), "target",
+    "target_segments" int32 (T,).
+
+    The source has the tokenizer's special tokens around it; the target begins with its bos (or cls,
+    or, as in T5, pad) token and ends with its end token, which is kept where the text is cut off.
+
+    Attributes:
+      target_length: T; default `length`, which is S.
+      source, target: the fields.
+    """
+
+    target_length: int | None = None
+    source: str = "source"
+    target: str = "target"
+
+    def open(self, split: str) -> TextRows:
+        """Opens a split or a part of one; raises UserError naming the row of a bad field."""
+        tokenizer = self.open_tokenizer()
+        texts, (sources, targets) = _two_texts(self, tokenizer, split)
+        return TextRows(
+            self._assemble(tokenizer, sources, targets),
+            tokenizer,
+            texts,
+            lambda lines: self._encode(tokenizer, lines),
+        )
+
+    def text_fields(self) -> tuple[str, ...]:
+        return (self.source, self.target)
+
+    def _assemble(
+        self,
+        tokenizer: Tokenizer,
+        sources: Sequence[Sequence[int]],
+        targets: Sequence[Sequence[int]],
+    ) -> Columns:
+        read = single_rows(tokenizer, sources, self.length)
+        start = next((i for i in (tokenizer.bos, tokenizer.cls, tokenizer.pad) if i is not None), 0)
+        end = [] if tokenizer.end is None else [tokenizer.end]
+        length = self.target_length or self.length
+        rows = [[start, *ids[: length - 1 - len(end)], *end] for ids in targets]
+        target, target_segments = padded(rows, length, tokenizer.pad or 0)
+        return {
+            "source": read["tokens"],
+            "source_segments": read["segments"],
+            "target": target,
+            "target_segments": target_segments,
+        }
+
+    def _encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
+        """The target is empty."""
+        return self._assemble(tokenizer, tokenizer.encode_batch(lines), [[] for _ in lines])
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePairs(TextSource):
+    """Two texts side by side: "a", "a_segments", "b", "b_segments" int32 (T,), "label" float32 ().
+
+    Attributes:
+      a, b: fields of the texts.
+      label: field of a score, if there is one.
+    """
+
+    a: str = "a"
+    b: str = "b"
+    label: str | None = None
+
+    def open(self, split: str) -> TextRows:
+        """Opens a split or a part of one; raises UserError naming the row of a bad field."""
+        tokenizer = self.open_tokenizer()
+        texts, ids = _two_texts(self, tokenizer, split)
+        columns = self._assemble(tokenizer, *ids)
+        if self.label is not None:
+            rows, which, _ = self.read_rows(split)
+            scores, _ = _labels(self.corpus(), rows, self.label)
+            columns["label"] = scores[which].astype(np.float32)
+        return TextRows(columns, tokenizer, texts, lambda lines: self._encode(tokenizer, lines))
+
+    def text_fields(self) -> tuple[str, ...]:
+        return (self.a, self.b)
+
+    def _assemble(self, tokenizer: Tokenizer, *ids: Sequence[Sequence[int]]) -> Columns:
+        columns = {}
+        for name, texts in zip(("a", "b"), ids, strict=True):
+            rows = single_rows(tokenizer, texts, self.length)
+            columns |= {name: rows["tokens"], f"{name}_segments": rows["segments"]}
+        return columns
+
+    def _encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
+        """A line is two texts parted by a tab, or one that stands for both."""
+        parts = _parted([line if "\t" in line else f"{line}\t{line}" for line in lines])
+        columns = self._assemble(tokenizer, *(tokenizer.encode_batch(part) for part in parts))
+        label = {} if self.label is None else {"label": np.zeros(len(lines), np.float32)}
+        return {**columns, **label}
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingText:
+    """What a tokenizer is trained on: the text fields of the split "train"."""
+
+    corpus: Corpus | TFDSCorpus
+    fields: tuple[str, ...]
+
+    def texts(self) -> Iterator[str]:
+        for where, row in self.corpus.rows("train"):
+            for field in self.fields:
+                value = value_of(row, field, where)
+                yield " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    def fingerprint(self) -> str:
+        return f"{self.corpus.fingerprint('train')} {' '.join(self.fields)}"
+
+
+def _two_texts(config: TextSource, tokenizer: Tokenizer, split: str) -> tuple[list, list]:
+    """The pairs of texts of a split, and the token ids of the firsts and of the seconds."""
+    rows, which, fingerprint = config.read_rows(split)
+    fields = config.text_fields()
+    texts = [tuple(text_of(row, field, where) for field in fields) for where, row in rows]
+    columns = zip(*texts, strict=True)
+    ids = [
+        config.ids_of(tokenizer, column, f"{fingerprint} {field}")[which]
+        for field, column in zip(fields, columns, strict=True)
+    ]
+    return texts[which], ids
+
+
+def _labels(
+    corpus: Corpus | TFDSCorpus, rows: list[Row], field: str
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """The labels of rows, int32 or float32 (N,), and the names of the classes if they have any."""
+    values = [value_of(row, field, where) for where, row in rows]
+    if any(isinstance(value, str) and not _is_number(value) for value in values):
+        found = {
+            str(value_of(row, field, where))
+            for split in corpus.splits
+            for where, row in corpus.rows(split)
+        }
+        names = tuple(sorted(found))
+        number = {name: i for i, name in enumerate(names)}
+        return np.array([number[str(value)] for value in values], np.int32), names
+    for (where, _), value in zip(rows, values, strict=True):
+        if not _is_number(value):
+            raise UserError(f"{where}: {field!r} is {value!r}, neither a number nor a name")
+    labels = np.array([float(value) for value in values])
+    if any("." in str(value) or "e" in str(value) for value in values):
+        return labels.astype(np.float32), None
+    if labels.min() < 0 or labels.max() >= 2**31:
+        raise UserError(f"{rows[int(labels.argmin())][0]}: {field!r} should be a class from 0 up")
+    return labels.astype(np.int32), corpus.class_names(field)
+
+
+def _tag_names(corpus: Corpus | TFDSCorpus, field: str) -> tuple[str, ...]:
+    """All tags of all splits, sorted."""
+    rows = (found for split in corpus.splits for found in corpus.rows(split))
+    return tuple(sorted({tag for where, row in rows for tag in _items(row, field, where)}))
+
+
+def _items(row: dict[str, Any], field: str, where: str) -> list[str]:
+    """A list of strings, or the parts of a string between spaces; never empty."""
+    value = value_of(row, field, where)
+    items = value.split() if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise UserError(f"{where}: {field!r} is neither a list of strings nor a string")
+    if not items:
+        raise UserError(f"{where}: {field!r} is empty")
+    return items
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _parted(lines: list[str]) -> tuple[list[str], list[str]]:
+    """The texts before and after the tab of each line."""
+    for number, line in enumerate(lines, start=1):
+        if line.count("\t") != 1:
+            raise UserError(f"line {number}: two texts are parted by one tab, here are others")
+    return [line.split("\t")[0] for line in lines], [line.split("\t")[1] for line in lines]
