@@ -238,7 +238,9 @@ def build_eval_step(
     def eval_step(state: TrainState, batch: Batch):
         variables, batch = prepared(state, batch)
         outputs = model.apply(variables, *task.inputs(batch), train=False)
-        collected = {**task.collect(outputs, batch), **_decoded(model, task, variables, batch)}
+        collected = dict(task.collect(outputs, batch))
+        if getattr(task, "decodes", False):
+            collected |= task.decode(model.apply, variables, batch)
         if collected:
             collected = {**collected, "mask": batch["mask"]}
         return task.statistics(outputs, batch), collected
@@ -255,14 +257,12 @@ def build_predict_step(
     def predict_step(state: TrainState, batch: Batch):
         variables, batch = prepared(state, batch)
         outputs = model.apply(variables, *task.inputs(batch), train=False)
-        return {**task.predict(outputs), **_decoded(model, task, variables, batch)}
+        predicted = dict(task.predict(outputs))
+        if hasattr(task, "decode"):  # what takes more than one forward pass, such as writing text
+            predicted |= task.decode(model.apply, variables, batch)
+        return predicted
 
     return predict_step
-
-
-def _decoded(model: Any, task: Any, variables: Any, batch: Batch) -> dict[str, jax.Array]:
-    """What a task makes of a batch with more than one forward pass (generated text); {} for most."""
-    return task.decode(model.apply, variables, batch) if getattr(task, "decodes", False) else {}
 
 
 def _evaluated(optimizer: Any, transforms: Sequence[Any]) -> Callable:

@@ -4,77 +4,131 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigjax.errors import UserError
-from bigjax.losses import Pair, masked_sum, softmax_cross_entropy
-from bigjax.tasks import scores
+from bigjax.generate import Sampling, generate
+from bigjax.losses import Pair
+from bigjax.models.blocks import last_token
+from bigjax.signature import bind, parameters
+from bigjax.tasks import scores, tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
     """Cross-entropy of logits (B, T, V) at position t against token t + 1; every token weighs the same.
 
-    input: key of the batch that holds the tokens, int (B, T).
+    input: key of the batch that holds the tokens, int (B, T); or two, of the tokens and their segments
+        (0 = padding, 1, 2, ... = which document): no token is predicted from another document.
     token_mask: key that holds, (B, T), 1 for a token to be predicted and 0 for one that is only read
-        (padding, a prompt); None: all are predicted but the first.
+        (a prompt); None: all are predicted but the first of each document.
+    bytes: key of how many UTF-8 bytes the predicted tokens of a row stand for, (B,); where the batch
+        has it, evaluation gives bits per byte too.
+    generate: what `predict` writes after each row: keywords of `bigjax.generate.Sampling`, such as
+        dict(max_new_tokens=100, temperature=0.7, stop=(2,)). None: it gives the most likely next token.
     """
 
-    input: str = "tokens"
+    input: str | Sequence[str] = "tokens"
     token_mask: str | None = None
+    bytes: str = "bytes"
+    generate: dict[str, Any] | None = None
+
+    def __post_init__(self):
+        if self.generate is not None:
+            self.sampling  # noqa: B018 (a wrong keyword is told of before anything runs)
+
+    @property
+    def sampling(self) -> Sampling:
+        keywords = bind("config.task.generate", "generate", parameters(Sampling), self.generate)
+        return Sampling(**keywords)
 
     def inputs(self, batch: dict) -> tuple:
-        return (scores.field(batch, self.input, "task.input"),)
+        return scores.inputs(batch, self.input)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, tokens), and the accuracy on this batch."""
-        statistics = self.statistics(outputs, batch)
-        return statistics.pop("loss"), statistics
+        sums = tokens.sums(outputs, *self._labels(outputs, batch))
+        return sums.pop("loss"), sums
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
-        """Sums over the predicted tokens: loss and hits."""
-        labels_BT, mask_BT = self._labels(outputs, batch)
-        correct_BT = jnp.argmax(outputs, axis=-1) == labels_BT
-        return {
-            "loss": softmax_cross_entropy(outputs, labels_BT, mask_BT),
-            "accuracy": masked_sum(correct_BT, mask_BT),
-        }
+        """Sums over the predicted tokens: loss and hits; and their bytes, where these are known."""
+        sums = tokens.sums(outputs, *self._labels(outputs, batch))
+        if self.bytes in batch and self.token_mask is None:
+            sums["bytes"] = jnp.sum(batch[self.bytes] * batch["mask"])
+        return sums
 
     def collect(self, outputs: jax.Array, batch: dict) -> dict:
         return {}
 
     def summarize(self, statistics: dict, collected: dict) -> dict:
-        """Loss in nats per token, its perplexity exp(loss), bits per token, accuracy."""
+        """Loss in nats per token, its perplexity exp(loss), bits per token and per byte, accuracy."""
         loss = scores.mean(statistics["loss"])
-        return {
+        result = {
             "loss": loss,
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "perplexity": tokens.perplexity(loss),
             "bits_per_token": loss / math.log(2),
             "accuracy": scores.mean(statistics["accuracy"]),
         }
+        if statistics.get("bytes", 0) > 0:
+            bits = float(statistics["loss"][0]) / math.log(2)
+            result["bits_per_byte"] = bits / float(statistics["bytes"])
+        return result
 
     def predict(self, outputs: jax.Array) -> dict:
-        """The most likely token (B,) after the whole sequence, and its probability (B,)."""
-        probabilities_BV = jax.nn.softmax(outputs[:, -1].astype(jnp.float32))
-        return {
-            "token": jnp.argmax(probabilities_BV, axis=-1).astype(jnp.int32),
-            "probability": jnp.max(probabilities_BV, axis=-1),
-        }
+        return {}
+
+    def decode(self, apply: Callable[..., Any], variables: Any, batch: dict) -> dict:
+        """What follows each row.
+
+        Returns:
+          with `generate`, "written" int32 (B, max_new_tokens), -1 after a row's end; else the most
+          likely "token" int32 (B,) and its "probability" (B,).
+        """
+        tokens_BT, *segments = self.inputs(batch)
+        segments_BT = segments[0] if segments else jnp.ones_like(tokens_BT)
+        if self.generate is None:
+            logits_BTV = apply(variables, tokens_BT, *segments, train=False)
+            probabilities_BV = jax.nn.softmax(last_token(logits_BTV, segments_BT)[:, 0])
+            return {
+                "token": jnp.argmax(probabilities_BV, axis=-1).astype(jnp.int32),
+                "probability": jnp.max(probabilities_BV, axis=-1),
+            }
+        sampling = self.sampling
+        # Another batch, other draws.
+        key = jax.random.fold_in(jax.random.key(sampling.seed), batch["sample"][0])
+        found = generate(apply, variables, tokens_BT, segments_BT, sampling, key)
+        real_BL = jnp.arange(sampling.max_new_tokens) < found["length"][:, None]
+        return {"written": jnp.where(real_BL, found["tokens"], -1)}
+
+    def present(self, columns: Mapping[str, np.ndarray], source: Any) -> dict[str, Any]:
+        """Text in place of ids, where the source has a tokenizer."""
+        tokenizer = getattr(source, "tokenizer", None)
+        if tokenizer is None:
+            return dict(columns)
+        if "written" in columns:
+            return {"text": [tokenizer.decode(row[row >= 0]) for row in columns["written"]]}
+        return {**columns, "text": [tokenizer.decode([token]) for token in columns["token"]]}
 
     def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         """The token that follows each position, (B, T), and which of them count, float32 (B, T)."""
-        (tokens_BT,) = self.inputs(batch)
+        tokens_BT, *segments = self.inputs(batch)
         if outputs.shape[:-1] != tokens_BT.shape:
             raise UserError(
                 f"language modelling needs logits (B, T, V) for tokens {tokens_BT.shape}; "
                 f"the model gives {outputs.shape}"
             )
+        # Rolled, not cut: T keeps its length, which a mesh axis may have to divide.
         mask_BT = jnp.ones(tokens_BT.shape, jnp.float32)
+        if segments:
+            (segments_BT,) = segments
+            mask_BT = (segments_BT > 0) & (segments_BT == jnp.roll(segments_BT, -1, axis=1))
         if self.token_mask is not None:
             given_BT = scores.field(batch, self.token_mask, "task.token_mask")
-            mask_BT = jnp.roll(given_BT.astype(jnp.float32), -1, axis=1)
-        mask_BT = mask_BT.at[:, -1].set(0.0) * batch["mask"][:, None]
-        # Rolled, not cut: T keeps its length, which a mesh axis may have to divide.
+            mask_BT = mask_BT * jnp.roll(given_BT.astype(jnp.float32), -1, axis=1)
+        mask_BT = mask_BT.astype(jnp.float32).at[:, -1].set(0.0) * batch["mask"][:, None]
         return jnp.roll(tokens_BT, -1, axis=1), mask_BT

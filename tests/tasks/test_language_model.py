@@ -53,11 +53,64 @@ def test_summary_in_nats_perplexity_and_bits():
     }
 
 
-def test_prediction_is_the_token_after_the_last():
-    predicted = LanguageModel().predict(jnp.asarray(LOGITS))
-    last = np.exp(LOGITS[:, -1].astype(np.float64))
-    np.testing.assert_array_equal(predicted["token"], last.argmax(1))
-    np.testing.assert_allclose(predicted["probability"], last.max(1) / last.sum(1), rtol=1e-6)
+SEGMENTS = np.array([[1, 1, 2, 2], [1, 1, 1, 0], [1, 1, 1, 1]], np.int32)
+
+
+def test_no_token_is_predicted_across_documents_or_on_padding():
+    task = LanguageModel(input=("tokens", "segments"))
+    batch = {**BATCH, "segments": SEGMENTS}
+    assert [len(x) for x in task.inputs(batch)] == [3, 3]
+    check(task, batch, [(0, 0), (0, 2), (1, 0), (1, 1)])
+
+
+def test_bits_per_byte_are_all_bits_over_all_bytes_of_real_rows():
+    task = LanguageModel()
+    sums = task.statistics(jnp.asarray(LOGITS), {**BATCH, "bytes": np.array([10, 7, 5])})
+    bits = expected([(row, t) for row in (0, 1) for t in range(3)])[0] / math.log(2)
+    assert float(sums["bytes"]) == 17
+    assert task.summarize(sums, {})["bits_per_byte"] == pytest.approx(bits / 17, rel=1e-6)
+
+
+def apply(variables, tokens, segments=None, *, train, cache=0, mutable=()):
+    """Logits that make 3 more than the last token (mod 5) the next one; its cache holds no key."""
+    logits = 4.0 * (jnp.arange(5) == (tokens[..., None] + 3) % 5)
+    if not cache:
+        return logits
+    at = jnp.where(segments > 0, jnp.arange(tokens.shape[1]), 0).max(1)
+    return jnp.take_along_axis(logits, at[:, None, None], 1), {}
+
+
+def test_without_generate_the_next_token_is_that_after_the_last_real_one():
+    task = LanguageModel(input=("tokens", "segments"))
+    found = task.decode(apply, {}, {**BATCH, "segments": SEGMENTS})
+    last = TOKENS[[0, 1, 2], [3, 2, 3]]
+    assert found["token"].tolist() == ((last + 3) % 5).tolist()
+    probability = math.exp(4) / (math.exp(4) + 4)
+    np.testing.assert_allclose(found["probability"], probability, rtol=1e-6)
+
+
+class Letters:
+    class tokenizer:
+        decode = staticmethod(lambda ids: "".join("abcde"[i] for i in ids))
+
+
+def test_with_generate_each_row_is_written_on_and_read_as_text():
+    task = LanguageModel(input=("tokens", "segments"), generate=dict(max_new_tokens=3, stop=(4,)))
+    batch = {
+        "tokens": np.array([[1, 2], [4, 0]], np.int32),
+        "segments": np.array([[1, 1], [1, 0]], np.int32),
+        "sample": np.zeros(2, np.int32),
+    }
+    found = task.decode(apply, {}, batch)
+    assert found["written"].tolist() == [[0, 3, 1], [2, 0, 3]]
+    assert task.present(found, Letters) == {"text": ["adb", "cad"]}
+
+
+def test_a_wrong_word_of_generate_is_told_with_the_right_one():
+    with pytest.raises(UserError, match=r"task\.generate\.top_n.*mean 'top_p'"):
+        LanguageModel(generate=dict(top_n=3))
+    with pytest.raises(UserError, match=r"top_p: 1.5 must be above 0 and at most 1"):
+        LanguageModel(generate=dict(top_p=1.5))
 
 
 def test_logits_of_another_length_are_refused():
