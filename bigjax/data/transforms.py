@@ -36,11 +36,11 @@ def apply_transforms(transforms: Iterable, batch: Example, key: jax.Array) -> Ex
         if getattr(transform, "batch_level", False):
             batch = transform(batch, key_n)
         else:
-            batch = jax.vmap(transform)(batch, _example_keys(batch, key_n))
+            batch = jax.vmap(transform)(batch, example_keys(batch, key_n))
     return batch
 
 
-def _example_keys(batch: Example, key: jax.Array) -> jax.Array:
+def example_keys(batch: Example, key: jax.Array) -> jax.Array:
     """One key per example, (B,)."""
 
     def example_key(epoch, sample):
@@ -105,7 +105,7 @@ class OneHot:
     key: str = "label"
 
     def __post_init__(self):
-        _at_least("one_hot: num_classes", self.num_classes, 1)
+        at_least("one_hot: num_classes", self.num_classes, 1)
 
     def __call__(self, example: Example, key: jax.Array) -> Example:
         return {**example, self.key: jax.nn.one_hot(example[self.key], self.num_classes)}
@@ -123,9 +123,9 @@ class RandomCrop:
     key: str = "image"
 
     def __post_init__(self):
-        _at_least("random_crop: padding", self.padding, 0)
+        at_least("random_crop: padding", self.padding, 0)
         if self.size is not None:
-            _at_least("random_crop: size", self.size, 1)
+            at_least("random_crop: size", self.size, 1)
 
     def __call__(self, example: Example, key: jax.Array) -> Example:
         x = example[self.key]
@@ -147,7 +147,7 @@ class Shift:
     key: str = "image"
 
     def __post_init__(self):
-        _at_least("shift: pixels", self.pixels, 0)
+        at_least("shift: pixels", self.pixels, 0)
 
     def __call__(self, example: Example, key: jax.Array) -> Example:
         return RandomCrop(padding=self.pixels, key=self.key)(example, key)
@@ -187,10 +187,10 @@ class Mixup:
     def __post_init__(self):
         if self.alpha <= 0:
             raise UserError(f"mixup: alpha must be > 0, got {self.alpha}")
-        _at_least("mixup: num_classes", self.num_classes, 1)
+        at_least("mixup: num_classes", self.num_classes, 1)
 
     def __call__(self, batch: Example, key: jax.Array) -> Example:
-        keys = _example_keys(batch, key)
+        keys = example_keys(batch, key)
         ratio = jax.vmap(lambda k: jax.random.beta(k, self.alpha, self.alpha))(keys)
         ratio = jnp.where(jnp.roll(batch["mask"], -1) > 0, ratio, 1.0)
 
@@ -205,6 +205,6 @@ class Mixup:
         return {**batch, self.key: mix(x), self.label: mix(label)}
 
 
-def _at_least(what: str, value: int, minimum: int) -> None:
+def at_least(what: str, value: int, minimum: int) -> None:
     if value < minimum:
         raise UserError(f"{what} must be >= {minimum}, got {value}")
