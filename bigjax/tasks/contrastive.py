@@ -103,14 +103,15 @@ class Contrastive:
     def present(
         self, columns: Mapping[str, np.ndarray], source: Any, corpus: Any = None
     ) -> dict[str, list]:
-        """Embeddings as they are, or the nearest lines of the corpus and their cosines.
+        """The embeddings, or the nearest lines of the corpus and their cosines.
 
-        corpus: (lines, their embeddings (N, D)).
+        corpus: the lines, and what `predict` gives of them.
         """
+        embedding_BD = columns["embedding"]
         if corpus is None:
-            return {name: column.tolist() for name, column in columns.items()}
-        lines, embeddings_ND = corpus
-        cosine_BN = columns["embedding"] @ embeddings_ND.T
+            return {"embedding": embedding_BD}
+        lines, found = corpus
+        cosine_BN = embedding_BD @ found["embedding"].T
         best_BK = np.argsort(-cosine_BN, axis=1, kind="stable")[:, : self.nearest]
         return {
             "nearest": [

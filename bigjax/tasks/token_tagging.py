@@ -1,12 +1,14 @@
-"""Token tagging: one of K tags for each word of a text. Pure; knows nothing of devices."""
+"""Token tagging: one of K tags for each word of a text. Knows nothing of devices."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigjax.losses import Pair, hide_masked
 from bigjax.tasks import scores, tokens
@@ -54,6 +56,13 @@ class TokenTagging:
     def predict(self, outputs: jax.Array) -> dict:
         """The most likely tag at every token, (B, T)."""
         return {"tags": jnp.argmax(outputs, axis=-1).astype(jnp.int32)}
+
+    def present(self, columns: Mapping[str, np.ndarray], source: Any) -> dict[str, list]:
+        """The tag of each word, by name where the source knows names."""
+        names = source.class_names
+        words_BT = columns[self.labels] != tokens.IGNORED
+        rows = [tags[words] for tags, words in zip(columns["tags"], words_BT, strict=True)]
+        return {"tags": [[names[i] if names else int(i) for i in row] for row in rows]}
 
     def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         labels_BT = scores.field(batch, self.labels, "task.labels")

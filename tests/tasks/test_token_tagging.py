@@ -1,5 +1,7 @@
 """Token tagging against scikit-learn over the tags alone."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,3 +40,12 @@ def test_training_loss_is_the_mean_over_tags():
     expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), LABELS[SCORED]]
     assert float(weight) == SCORED.sum() == float(metrics["accuracy"][1])
     assert float(loss) == pytest.approx(expected.sum(), rel=1e-6)
+
+
+def test_each_word_is_shown_with_the_tag_of_its_first_token():
+    columns = {
+        "labels": np.array([[-100, 0, -100, 0, -100], [-100, 0, -100, -100, -100]]),
+        "tags": np.array([[9, 1, 9, 2, 9], [9, 0, 9, 9, 9]]),
+    }
+    source = SimpleNamespace(class_names=("at", "nn", "vb"))
+    assert TokenTagging().present(columns, source) == {"tags": [["nn", "vb"], ["at"]]}
