@@ -8,6 +8,7 @@ file (Llama family, dequantized tensor by tensor), or a torch state dict through
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +153,9 @@ def _open_torch(path: Path, config: Mapping[str, Any]) -> Published:
         ) from None
     try:
         # weights_only: tensors and plain containers; a file that asks for any other code is refused.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files of the format before 2020 are no zip archives and are read whole.
+        mapped = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds for a bad file
         raise UserError(f"{path}: not a torch state dict ({_one_line(error)})") from None
     if not isinstance(state, Mapping) or not all(hasattr(x, "shape") for x in state.values()):
