@@ -156,7 +156,8 @@ class Checkpoints:
         """
         self.wait()
         tried = []
-        for step in sorted(all_steps(self._folder), reverse=True):
+        # One list for all processes: the others may look while the first still clears up.
+        for step in _from_first(sorted(all_steps(self._folder), reverse=True)):
             try:
                 return step, self._restore(step, abstract_state)
             except BadCheckpoint as bad:
@@ -321,6 +322,15 @@ def _write_manifest(folder: epath.Path, content: dict[str, Any]) -> None:
     partial = folder / hashes.PARTIAL
     partial.write_text(hashes.sealed(json.loads(json.dumps(content))))
     partial.replace(folder / MANIFEST)
+
+
+def _from_first(numbers: list[int]) -> list[int]:
+    """The first process's whole numbers, on every process."""
+    if jax.process_count() == 1:
+        return numbers
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    mine = np.asarray(numbers if jax.process_index() == 0 else [0] * length, np.int32)
+    return multihost_utils.broadcast_one_to_all(mine).tolist()
 
 
 def _agree(problem: str) -> None:

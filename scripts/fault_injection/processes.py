@@ -88,7 +88,7 @@ def pairs(harness: Harness, times: int, kind: str) -> tuple[int, int]:
         harness.seconds.append(time.monotonic() - began)
         differs = difference(outcome(workdir), expected) if codes == [0, 0] else f"exits {codes}"
         if differs:
-            harness.note(f"{workdir.name}: {differs}")
+            harness.note(f"{workdir.name}: {differs}: {last_lines(workdir)}")
         done, good = done + here, good + (0 if differs else here)
     return good, done
 
