@@ -54,7 +54,8 @@ class TextSource:
     Attributes:
       path: a file with {split} in its name, a folder, a fetched set such as "brown", "tfds:NAME".
       tokenizer: a folder or name of a published tokenizer, or one to train on the split "train" of
-        this corpus: "bpe-4096", "wordpiece-8192", "unigram-8000".
+        this corpus: "bpe-4096", "wordpiece-8192", "unigram-8000"; or on the field "text" of another:
+        "wordpiece-4096@brown", as the weights that were trained there need it.
       length: tokens of a row; what is longer is cut off at the end.
       data_dir: of fetched sets and caches; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
@@ -73,9 +74,13 @@ class TextSource:
         return open_corpus(self.path, getattr(self, "unit", "file"), self.data_dir)
 
     def open_tokenizer(self) -> Tokenizer:
-        """The tokenizer, trained on this corpus if it is one to train."""
-        training = _TrainingText(self.corpus(), self.text_fields())
-        return open_tokenizer(self.tokenizer, training, self.data_dir)
+        """The tokenizer, trained on this or the named corpus if it is one to train."""
+        name, _, other = self.tokenizer.partition("@")
+        if other:
+            training = _TrainedOn(open_corpus(other, data_dir=self.data_dir), ("text",))
+        else:
+            training = _TrainedOn(self.corpus(), self.text_fields())
+        return open_tokenizer(name, training, self.data_dir)
 
     def text_fields(self) -> tuple[str, ...]:
         """The fields that hold text."""
@@ -302,7 +307,7 @@ class SentencePairs(TextSource):
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainingText:
+class _TrainedOn:
     """What a tokenizer is trained on: the text fields of the split "train"."""
 
     corpus: Corpus | TFDSCorpus
