@@ -4,6 +4,8 @@ transformers has ViT, DeiT and ResNet. The others are written here in PyTorch, w
 names of torchvision (ResNet, VGG, MobileNetV2) and of PyPI's efficientnet-lite-pytorch.
 """
 
+from pathlib import Path
+
 import flax.linen
 import jax
 import numpy as np
@@ -12,6 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bigjax.data.augment import Resize
+from bigjax.data.sources import default_data_dir
+from bigjax.data.transforms import Normalize
 from bigjax.errors import UserError
 from bigjax.models import efficientnet_lite, mobilenet
 from bigjax.pretrained.families import open_family
@@ -349,3 +354,26 @@ def test_a_checkpoint_of_another_kind_is_the_users_error(family, config, message
 def test_what_transformers_lacks_is_not_exported(family, model):
     with pytest.raises(UserError, match="export: transformers"):
         open_family(family).published_config(model)
+
+
+@pytest.mark.slow
+def test_the_published_efficientnet_sees_what_torch_sees_on_two_photographs():
+    from sklearn.datasets import load_sample_images
+
+    weights = Path(default_data_dir()) / "weights" / "efficientnet_lite0"
+    if not weights.exists():
+        pytest.skip("scripts/fetch_data efficientnet_lite0")
+    resize, normalize = Resize(224), Normalize(mean=127.0, std=128.0)
+    photographs = [
+        np.asarray(resize({"image": x}, None)["image"]) for x in load_sample_images().images
+    ]
+    images = np.stack([normalize({"image": x}, None)["image"] for x in photographs])
+    reference = EfficientNetLite0(1000).eval()
+    reference.load_state_dict(torch.load(next(weights.glob("*.pth")), weights_only=True))
+    expected = logits_of(reference, images)
+    model, variables, _ = load(weights, "efficientnet_lite", outputs=1000)
+    logits = jax.jit(lambda v: model.apply(v, images, train=False))(variables)
+    close(logits, expected)
+    top = np.argsort(-logits, axis=1)[:, :5]
+    np.testing.assert_array_equal(top, np.argsort(-expected, axis=1)[:, :5])
+    assert top[1, 0] == 985  # "daisy", for the photograph of a dahlia; ImageNet has no dahlia
