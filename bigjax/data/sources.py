@@ -142,16 +142,10 @@ class TFDS:
         """
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(self.folder())
+        builder = self.builder()
         features = _numeric_features(builder.info.features)
         if not features:
             raise UserError(f"TFDS {self.name!r} has no feature that is numbers of a fixed shape")
-        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-            raise UserError(
-                f"TFDS {self.name!r} is prepared as {builder.info.file_format.value}, which cannot "
-                f"be read at random; prepare it with `tfds build {self.name} "
-                "--file_format=array_record`"
-            )
         known = list(builder.info.splits)
         base = split.split("[")[0]
         if "+" not in split and base not in known:
@@ -175,7 +169,20 @@ class TFDS:
             return Arrays(source.read(np.arange(length)), names)
         return source
 
-    def folder(self):
+    def builder(self):
+        """The TFDS builder of the prepared data set; UserError if it is not there or not readable."""
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self._find())
+        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            raise UserError(
+                f"TFDS {self.name!r} is prepared as {builder.info.file_format.value}, which cannot "
+                f"be read at random; prepare it with `tfds build {self.name} "
+                "--file_format=array_record`"
+            )
+        return builder
+
+    def _find(self):
         """The folder of the prepared data set; prepares an embedded one that is not there yet."""
         from bigjax.data import builders
 
@@ -186,7 +193,7 @@ class TFDS:
                 return self._choose(found, root / name)
         if self.name in builders.EMBEDDED:
             builders.prepare(builders.EMBEDDED[self.name], root)
-            return self.folder()
+            return self._find()
         if self.name in builders.FETCHED:
             how = f"get it with `scripts/fetch_data {self.name}`"
         else:

@@ -74,10 +74,8 @@ class TFDSCorpus:
     """The splits of a prepared TFDS set; its strings are decoded."""
 
     def __init__(self, name: str, data_dir: str | None):
-        import tensorflow_datasets as tfds
-
         self.name = f"TFDS {name!r}"
-        self._builder = tfds.builder_from_directory(TFDS(name, data_dir=data_dir).folder())
+        self._builder = TFDS(name, data_dir=data_dir).builder()
         self.splits = sorted(self._builder.info.splits)
 
     def rows(self, split: str) -> Iterator[Row]:
@@ -93,7 +91,7 @@ class TFDSCorpus:
         return hashlib.sha256(f"{split} {names}".encode()).hexdigest()
 
     def class_names(self, field: str) -> tuple[str, ...] | None:
-        names = getattr(self._builder.info.features.get(field), "names", None)
+        names = getattr(self._builder.info.features[field], "names", None)
         return tuple(names) if names else None
 
     def _check(self, split: str) -> None:
