@@ -11,6 +11,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import io
+import lzma
 import os
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigjax.errors import UserError
+
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +79,9 @@ def members(path: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
     """
     try:
         yield from _members(path, path.read_bytes(), pattern)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    except (*_BROKEN, EOFError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot read {path}: {reason}") from None
 
 
 def member(path: Path, pattern: str) -> bytes:
