@@ -109,6 +109,7 @@ def train_pipeline(
             **{
                 column.split("/")[-1]: [metrics[column] for metrics in results[name]]
                 for column in columns
+                if all(column in metrics for metrics in results[name])  # stages may differ in task
             },
         }
         for name in stages
