@@ -152,7 +152,7 @@ class Config:
     """A checked config. `values` is what `config.json` holds: plain, complete, nested."""
 
     values: dict[str, Any]
-    origins: dict[str, str]  # path -> "default" | "experiment" | "command line"
+    origins: dict[str, str]  # path -> "default" | "experiment" | "checkpoint" | "command line"
 
     @property
     def seed(self) -> int:
@@ -222,15 +222,17 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     experiment = plain(raw)
     given = copy.deepcopy(experiment)
     written = [_override(given, text) for text in overrides]
+    said = set(flatten(given))
+    if "model" in given:
+        given["model"] = _with_published(given["model"], given.get("init"))
     values = _complete(given)
     origins = {}
-    in_experiment = flatten(experiment)
+    in_experiment, in_checkpoint = set(flatten(experiment)), set(flatten(given)) - said
     for path in flatten(values):
         from_command_line = any(path == w or path.startswith(w + ".") for w in written)
-        from_file = path in in_experiment
-        origins[path] = (
-            "command line" if from_command_line else "experiment" if from_file else "default"
-        )
+        from_file = "experiment" if path in in_experiment else "default"
+        from_file = "checkpoint" if path in in_checkpoint else from_file
+        origins[path] = "command line" if from_command_line else from_file
     config = Config(values, origins)
     _check_whole(config)
     return config
@@ -368,7 +370,6 @@ def _complete(given: dict[str, Any]) -> dict[str, Any]:
     seed = given.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise UserError(f"config.seed: {seed!r} must be a whole number from 0 to 2**32 - 1")
-    given = {**given, "model": _with_published(given.get("model"), given.get("init"))}
     sections = {name: _complete_section(name, given.get(name)) for name in known[1:]}
     return {"seed": seed, **sections}
 
