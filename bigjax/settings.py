@@ -89,6 +89,9 @@ class Checkpoint:
     keep: int = 3  # the newest ones
     best: str | None = None  # a metric such as "eval/test/accuracy": its best save is kept too
     best_mode: Literal["max", "min"] = "max"
+    # a folder or a URL (gs://BUCKET/...) under which each new run keeps its checkpoints by its id,
+    # instead of in its own folder
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         _positive("checkpoint", keep=self.keep)

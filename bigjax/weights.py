@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from bigjax.checkpoint import restore_leaves
+from bigjax.checkpoint import has_checkpoints, restore_leaves
 from bigjax.config import Config, load
 from bigjax.errors import UserError
 from bigjax.parts import key_data, traced_hyper
@@ -49,7 +49,7 @@ def check_init(config: Config, workdir: Path) -> None:
       UserError: there is no such run or checkpoint, its files are damaged, or it is another model's.
     """
     init = config.section("init")
-    if init is None or any((workdir / "checkpoints").glob("*")):
+    if init is None or has_checkpoints(workdir):
         return
     if init.family is None:
         run_folder(workdir, init.source, "config.init.source")

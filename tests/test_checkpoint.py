@@ -16,6 +16,9 @@ from bigjax import settings
 from bigjax.checkpoint import CheckpointError, Checkpoints, Origin, manager, restore_leaves
 from bigjax.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
 from bigjax.errors import UserError
+from bigjax.train import train
+from bigjax.verbs import open_run
+from tests.small import small
 
 ORIGIN = Origin(run="abc", config_fingerprint="f", batch_size=32, versions={"jax": "1"})
 
@@ -264,3 +267,16 @@ def test_blocks_cover_an_array_once(tmp_path):
     blocks = host_blocks(array)
     assert sorted(blocks) == ["0:4,0:4", "4:8,0:4"]
     np.testing.assert_array_equal(np.concatenate([blocks[k] for k in sorted(blocks)]), array)
+
+
+def test_a_run_may_keep_its_checkpoints_elsewhere_and_everyone_finds_them(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    config = small(f"checkpoint.folder={elsewhere}", train=dict(steps=4, batch_size=40))
+    result = train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert [p.name for p in elsewhere.glob("*/*")] == ["4"]
+    (tmp_path / "run" / "result.json").unlink()
+    assert train(config, tmp_path / "run")["fingerprint"] == result["fingerprint"]
+    assert open_run(tmp_path / "run", [], None)[2].step == 4
+    train(config, tmp_path / "other")  # another run under the same parent
+    assert len(list(elsewhere.glob("*/*"))) == 2

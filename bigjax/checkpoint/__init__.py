@@ -5,7 +5,19 @@ manifest of hashes, written last. Without a true manifest a checkpoint does not 
 also the data position, so a state is all that a resume needs.
 """
 
-from bigjax.checkpoint.leaves import CheckpointError, abstract_with, restore_leaves
+from bigjax.checkpoint.leaves import (
+    CheckpointError,
+    abstract_with,
+    has_checkpoints,
+    restore_leaves,
+)
 from bigjax.checkpoint.manager import Checkpoints, Origin
 
-__all__ = ["CheckpointError", "Checkpoints", "Origin", "abstract_with", "restore_leaves"]
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "Origin",
+    "abstract_with",
+    "has_checkpoints",
+    "restore_leaves",
+]

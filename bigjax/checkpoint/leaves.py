@@ -16,6 +16,7 @@ from bigjax.checkpoint.hashes import BadCheckpoint
 from bigjax.errors import RunFailed, UserError, did_you_mean
 from bigjax.rules import paths
 
+POINTER = "checkpoints_at.txt"  # in the run's folder, where `checkpoint.folder` is used
 ITEM = "default"  # the sub-folder of a step that Orbax's own CheckpointManager would use
 
 
@@ -37,7 +38,7 @@ def restore_leaves(workdir: Path, wanted: dict[str, Any]) -> dict[str, jax.Array
       UserError: there is no checkpoint, a leaf is missing (the nearest is named) or has another shape.
       CheckpointError: the checkpoint is bad.
     """
-    directory = (epath.Path(workdir) / "checkpoints").absolute()
+    directory = folder_of(workdir)
     steps = all_steps(directory)
     if not steps:
         raise UserError(f"{workdir}: holds no checkpoint")
@@ -101,11 +102,24 @@ def damage(folder: epath.Path, manifest: dict[str, Any]) -> str:
     return f" ({'; '.join(says)})" if says else " (all arrays still read as saved)"
 
 
+def folder_of(workdir: Path | str) -> epath.Path:
+    """Where a run's checkpoints lie: in its folder, or where the pointer there says."""
+    pointer = epath.Path(workdir) / POINTER
+    if pointer.exists():
+        return epath.Path(pointer.read_text().strip())
+    return (epath.Path(workdir) / "checkpoints").absolute()
+
+
 def all_steps(folder: epath.Path) -> list[int]:
     """Steps that have a folder, good or bad."""
     if not folder.exists():
         return []
     return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+
+def has_checkpoints(workdir: Path | str) -> bool:
+    """Whether a run has saved anything, good or bad."""
+    return bool(all_steps(folder_of(workdir)))
 
 
 def abstract_with(shardings: Any, abstract: Any) -> Any:

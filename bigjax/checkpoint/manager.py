@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from bigjax import settings
 from bigjax.checkpoint import hashes, leaves
 from bigjax.checkpoint.hashes import MANIFEST, BadCheckpoint
-from bigjax.checkpoint.leaves import ITEM, CheckpointError, all_steps
+from bigjax.checkpoint.leaves import ITEM, POINTER, CheckpointError, all_steps, folder_of
 from bigjax.errors import UserError
 from bigjax.rules import paths
 
@@ -53,7 +53,11 @@ class Checkpoints:
     def __init__(
         self, workdir: Path | str, options: settings.Checkpoint, origin: Origin | None = None
     ) -> None:
-        self._folder = (epath.Path(workdir) / "checkpoints").absolute()
+        self._folder = folder_of(workdir)
+        if origin is not None and options.folder is not None and not self._folder.exists():
+            self._folder = epath.Path(options.folder) / str(origin.run)
+            if jax.process_index() == 0:
+                (epath.Path(workdir) / POINTER).write_text(f"{self._folder}\n")
         self._options = options
         self._origin = origin
         self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
