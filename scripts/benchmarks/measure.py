@@ -1,10 +1,12 @@
-"""What the benchmarks share: a summary of noisy figures, and what machine they come from."""
+"""What the benchmarks share: contestants in turn, a summary of noisy figures, what machine it was."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,3 +29,39 @@ def machine() -> dict[str, str | int | float]:
         "load_average": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
     }
+
+
+def in_turn(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round of each contestant; all of them see the same machine.
+
+    Each command is a process that ends in `answer`. The first round is thrown away: the others may
+    still be warming up.
+    """
+    processes = {
+        name: subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for name, command in commands.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds + 1):
+        for name, process in processes.items():
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            seconds[name].append(float(process.stdout.readline()))
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def answer(run: Callable[[], float]) -> None:
+    """A contestant's process: warms up, then answers every line of its input with a round's seconds."""
+    run()
+    out = os.fdopen(os.dup(1), "w")
+    for _ in sys.stdin:
+        print(run(), file=out, flush=True)

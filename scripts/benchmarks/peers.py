@@ -16,13 +16,14 @@ import argparse
 import itertools
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from scripts.benchmarks.measure import answer, in_turn, machine, summary
 
 BATCH, INPUTS, CLASSES, RATE, WARM_UP = 64, 784, 10, 0.01, 5
 CONTESTANTS = ("bigjax", "torch_eager", "torch_compile", "keras_jax")
@@ -91,17 +92,15 @@ def keras_round(steps: int, width: int) -> Callable[[], float]:
 
 
 def work(name: str, steps: int, width: int) -> None:
-    """A contestant's process: warms up, then answers every line of its input with a round's seconds."""
-    run = {
-        "bigjax": lambda: bigjax_round(steps, width),
-        "torch_eager": lambda: torch_round(steps, width, compiled=False),
-        "torch_compile": lambda: torch_round(steps, width, compiled=True),
-        "keras_jax": lambda: keras_round(steps, width),
-    }[name]()
-    run()
-    answer = os.fdopen(os.dup(1), "w")
-    for _ in sys.stdin:
-        print(run(), file=answer, flush=True)
+    """A contestant's process."""
+    answer(
+        {
+            "bigjax": lambda: bigjax_round(steps, width),
+            "torch_eager": lambda: torch_round(steps, width, compiled=False),
+            "torch_compile": lambda: torch_round(steps, width, compiled=True),
+            "keras_jax": lambda: keras_round(steps, width),
+        }[name]()
+    )
 
 
 def main() -> None:
@@ -117,30 +116,12 @@ def main() -> None:
         work(options.work, options.steps, options.width)
         return
 
-    from scripts.benchmarks.measure import machine, summary
-
-    processes = {}
+    commands = {}
     for name in CONTESTANTS:
         python = sys.executable if name == "bigjax" else options.python
         command = [python, "-m", "scripts.benchmarks.peers", f"--steps={options.steps}"]
-        processes[name] = subprocess.Popen(
-            [*command, f"--work={name}", f"--width={options.width}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    for number in range(options.rounds + 1):
-        for name, process in processes.items():
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            taken = float(process.stdout.readline())
-            if number:  # in the first round the others may still be warming up
-                seconds[name].append(taken)
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
+        commands[name] = [*command, f"--work={name}", f"--width={options.width}"]
+    seconds = in_turn(commands, options.rounds)
 
     samples = options.steps * BATCH
     result = {"machine": machine()}

@@ -1,0 +1,44 @@
+"""A small T5 translates Bible verses from English to Spanish, from scratch.
+
+    scripts/fetch_data kjv_es                                          once
+    scripts/run experiments.kjv_es_translate
+    scripts/run experiments.kjv_es_translate predict --workdir=runs/kjv_es_translate --input=verses.txt
+
+27,917 verse pairs (King James 1611, Valera 1909), one vocabulary of 8,000 unigram pieces; 3,167 verses
+to test, of which the first 512 are translated, each time the most likely next token.
+
+Hardware: 2 CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from bigjax import launch
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    config.train = dict(epochs=4, batch_size=64)
+    config.data = dict(
+        source=dict(type="text_pairs", path="kjv_es", tokenizer="unigram-8000", length=48),
+        splits=dict(train="train", test="test[:512]"),
+    )
+    config.model = dict(
+        type="t5", vocab=8000, layers=2, width=128, heads=4, mlp_width=512, dropout=0.1
+    )
+    config.task = dict(type="seq2seq", scores=("bleu",), label_smoothing=0.1)
+    config.optimizer = dict(
+        type="adamw",
+        learning_rate=2e-3,
+        weight_decay=1e-2,
+        schedule=dict(type="cosine", warmup_steps=100),
+        clip_norm=1.0,
+    )
+    config.evaluate = dict(splits=("test",), every=874, batch_size=128)
+    config.checkpoint = dict(every=874)
+    config.log = dict(every=20)
+    return config
+
+
+if __name__ == "__main__":
+    launch.run(get_config)

@@ -1,0 +1,152 @@
+"""Samples a second of fine-tuning a BERT of MiniLM's shape, against transformers on PyTorch.
+
+    .venv/bin/python -m scripts.benchmarks.finetune [--rounds=7] [--out=FILE]
+
+6 layers, 384 wide, 12 heads, 30,522 tokens, two classes; batch 32, length 128, AdamW, dropout 0.1 in
+the same places, float32. Every contestant is a process of its own that takes a step when told to, and the
+rounds go round in turn, so that all see the same machine. bigjax takes its own train step, with
+all that it does beside the gradient: checks, metrics, decay rules. The figure is the median over rounds
+of (bigjax's samples a second / the peer's); target: at least 1.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from scripts.benchmarks.measure import answer, in_turn, machine, summary
+
+VOCAB, RATE, DECAY = 30522, 2e-5, 0.01
+CONTESTANTS = ("bigjax", "torch_eager", "torch_compile")
+
+
+def examples(batch: int, length: int) -> dict[str, np.ndarray]:
+    """Random tokens of texts between half and full length, and labels."""
+    generator = np.random.default_rng(0)
+    real = np.arange(length) < generator.integers(length // 2, length + 1, (batch, 1))
+    tokens = generator.integers(1, VOCAB, (batch, length)) * real
+    zeros = np.zeros((batch, length), np.int32)
+    return dict(
+        tokens=tokens.astype(np.int32),
+        segments=real.astype(np.int32),
+        types=zeros,
+        label=generator.integers(0, 2, batch).astype(np.int32),
+    )
+
+
+def bigjax_round(batch: int, length: int) -> Callable[[], float]:
+    import jax
+
+    from bigjax import config as configs
+    from bigjax import program, sharding
+    from bigjax.models.bert import PRESETS
+
+    rows = examples(batch, length)
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "train.npz", **rows)
+        config = configs.resolve(
+            dict(
+                train=dict(steps=1000, batch_size=batch),
+                data=dict(source=dict(type="npz", directory=folder), splits=dict(train="train")),
+                model=dict(
+                    type="bert",
+                    vocab=VOCAB,
+                    head="sequence",
+                    outputs=2,
+                    dropout=0.1,
+                    **PRESETS["minilm"],
+                ),
+                task=dict(type="classification", input=("tokens", "segments", "types")),
+                optimizer=dict(type="adamw", learning_rate=RATE, weight_decay=DECAY),
+            )
+        )
+        built = program.build_program(config, config.section("data").source.open("train"))
+    state = built.init(program.key_data(0), program.traced_hyper(config))
+    ids = np.arange(batch, dtype=np.int32)
+    extra = dict(mask=np.ones(batch, np.float32), sample=ids, epoch=np.zeros_like(ids))
+    ready = jax.device_put({**rows, **extra}, sharding.batch_sharding(built.mesh))
+
+    def run() -> float:
+        nonlocal state
+        started = time.perf_counter()
+        state, metrics = built.train_step(state, ready, None)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - started
+
+    return run
+
+
+def torch_round(batch: int, length: int, compiled: bool) -> Callable[[], float]:
+    import torch
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=VOCAB,
+        num_hidden_layers=6,
+        hidden_size=384,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = transformers.BertForSequenceClassification(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
+    forward = torch.compile(model) if compiled else model
+    rows = {key: torch.from_numpy(value).long() for key, value in examples(batch, length).items()}
+    names = dict(tokens="input_ids", segments="attention_mask", types="token_type_ids")
+    inputs = {names.get(key, "labels"): value for key, value in rows.items()}
+
+    def run() -> float:
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        loss = forward(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        return time.perf_counter() - started
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    shape = (options.batch, options.length)
+    if options.work == "bigjax":
+        return answer(bigjax_round(*shape))
+    if options.work:
+        return answer(torch_round(*shape, compiled=options.work == "torch_compile"))
+
+    command = [sys.executable, "-m", "scripts.benchmarks.finetune", f"--batch={options.batch}"]
+    command.append(f"--length={options.length}")
+    commands = {name: [*command, f"--work={name}"] for name in CONTESTANTS}
+    seconds = in_turn(commands, options.rounds)
+    result = {"machine": machine(), "batch": options.batch, "length": options.length}
+    result["samples_per_second"] = {
+        name: summary([options.batch / taken for taken in values])
+        for name, values in seconds.items()
+    }
+    result["bigjax_over"] = {
+        name: summary([b / a for a, b in zip(seconds["bigjax"], values, strict=True)])
+        for name, values in seconds.items()
+        if name != "bigjax"
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
