@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers as library
 
-from bigjax import config as configs
+from bigjax import names
 from bigjax.data.documents import Documents
 from bigjax.data.sources import TFDS
 from bigjax.data.text import LabelledText, SentencePairs, TaggedText, TextPairs
@@ -345,9 +345,9 @@ def test_a_split_that_is_not_there_names_the_nearest(bert, tmp_path):
 
 def test_every_text_source_and_masking_have_a_name_in_configs():
     assert {"documents", "labelled_text", "tagged_text", "text_pairs", "sentence_pairs"} <= set(
-        configs.NAMES["source"]
+        names.NAMES["source"]
     )
-    assert "mask_tokens" in configs.NAMES["transform"]
+    assert "mask_tokens" in names.NAMES["transform"]
 
 
 LONG = 4000
