@@ -101,8 +101,8 @@ def test_a_pair_in_one_row_equals_the_librarys_own(bert, tmp_path, length):
 
 
 def test_labels_that_are_names_are_numbered_over_all_splits(bert, tmp_path):
-    for split, names in (("train", ["b", "c", "b", "c"]), ("test", ["a", "c", "b", "b"])):
-        rows = [{"text": t, "label": n} for t, n in zip(LINES, names, strict=True)]
+    for split, labels in (("train", ["b", "c", "b", "c"]), ("test", ["a", "c", "b", "b"])):
+        rows = [{"text": t, "label": n} for t, n in zip(LINES, labels, strict=True)]
         write_jsonl(tmp_path / "set", split, rows)
     target = LabelledText(str(tmp_path / "set"), bert, length=16)
     assert everything(target.open("train"))["label"].tolist() == [1, 2, 1, 2]
