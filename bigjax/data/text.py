@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -354,7 +355,7 @@ def _labels(
         if not _is_number(value):
             raise UserError(f"{where}: {field!r} is {value!r}, neither a number nor a name")
     labels = np.array([float(value) for value in values])
-    if any("." in str(value) or "e" in str(value) for value in values):
+    if not all(isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value)) for value in values):
         return labels.astype(np.float32), None
     if labels.min() < 0 or labels.max() >= 2**31:
         raise UserError(f"{rows[int(labels.argmin())][0]}: {field!r} should be a class from 0 up")

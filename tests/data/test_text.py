@@ -110,6 +110,17 @@ def test_labels_that_are_names_are_numbered_over_all_splits(bert, tmp_path):
     assert target.open("test").class_names == ("a", "b", "c")
 
 
+@pytest.mark.parametrize(
+    ("labels", "dtype"),
+    [([True, False], np.int32), ([1, 0], np.int32), (["1", "0"], np.int32), ([1, 0.5], np.float32)],
+)
+def test_labels_are_integers_where_all_are_written_so(bert, tmp_path, labels, dtype):
+    rows = [{"text": "cat", "label": label} for label in labels]
+    write_jsonl(tmp_path / "set", "train", rows)
+    found = everything(LabelledText(str(tmp_path / "set"), bert, length=8).open("train"))["label"]
+    assert found.dtype == dtype and found.tolist() == [float(label) for label in labels]
+
+
 def test_csv_holds_the_same_as_jsonl(bert, tmp_path):
     rows = [{"text": line, "label": i} for i, line in enumerate(LINES)]
     write_jsonl(tmp_path / "set", "train", rows)
