@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from bigjax.errors import UserError
 from bigjax.models.attention import attend, positions, rotate
@@ -58,8 +59,10 @@ def test_packed_documents_do_not_see_each_other_and_nobody_sees_padding(causal):
     )
 
 
-def test_key_segments_alone_hide_padding():
-    check(dict(key_segments=SEGMENTS), lambda b, t, s: SEGMENTS[b, s] > 0)
+@pytest.mark.parametrize("causal", [False, True])
+def test_key_segments_alone_hide_padding(causal):
+    options = dict(key_segments=SEGMENTS, causal=causal)
+    check(options, lambda b, t, s: SEGMENTS[b, s] > 0 and (s <= t or not causal))
 
 
 def test_bias_and_scale():
@@ -136,6 +139,35 @@ def test_rotated_scores_depend_on_distance_alone():
     assert score(9, 4) == pytest.approx(score(25, 20), rel=1e-4)
 
 
-def test_an_unknown_implementation_is_refused():
-    with pytest.raises(UserError, match=r"attention: unknown 'cuddn' .*cudnn"):
-        attend(Q, K, V, implementation="cuddn")
+@pytest.mark.slow
+def test_the_kernel_for_tpus_gives_the_same_numbers(monkeypatch):
+    """Interpreted, as this is no TPU: packed rows with padding, grouped queries, gradients."""
+    segments = np.repeat([[1, 2, 0]], [60, 40, 28], axis=1).astype(np.int32)
+    q, k, v = draw(1, 128, 2, 64), draw(1, 128, 1, 64), draw(1, 128, 1, 64)
+
+    def total(q, k, v, **options):
+        mixed = attend(
+            q, k, v, causal=True, query_segments=segments, key_segments=segments, **options
+        )
+        return jnp.sum(jnp.sin(mixed)), mixed
+
+    both = jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)
+    expected = both(q, k, v)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pltpu.force_tpu_interpret_mode():
+        found = both(q, k, v, implementation="tpu_flash")
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("cuddn", r"unknown 'cuddn'.*mean 'cudnn'"),
+        ("cudnn", r"'cudnn' runs on a gpu, and this is a cpu"),
+        ("tpu_flash", r"'tpu_flash' runs on a tpu, and this is a cpu"),
+    ],
+)
+def test_an_implementation_that_cannot_be_had_is_refused(name, says):
+    with pytest.raises(UserError, match=says):
+        attend(Q, K, V, implementation=name)

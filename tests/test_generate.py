@@ -31,16 +31,33 @@ def weights(name):
     return jax.tree.map(lambda x: 8 * x, nn.unbox(init(jax.random.key(0), TOKENS)))
 
 
+@functools.cache
+def jitted(name, cache=0):
+    options = dict(train=False, cache=cache, mutable=["cache"] if cache else False)
+    return jax.jit(functools.partial(MODELS[name].apply, **options))
+
+
 def enter(name, cache, tokens, segments):
-    return MODELS[name].apply(
-        {**weights(name), **cache}, tokens, segments, train=False, cache=12, mutable=["cache"]
-    )
+    return jitted(name, cache=12)({**weights(name), **cache}, tokens, segments)
+
+
+def uncached(name, tokens):
+    return jitted(name)(weights(name), tokens)
+
+
+@functools.cache
+def writing(name, sampling):
+    return jax.jit(functools.partial(generate, MODELS[name].apply, sampling=sampling))
+
+
+def write(name, tokens, segments, sampling, key=None):
+    return writing(name, sampling)(weights(name), tokens, segments, key=key)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_with_the_cache_equal_those_without(name):
     """A prompt of 4, then 3 tokens at once, then one by one."""
-    full = MODELS[name].apply(weights(name), TOKENS, train=False)
+    full = uncached(name, TOKENS)
     ones, cache = np.ones_like(TOKENS), {}
     for start, stop in ((0, 4), (4, 7), (7, 8), (8, 9)):
         logits, cache = enter(name, cache, TOKENS[:, start:stop], ones[:, start:stop])
@@ -50,15 +67,13 @@ def test_logits_with_the_cache_equal_those_without(name):
 @pytest.mark.parametrize("segments", [LEFT, RIGHT], ids=["left", "right"])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_prompts_of_different_length_are_written_on_as_if_alone(name, segments):
-    write = jax.jit(lambda v, *prompt: generate(MODELS[name].apply, v, *prompt, Sampling(6)))
-    found = write(weights(name), TOKENS, segments)
-    alone = jax.jit(lambda tokens: MODELS[name].apply(weights(name), tokens, train=False))
+    found = write(name, TOKENS, segments, Sampling(6))
     for row in range(3):
         tokens = TOKENS[row][segments[row] > 0].tolist()
         start = len(tokens)
         for _ in range(6):
             padded = np.array([tokens + [0] * (16 - len(tokens))], np.int32)
-            tokens.append(int(np.argmax(alone(padded)[0, len(tokens) - 1])))
+            tokens.append(int(np.argmax(uncached(name, padded)[0, len(tokens) - 1])))
         assert found["tokens"][row].tolist() == tokens[start:]
     assert found["length"].tolist() == [6, 6, 6]
 
@@ -124,19 +139,17 @@ def test_tokens_are_drawn_with_the_shares_that_the_options_say(options, shares):
 
 
 def test_the_same_key_draws_the_same_text_and_another_key_another():
-    def write(seed):
-        key = jax.random.key(seed)
-        apply, sampling = MODELS["gpt2"].apply, Sampling(8, temperature=3.0)
-        ones = jnp.ones_like(TOKENS)
-        return generate(apply, weights("gpt2"), TOKENS, ones, sampling, key)["tokens"].tolist()
+    def drawn_with(seed):
+        sampling, key = Sampling(8, temperature=3.0), jax.random.key(seed)
+        return write("gpt2", TOKENS, np.ones_like(TOKENS), sampling, key)["tokens"].tolist()
 
-    write_again = write(1)
-    assert write(1) == write_again != write(2)
+    first = drawn_with(1)
+    assert drawn_with(1) == first != drawn_with(2)
 
 
 def test_a_context_too_short_for_prompt_and_text_is_refused():
     with pytest.raises(UserError, match=r"model\.context: 20 is less than the 39 tokens"):
-        generate(MODELS["gpt2"].apply, weights("gpt2"), TOKENS, LEFT, Sampling(30))
+        write("gpt2", TOKENS, LEFT, Sampling(30))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigjax.errors import UserError
 from bigjax.models.common import choose
 
-IMPLEMENTATIONS = ("auto", "xla", "cudnn")
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "tpu_flash")
 
 
 def attend(
@@ -39,25 +40,17 @@ def attend(
       bias: added to the scores, float, broadcastable to (B, N, T, S).
       offset: the key slot at which query 0 stands, int (), for queries behind a cache; None: 0.
       scale: default 1 / sqrt(H).
-      implementation: "xla"; "cudnn" (NVIDIA GPUs, 16-bit numbers; an error where it does not apply);
-        "auto": cudnn where it applies.
+      implementation: "xla"; "cudnn" (NVIDIA GPUs, 16-bit numbers); "tpu_flash" (JAX's Pallas kernel
+        for TPUs; lengths that 128 divides; on several devices with sharding.mode "shard_map", as the
+        compiler cannot split it); "auto": cudnn where it applies, else xla. Queries behind a cache
+        always take xla.
 
     Returns:
       (B, T, N, H) in the dtype of the queries; 0 for a query that sees no key.
     """
-    choose("attention", implementation, IMPLEMENTATIONS)
     dtype = q_BTNH.dtype
     on_gpu = jax.default_backend() == "gpu"
-    if implementation == "auto":
-        # A bias that is learned, or one query behind a cache, gains nothing from the fused kernel.
-        plain = bias is None and offset is None
-        fused = (
-            on_gpu
-            and plain
-            and dtype in (jnp.bfloat16, jnp.float16)
-            and _fits_cudnn(q_BTNH, k_BSKH)
-        )
-        implementation = "cudnn" if fused else "xla"
+    implementation = "xla" if offset is not None else _chosen(implementation, q_BTNH, k_BSKH, bias)
     if dtype == jnp.float16 and not on_gpu:  # only GPUs multiply float16 into float32 sums
         q_BTNH, k_BSKH, v_BSKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
     mask_BTS = _segment_mask(query_segments, key_segments)
@@ -66,28 +59,76 @@ def attend(
         seen_BTS = (jnp.arange(S) <= jnp.arange(T)[:, None] + offset)[None]
         mask_BTS = seen_BTS if mask_BTS is None else mask_BTS & seen_BTS
         causal = False
-    out_BTNH = jax.nn.dot_product_attention(
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        bias=bias,
-        mask=None if mask_BTS is None else mask_BTS[:, None],
-        scale=scale,
-        is_causal=causal,
-        implementation=implementation,
-    ).astype(dtype)
+    if implementation == "tpu_flash":
+        segments = None if mask_BTS is None else (query_segments, key_segments)
+        out_BTNH = _tpu_flash(q_BTNH, k_BSKH, v_BSKH, causal, segments, bias, scale)
+    else:
+        out_BTNH = jax.nn.dot_product_attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            bias=bias,
+            mask=None if mask_BTS is None else mask_BTS[:, None],
+            scale=scale,
+            is_causal=causal,
+            implementation=implementation,
+        )
+    out_BTNH = out_BTNH.astype(dtype)
     if mask_BTS is None:
         return out_BTNH
     if causal:
-        mask_BTS = mask_BTS & jnp.tri(*mask_BTS.shape[1:], dtype=bool)
+        mask_BTS = mask_BTS & jnp.tri(q_BTNH.shape[1], k_BSKH.shape[1], dtype=bool)
     sees_BT = jnp.any(mask_BTS, axis=-1)
     return jnp.where(sees_BT[:, :, None, None], out_BTNH, 0)
 
 
-def _fits_cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array) -> bool:
-    """Whether cuDNN's fused kernel takes these lengths and this width of a head."""
-    T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[-1]
-    return H % 8 == 0 and H <= 128 and T % 2 == 0 and S % 2 == 0
+def _chosen(name: str, q_BTNH: jax.Array, k_BSKH: jax.Array, bias: jax.Array | None) -> str:
+    """The implementation that a name means here; UserError if it cannot be had."""
+    choose("model.attention", name, IMPLEMENTATIONS)
+    backend, (T, S, H) = jax.default_backend(), (q_BTNH.shape[1], *k_BSKH.shape[1::2])
+    if name == "auto":
+        narrow = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
+        fits = H % 8 == 0 and H <= 128 and T % 2 == 0 and S % 2 == 0
+        # A bias that is learned gains little from the fused kernel.
+        return "cudnn" if backend == "gpu" and narrow and fits and bias is None else "xla"
+    needs = {"cudnn": "gpu", "tpu_flash": "tpu"}.get(name, backend)
+    if backend != needs:
+        raise UserError(f"model.attention: '{name}' runs on a {needs}, and this is a {backend}")
+    if name == "tpu_flash" and (T % 128 or S % 128):
+        raise UserError(
+            f"model.attention: 'tpu_flash' needs lengths that 128 divides, not {T}, {S}"
+        )
+    return name
+
+
+def _tpu_flash(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    causal: bool,
+    segments: tuple[jax.Array | None, jax.Array] | None,
+    bias: jax.Array | None,
+    scale: float | None,
+) -> jax.Array:
+    """Dao et al. 2022, "FlashAttention", as JAX's Pallas kernel for TPUs."""
+    from jax.experimental.pallas.ops.tpu import flash_attention as pallas
+
+    B, T, N, H = q_BTNH.shape
+    if segments is not None:
+        query_BT, key_BS = segments
+        if query_BT is None:
+            query_BT, key_BS = jnp.ones((B, T), jnp.int32), (key_BS > 0).astype(jnp.int32)
+        # Padding has a segment of its own among the keys, which no query is in.
+        segments = pallas.SegmentIds(query_BT, jnp.where(key_BS > 0, key_BS, -1))
+    repeated = (jnp.repeat(x, N // x.shape[2], axis=2) for x in (k_BSKH, v_BSKH))
+    out_BNTH = pallas.flash_attention(
+        *(jnp.swapaxes(x, 1, 2) for x in (q_BTNH, *repeated)),
+        ab=None if bias is None else jnp.broadcast_to(bias, (B, N, T, k_BSKH.shape[1])),
+        segment_ids=segments,
+        causal=causal,
+        sm_scale=H**-0.5 if scale is None else scale,
+    )
+    return jnp.swapaxes(out_BNTH, 1, 2)
 
 
 def _segment_mask(query: jax.Array | None, key: jax.Array | None) -> jax.Array | None:

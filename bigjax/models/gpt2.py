@@ -48,6 +48,7 @@ class GPT2(nn.Module):
     context: the longest document it can read.
     mlp_width: default 4 D.
     dropout: after the embedding and on each residual branch.
+    attention: which implementation (see `bigjax.models.attention.attend`).
     remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
     """
 
@@ -58,6 +59,7 @@ class GPT2(nn.Module):
     context: int
     mlp_width: int | None = None
     dropout: float = 0.0
+    attention: str = "auto"
     remat: str = "none"
     scan_layers: bool = False
 
@@ -115,6 +117,7 @@ class GPT2(nn.Module):
             dropout=self.dropout,
             train=train,
             cache=cache,
+            implementation=self.attention,
         )
         x_BTD = stack(
             Block,
@@ -141,12 +144,15 @@ class Block(nn.Module):
     dropout: float
     train: bool
     cache: int
+    implementation: str
 
     @nn.compact
     def __call__(self, x_BTD, segments_BT, key_segments, slot) -> jax.Array:
         x_BTD = constrain(x_BTD, "batch", "length", None)
         drop = nn.Dropout(self.dropout, deterministic=not self.train)
-        attention = Attention(self.heads, self.layers, self.cache, name="attention")
+        attention = Attention(
+            self.heads, self.layers, self.cache, self.implementation, name="attention"
+        )
         mlp = MLP(self.mlp_width, nn.gelu, self.layers, name="mlp")  # tanh's form of GELU
         normed_BTD = layer_norm("attention_norm")(x_BTD)
         mixed_BTD = branch(attention(normed_BTD, segments_BT, key_segments, slot))
@@ -162,6 +168,7 @@ class Attention(nn.Module):
     heads: int
     layers: int
     cache: int
+    implementation: str
 
     @nn.compact
     def __call__(self, x_BTD, segments_BT, key_segments, slot) -> jax.Array:
@@ -182,5 +189,6 @@ class Attention(nn.Module):
             query_segments=segments_BT,
             key_segments=key_segments,
             offset=slot,
+            implementation=self.implementation,
         )
         return join_heads("out", D, layers=self.layers)(mixed_BTNH)

@@ -65,6 +65,7 @@ class Llama(nn.Module):
     rope_theta: base of the rotary frequencies.
     norm_epsilon: added to the mean square in RMSNorm.
     tied: whether the logits are products with the embedding, or with a table of their own.
+    attention: which implementation (see `bigjax.models.attention.attend`).
     remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
     """
 
@@ -78,6 +79,7 @@ class Llama(nn.Module):
     rope_theta: float = 10000.0
     norm_epsilon: float = 1e-5
     tied: bool = False
+    attention: str = "auto"
     remat: str = "none"
     scan_layers: bool = False
 
@@ -141,6 +143,7 @@ class Llama(nn.Module):
             norm_epsilon=self.norm_epsilon,
             layers=self.layers,
             cache=cache,
+            implementation=self.attention,
         )
         x_BTD = stack(
             Block,
@@ -173,12 +176,19 @@ class Block(nn.Module):
     norm_epsilon: float
     layers: int  # of the whole model: the residual branches start smaller the deeper it is
     cache: int
+    implementation: str
 
     @nn.compact
     def __call__(self, x_BTD, at_BT, segments_BT, key_segments, slot) -> jax.Array:
         x_BTD = constrain(x_BTD, "batch", "length", None)
         attention = Attention(
-            self.heads, self.kv_heads, self.rope_theta, self.layers, self.cache, name="attention"
+            self.heads,
+            self.kv_heads,
+            self.rope_theta,
+            self.layers,
+            self.cache,
+            self.implementation,
+            name="attention",
         )
         mlp = GatedMLP(self.mlp_width, self.layers, name="mlp")
         normed_BTD = rms_norm("attention_norm", self.norm_epsilon)(x_BTD)
@@ -197,6 +207,7 @@ class Attention(nn.Module):
     rope_theta: float
     layers: int
     cache: int
+    implementation: str
 
     @nn.compact
     def __call__(self, x_BTD, at_BT, segments_BT, key_segments, slot) -> jax.Array:
@@ -219,6 +230,7 @@ class Attention(nn.Module):
             query_segments=segments_BT,
             key_segments=key_segments,
             offset=slot,
+            implementation=self.implementation,
         )
         return join_heads("out", D, bias=False, layers=self.layers)(mixed_BTNH)
 
