@@ -1,0 +1,117 @@
+"""Convolutions in the form a CPU likes against XLA's own, and what the convolutional families share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.tree_util import tree_leaves
+
+from bigjax.errors import UserError
+from bigjax.models.convolution import convolve, divisible
+from bigjax.models.mobilenet import MobileNetV2
+from bigjax.models.resnet import PRESETS, ResNet
+from bigjax.models.vgg import average_to
+from bigjax.precision import ModelInPrecision
+from bigjax.settings import Precision
+
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.standard_normal((4, 16, 16, 3)), jnp.float32)
+SMALL = dict(layers=(1, 1), width=8, outputs=3)
+
+
+def init(model, x=X):
+    return jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
+
+
+@pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1)), ((0, 2), (1, 0))])
+@pytest.mark.parametrize(
+    ("kernel", "groups", "stride"), [((3, 3), 6, 1), ((5, 3), 6, 2), ((1, 1), 1, 2)]
+)
+def test_on_a_cpu_values_and_gradients_are_those_of_xlas_convolution(
+    kernel, groups, stride, padding
+):
+    x = jnp.asarray(RNG.standard_normal((2, 9, 8, 6)), jnp.float32)
+    channels = 6 if groups == 6 else 4
+    k = jnp.asarray(RNG.standard_normal((*kernel, 6 // groups, channels)), jnp.float32)
+    options = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+
+    def run(function, x, k):
+        y = function(x, k, (stride, stride), padding, **options)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
+
+    def both(function):
+        f = jax.value_and_grad(functools.partial(run, function), argnums=(0, 1), has_aux=True)
+        return jax.jit(f)(x, k)
+
+    ours, theirs = both(convolve), both(lax.conv_general_dilated)
+    for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "side"), [(7, 7), (9, 4), (2, 3), (8, 2)])
+def test_average_to_is_pytorchs_adaptive_pool(size, side):
+    torch = pytest.importorskip("torch")
+    x = RNG.standard_normal((2, size, size + 1, 3)).astype(np.float32)
+    pool = torch.nn.AdaptiveAvgPool2d(side)
+    expected = pool(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(average_to(jnp.asarray(x), side), expected, atol=1e-6)
+
+
+def test_channels_are_rounded_to_eights_and_never_by_more_than_a_tenth():
+    assert [divisible(c) for c in (3, 16, 35.2, 22.4, 1280)] == [8, 16, 32, 24, 1280]
+    assert all(divisible(c) >= 0.9 * c and divisible(c) % 8 == 0 for c in range(1, 500))
+
+
+def test_the_published_sizes_have_the_published_numbers_of_parameters():
+    counts = {}
+    for name, values in PRESETS.items():
+        model = ResNet(outputs=1000, **values)
+        shapes = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), X, train=False))
+        counts[name] = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+    assert counts == {"18": 11_689_512, "34": 21_797_672, "50": 25_557_032}
+
+
+def test_batch_norm_over_four_devices_equals_one_device():
+    model = ResNet(outputs=3, layers=(1,), width=8, stem="small")
+    variables = init(model)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    step = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    one = step(variables, X)
+    whole = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    four = step(whole, jax.device_put(X, NamedSharding(mesh, PartitionSpec("data"))))
+    for a, b in zip(tree_leaves(one), tree_leaves(four), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_statistics_stay_and_training_sees_what_evaluation_sees(frozen):
+    model = ResNet(**SMALL, frozen_statistics=frozen)
+    variables = init(model)
+    still = jax.jit(lambda v: model.apply(v, X, train=False))(variables)
+    step = jax.jit(lambda v: model.apply(v, X, train=True, mutable=["batch_stats"]))
+    logits, state = step(variables)
+    same = jax.tree.map(np.array_equal, state["batch_stats"], variables["batch_stats"])
+    assert all(tree_leaves(same)) == frozen
+    assert np.allclose(logits, still, atol=1e-6) == frozen
+
+
+def test_low_precision_compute_keeps_logits_in_float32():
+    model = ModelInPrecision(ResNet(**SMALL), Precision("bfloat16"))
+    logits = jax.eval_shape(lambda: model.apply(init(model.model), X, train=False))
+    assert logits.shape == (4, 3) and logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("model", [ResNet(**SMALL), MobileNetV2(outputs=3)])
+def test_an_input_that_is_no_image_is_the_users_error(model):
+    with pytest.raises(UserError, match=r"not an input of shape \(4, 64\)"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((4, 64)), train=False))
+
+
+def test_unknown_blocks_and_stems_are_told_with_the_known_ones():
+    for wrong, message in ((dict(block="basics"), "model.block"), (dict(stem="big"), "model.stem")):
+        with pytest.raises(UserError, match=f"{message}: unknown"):
+            jax.eval_shape(lambda w=wrong: init(ResNet(**SMALL, **w)))
