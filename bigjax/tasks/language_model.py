@@ -108,11 +108,15 @@ class LanguageModel:
     def present(self, columns: Mapping[str, np.ndarray], source: Any) -> dict[str, Any]:
         """Text in place of ids, where the source has a tokenizer."""
         tokenizer = getattr(source, "tokenizer", None)
-        if tokenizer is None:
-            return dict(columns)
         if "written" in columns:
-            return {"text": [tokenizer.decode(row[row >= 0]) for row in columns["written"]]}
-        return {**columns, "text": [tokenizer.decode([token]) for token in columns["token"]]}
+            written = columns["written"]
+            if tokenizer is None:
+                return {"tokens": [row[row >= 0].tolist() for row in written]}
+            return {"text": [tokenizer.decode(row[row >= 0]) for row in written]}
+        shown = {name: columns[name] for name in ("token", "probability")}
+        if tokenizer is not None:
+            shown["text"] = [tokenizer.decode([token]) for token in columns["token"]]
+        return shown
 
     def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         """The token that follows each position, (B, T), and which of them count, float32 (B, T)."""
