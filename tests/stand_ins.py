@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import tensorflow_datasets as tfds
 import tokenizers
 import torch
 from tokenizers import models, pre_tokenizers, processors, trainers
@@ -151,6 +152,32 @@ def emoji(folder: Path) -> None:
     builders.prepare(Emoji, folder, columns=columns, order=np.arange(100))
 
 
+class Imagenet256(builders.ArraysBuilder, skip_registration=True):
+    """The data set that a user prepares for imagenet_vit_s16: 16 + 16 random pictures."""
+
+    name = "imagenet2012_256"
+
+    def feature_dict(self) -> dict:
+        return {
+            "image": tfds.features.Tensor(shape=(256, 256, 3), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(num_classes=1000),
+        }
+
+    def splits(self) -> dict:
+        numbers = np.random.default_rng(0)
+        return {
+            split: {
+                "image": numbers.integers(0, 256, (16, 256, 256, 3)).astype(np.uint8),
+                "label": np.arange(16),
+            }
+            for split in ("train", "validation")
+        }
+
+
+def imagenet(folder: Path) -> None:
+    builders.prepare(Imagenet256, folder)
+
+
 def write_all(folder: Path) -> None:
-    for write in (text_sets, minilm, smollm2, efficientnet_lite0, emoji):
+    for write in (text_sets, minilm, smollm2, efficientnet_lite0, emoji, imagenet):
         write(folder)

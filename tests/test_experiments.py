@@ -31,7 +31,9 @@ WRITE = "python -m tests.test_experiments --write"
 
 
 # What keeps the models of full size small enough for two steps.
-SMALLER: dict[str, list[str]] = {}
+SMALLER: dict[str, list[str]] = {
+    "imagenet_vit_s16": ["model.layers=1", "model.width=24", "data.workers=1"],
+}
 
 
 def get_config(name):
