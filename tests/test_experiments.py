@@ -31,7 +31,21 @@ WRITE = "python -m tests.test_experiments --write"
 
 
 # What keeps the models of full size small enough for two steps.
+DECODER = [
+    "data.source.path=brown",
+    "data.source.tokenizer=smollm2",
+    "data.source.length=32",
+    "train.accumulate=1",
+    "model.vocab=400",
+    "model.layers=2",
+    "model.width=32",
+    "model.heads=2",
+    "model.context=32",
+]
 SMALLER: dict[str, list[str]] = {
+    "gpt2_124m": DECODER,
+    "gpt2_350m": DECODER,
+    "llama_1b": [*DECODER, "model.kv_heads=1", "model.mlp_width=64"],
     "imagenet_vit_s16": ["model.layers=1", "model.width=24", "data.workers=1"],
 }
 
