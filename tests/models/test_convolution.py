@@ -1,20 +1,25 @@
 """Convolutions in the form a CPU likes against XLA's own, and what the convolutional families share."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import tree_leaves
 
+from bigjax import settings, sharding
 from bigjax.errors import UserError
 from bigjax.models.convolution import convolve, divisible
+from bigjax.models.efficientnet_lite import EfficientNetLite
 from bigjax.models.mobilenet import MobileNetV2
 from bigjax.models.resnet import PRESETS, ResNet
-from bigjax.models.vgg import average_to
+from bigjax.models.vgg import VGG, average_to
+from bigjax.models.vit import ViT
+from bigjax.placement import logical_names, place, vocabulary
 from bigjax.precision import ModelInPrecision
 from bigjax.settings import Precision
 
@@ -75,15 +80,47 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters():
     assert counts == {"18": 11_689_512, "34": 21_797_672, "50": 25_557_032}
 
 
-def test_batch_norm_over_four_devices_equals_one_device():
-    model = ResNet(outputs=3, layers=(1,), width=8, stem="small")
+def placements(model, mesh, x):
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))["params"]
+    words = vocabulary(model, settings.Sharding())
+    return place([(".*", "tensor")], nn.unbox(params), mesh, logical_names(params), words)
+
+
+MESH = sharding.make_mesh(settings.Mesh(data=4, tensor=2))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ResNet(outputs=8, **PRESETS["18"]),
+        ResNet(outputs=8, **PRESETS["50"]),
+        VGG(outputs=8, layers=(1, 1), batch_norm=True),
+        MobileNetV2(outputs=8),
+        EfficientNetLite(outputs=8),
+        ViT(outputs=8, image=16, patch=4, layers=1, width=8, heads=2),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_tensor_rules_split_more_than_half_of_the_parameters(model):
+    placed = placements(model, MESH, X)
+    split = [p for p in placed.values() if "tensor" in tuple(p.spec)]
+    assert sum(math.prod(p.shape) for p in split) > 0.5 * sum(
+        math.prod(p.shape) for p in placed.values()
+    )
+
+
+def test_a_batch_and_channels_over_eight_devices_give_the_numbers_of_one():
+    model = ResNet(outputs=4, layers=(1,), width=8, stem="small")
     variables = init(model)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     step = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
     one = step(variables, X)
-    whole = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-    four = step(whole, jax.device_put(X, NamedSharding(mesh, PartitionSpec("data"))))
-    for a, b in zip(tree_leaves(one), tree_leaves(four), strict=True):
+    layout = sharding.layout(placements(model, MESH, X), variables["params"], MESH)
+    params = jax.device_put(variables["params"], layout)
+    statistics = jax.device_put(variables["batch_stats"], sharding.replicated(MESH))
+    x = jax.device_put(X, sharding.batch_sharding(MESH))
+    eight = step({"params": params, "batch_stats": statistics}, x)
+    assert any(leaf.sharding.spec for leaf in tree_leaves(params))
+    for a, b in zip(tree_leaves(one), tree_leaves(eight), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
