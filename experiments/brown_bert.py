@@ -1,0 +1,42 @@
+"""A BERT of 1 M parameters learns to fill in hidden words of the Brown corpus, from scratch.
+
+    scripts/fetch_data brown                                    once
+    scripts/run experiments.brown_bert
+
+Hardware: 2 CPU cores shared with a dozen other jobs, 11 minutes. Reached with seed 0, after one epoch:
+6.213 nats for each hidden token of the test texts, 12.4 % of them right. Token frequencies of the training
+texts alone have 6.676 nats and 4.3 %. So short a pre-training is a start for experiments.sentiment_finetune,
+not a good language model.
+"""
+
+from ml_collections import ConfigDict
+
+from bigjax import launch
+from bigjax.models import bert
+
+
+def get_config():
+    config = ConfigDict()
+    config.seed = 0
+    config.train = dict(steps=1500, batch_size=8)
+    config.data = dict(
+        source=dict(type="documents", path="brown", tokenizer="wordpiece-4096@brown", length=128),
+        splits=dict(train="train", test="test"),
+        preprocess=(dict(type="mask_tokens", rate=0.15),),
+    )
+    config.model = dict(type="bert", vocab=4096, context=128, head="mlm", **bert.PRESETS["tiny"])
+    config.task = dict(type="masked_lm")
+    config.optimizer = dict(
+        type="adamw",
+        learning_rate=2e-3,
+        weight_decay=0.01,
+        schedule=dict(type="linear", warmup_steps=150),
+        clip_norm=1.0,
+    )
+    config.evaluate = dict(splits=("test",), every=500, batch_size=64)
+    config.log = dict(every=100)
+    return config
+
+
+if __name__ == "__main__":
+    launch.run(get_config)
