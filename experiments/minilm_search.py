@@ -1,15 +1,19 @@
 """Semantic search: which lines of a text file are nearest in meaning to a question?
 
     scripts/fetch_data manpages && scripts/fetch_data minilm           once
-    scripts/run experiments.minilm_search --workdir=runs/search
-    scripts/run experiments.minilm_search predict --workdir=runs/search --input=questions.txt \\
-        --config.task.corpus=sentences.txt
+    scripts/run experiments.minilm_search predict --input=questions.txt \\
+        --config.task.corpus=lines.txt
+    scripts/run experiments.minilm_search evaluate
+    scripts/run experiments.minilm_search --workdir=runs/tuned         tunes it further
 
-all-MiniLM-L6-v2, tuned further on 982 manual pages: the description of each has to find its own
-one-line summary among those of the batch (InfoNCE). `predict` embeds both files, a sentence a line, and
-prints the five nearest sentences for each question; without a corpus, the embeddings.
+The weights are all-MiniLM-L6-v2's. `predict` embeds both files, a sentence a line, and prints the
+five nearest lines for each question; without a corpus, the embeddings. With the --workdir of a tuned
+run it takes that one's weights. Tuning: the description of each of 982 manual pages has to find its
+own one-line summary among those of its batch (InfoNCE).
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores shared with other jobs, a minute to search 116 lines. As published, 92.2 % of
+the 116 test descriptions are nearest to their own summary among those of a batch of 64 (nothing is
+trained, so there is no seed). What tuning adds was not measured.
 """
 
 from ml_collections import ConfigDict
