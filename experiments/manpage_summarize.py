@@ -2,11 +2,14 @@
 
     scripts/fetch_data manpages                                        once
     scripts/run experiments.manpage_summarize
-    scripts/run experiments.manpage_summarize predict --workdir=runs/manpage_summarize --input=pages.txt
+    scripts/run experiments.manpage_summarize predict --workdir=runs/manpage_summarize \\
+        --input=pages.txt
 
 982 manual pages, the beginning of each description in, its one-line summary out; 116 to test.
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores shared with other jobs, 5 minutes. Reached with seed 0: ROUGE-1 0.113, ROUGE-2
+0.025, ROUGE-L 0.113. Less than a thousand pages do not teach it English: copying the first sentence
+of each description gives 0.241, 0.107 and 0.227.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +20,7 @@ from bigjax import launch
 def get_config():
     config = ConfigDict()
     config.seed = 0
-    config.train = dict(epochs=20, batch_size=32)
+    config.train = dict(epochs=8, batch_size=32)
     config.data = dict(
         source=dict(
             type="text_pairs",
@@ -39,7 +42,7 @@ def get_config():
         schedule=dict(type="cosine", warmup_steps=50),
         clip_norm=1.0,
     )
-    config.evaluate = dict(splits=("test",), every=0.25, batch_size=58)
+    config.evaluate = dict(splits=("test",), every="end", batch_size=58)
     config.checkpoint = dict(every="end")
     config.log = dict(every=10)
     return config

@@ -5,10 +5,13 @@ Brown corpus, and from a published MiniLM.
     scripts/run experiments.sentiment_finetune
     .venv/bin/python -m scripts.baselines.tfidf sentiment        TF-IDF and logistic regression
 
-Four runs: `brown` is experiments.brown_bert, `from_brown` goes on from it with a new head, `scratch` is
-the same model without it, and `minilm` is experiments.sentiment_bert.
+Four runs: `brown` is experiments.brown_bert, `from_brown` goes on from it with a new head, `scratch`
+is the same model without it, and `minilm` is experiments.sentiment_bert.
 
-Hardware: 2 CPU cores.
+Hardware: 2 CPU cores shared with many other jobs, about 15 minutes of processor time. Reached on the
+1,052 test snippets, seed 0, each stage run by itself: scratch 71.9 %, from_brown 63.2 %, minilm 85.7 %;
+TF-IDF and logistic regression 80.8 %. What pre-training is worth depends on how much there was: 1,500
+small steps on a million words (6.21 nats a hidden token, little better than word frequencies) do harm.
 """
 
 from ml_collections import ConfigDict
