@@ -23,7 +23,7 @@ class Seq2Seq:
     input: keys of the source, its segments, the target and its segments; a target begins with a start
         token and ends with an end token.
     scores: what evaluation compares written texts by: "bleu" (Papineni et al. 2002, as sacrebleu),
-        "rouge" (Lin 2004, F1 of ROUGE-1, -2 and -L). () writes no texts: no `predict` either.
+        "rouge" (Lin 2004, F1 of ROUGE-1, -2 and -L). (): evaluation writes no texts.
     label_smoothing: mass spread evenly over the vocabulary in the training loss; evaluation reports
         the plain cross-entropy.
     """
