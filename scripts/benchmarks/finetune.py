@@ -15,7 +15,6 @@ by spinning, and seconds are processor time, summed over the threads of a proces
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.benchmarks.measure import answer, in_turn, machine, summary
+from scripts.benchmarks.measure import answer, compare, in_turn
 
 Round = Callable[[], None]
 VOCAB, RATE, DECAY = 30522, 2e-5, 0.01
@@ -150,21 +149,9 @@ def main() -> None:
     command += [f"--length={options.length}", *["--busy"] * options.busy]
     commands = {name: [*command, f"--work={name}"] for name in CONTESTANTS}
     seconds = in_turn(commands, options.rounds)
-    result = {"machine": machine(), "batch": options.batch, "length": options.length}
-    result["clock"] = "processor" if options.busy else "wall"
-    result["samples_per_second"] = {
-        name: summary([options.batch / taken for taken in values])
-        for name, values in seconds.items()
-    }
-    result["bigjax_over"] = {
-        name: summary([b / a for a, b in zip(seconds["bigjax"], values, strict=True)])
-        for name, values in seconds.items()
-        if name != "bigjax"
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    clock = "processor" if options.busy else "wall"
+    about = dict(batch=options.batch, length=options.length, clock=clock)
+    compare(seconds, options.batch, options.out, **about)
 
 
 if __name__ == "__main__":

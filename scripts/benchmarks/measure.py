@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -57,6 +59,34 @@ def in_turn(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, lis
         process.stdin.close()
         process.wait()
     return {name: values[1:] for name, values in seconds.items()}
+
+
+def compare(
+    seconds: Mapping[str, Sequence[float]], samples: int, out: Path | None, **about: object
+) -> None:
+    """Prints, and writes to `out`, samples/s of each contestant and of bigjax over the others.
+
+    Args:
+      seconds: what `in_turn` gave.
+      samples: in a round.
+      about: what else the result should say.
+    """
+    result = {
+        "machine": machine(),
+        **about,
+        "samples_per_second": {
+            name: summary([samples / taken for taken in values]) for name, values in seconds.items()
+        },
+        "bigjax_over": {
+            name: summary([b / a for a, b in zip(seconds["bigjax"], values, strict=True)])
+            for name, values in seconds.items()
+            if name != "bigjax"
+        },
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
 
 
 def answer(run: Callable[[], float]) -> None:

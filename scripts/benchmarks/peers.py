@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import sys
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.benchmarks.measure import answer, in_turn, machine, summary
+from scripts.benchmarks.measure import answer, compare, in_turn
 
 BATCH, INPUTS, CLASSES, RATE, WARM_UP = 64, 784, 10, 0.01, 5
 CONTESTANTS = ("bigjax", "torch_eager", "torch_compile", "keras_jax")
@@ -123,20 +122,7 @@ def main() -> None:
         commands[name] = [*command, f"--work={name}", f"--width={options.width}"]
     seconds = in_turn(commands, options.rounds)
 
-    samples = options.steps * BATCH
-    result = {"machine": machine()}
-    result["samples_per_second"] = {
-        name: summary([samples / taken for taken in values]) for name, values in seconds.items()
-    }
-    result["bigjax_over"] = {
-        name: summary([b / a for a, b in zip(seconds["bigjax"], values, strict=True)])
-        for name, values in seconds.items()
-        if name != "bigjax"
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    compare(seconds, options.steps * BATCH, options.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.benchmarks.measure import answer, in_turn, machine, summary
+from scripts.benchmarks.measure import answer, compare, in_turn
 
 CLASSES, RATE, MOMENTUM, LAYERS, WIDTH = 1000, 0.01, 0.9, (2, 2, 2, 2), 64
 
@@ -155,19 +154,7 @@ def main() -> None:
     command = [sys.executable, "-m", "scripts.benchmarks.resnet", *sizes]
     seconds = in_turn({name: [*command, f"--work={name}"] for name in CONTESTANTS}, options.rounds)
     samples = options.steps * options.batch
-    result = {"machine": machine(), "batch": options.batch, "size": options.size}
-    result["samples_per_second"] = {
-        name: summary([samples / taken for taken in values]) for name, values in seconds.items()
-    }
-    result["bigjax_over"] = {
-        name: summary([b / a for a, b in zip(seconds["bigjax"], values, strict=True)])
-        for name, values in seconds.items()
-        if name != "bigjax"
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    compare(seconds, samples, options.out, batch=options.batch, size=options.size)
 
 
 if __name__ == "__main__":
