@@ -147,9 +147,10 @@ def halt(
       found: what `Program.diagnose` gives for the step.
       batch: the step's batch.
     """
+    # Read before the gathering below, where all wait for all: the first process then writes it.
+    rewinds = len(read_ledger(workdir))
     found, epochs, samples = to_host((found, batch["epoch"], batch["sample"]))
     examples = np.stack([epochs, samples], axis=1)
-    rewinds = len(read_ledger(workdir))
     if check.policy == "rewind" and rewinds < check.max_rewinds:
         bad: BadNumbers = Rewind(step, reason)
     elif check.policy == "rewind":

@@ -6,6 +6,7 @@ writing never waits for a device. Text tables for people are here too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -135,7 +136,8 @@ class Writers:
 
     def _open_summary(self):
         if self._summary is None:
-            from tensorboardX import SummaryWriter  # 0.3 s
+            with _hidden("torch"):  # which tensorboardX imports where it is installed: seconds
+                from tensorboardX import SummaryWriter  # 0.3 s
 
             # The suffix keeps two starts within one second from sharing, and emptying, one file.
             self._summary = SummaryWriter(
@@ -254,6 +256,19 @@ def cell(value: object) -> str:
         decimals = max(0, 1 - math.floor(math.log10(spread)))
         return f"{np.mean(value):.{decimals}f} ± {spread:.{decimals}f}"
     return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+@contextlib.contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Within, an import of the module fails, unless it is imported already."""
+    imported = module in sys.modules
+    if not imported:
+        sys.modules[module] = None
+    try:
+        yield
+    finally:
+        if not imported:
+            del sys.modules[module]
 
 
 def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
