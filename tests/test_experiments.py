@@ -113,7 +113,14 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Of several stages, or what another one runs at another size: by hand, with --slow.
+LONG = ("emoji_finetune_efficientnet", "gpt2_350m", "sentiment_finetune")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in NAMES],
+)
 def test_every_experiment_runs_two_steps(name, data_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     assert (
