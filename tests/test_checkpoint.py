@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bigjax import settings
-from bigjax.checkpoint import CheckpointError, Checkpoints, Origin, manager, restore_leaves
+from bigjax.checkpoint import CheckpointError, Checkpoints, Origin, hashes, manager, restore_leaves
 from bigjax.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
 from bigjax.errors import UserError
 from bigjax.train import train
@@ -279,3 +279,16 @@ def test_a_run_may_keep_its_checkpoints_elsewhere_and_everyone_finds_them(tmp_pa
     assert open_run(tmp_path / "run", [], None)[2].step == 4
     train(config, tmp_path / "other")  # another run under the same parent
     assert len(list(elsewhere.glob("*/*"))) == 2
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_left_in_place(tmp_path):
+    checkpoints, wanted = saved(tmp_path)
+    for step in (1, 2, 3):
+        manifest = tmp_path / "checkpoints" / str(step) / "manifest.json"
+        content = json.loads(manifest.read_text())
+        del content["sha256"]
+        manifest.write_text(hashes.sealed({**content, "format": 1}))
+    with pytest.raises(UserError, match="format 1, this bigjax reads 2"):
+        checkpoints.restore_newest(wanted)
+    assert len(list((tmp_path / "checkpoints").glob("*/manifest.json"))) == 3
+    assert "format 1" in checkpoints.listing(False)[0]["state"]

@@ -29,6 +29,10 @@ class BadCheckpoint(Exception):
     """A checkpoint must not be used. The message names the file or the arrays, and what is wrong."""
 
 
+class OtherFormat(BadCheckpoint):
+    """The manifest is true, but of another version of bigjax."""
+
+
 def file_hashes(folder: epath.Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """File name in the folder -> {"size": bytes, "crc32": hex}; large files side by side."""
     names = list(names)
@@ -150,7 +154,7 @@ def read_manifest(folder: epath.Path, *, step: int, run: str | None) -> dict[str
     ):
         raise BadCheckpoint(f"{MANIFEST}: altered, its own hash does not match")
     if content["format"] != FORMAT:
-        raise BadCheckpoint(f"{MANIFEST}: format {content['format']}, not {FORMAT}")
+        raise OtherFormat(f"{MANIFEST}: format {content['format']}, this bigjax reads {FORMAT}")
     if content["step"] != step:
         raise BadCheckpoint(f"{MANIFEST}: is of step {content['step']}, not {step}")
     if run is not None and content["run"] != run:

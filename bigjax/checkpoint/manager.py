@@ -280,6 +280,8 @@ class Checkpoints:
             manifest = hashes.read_manifest(folder, step=step, run=self._run)
             if verify:
                 self._check_files(step, manifest)
+        except hashes.OtherFormat as other:  # nothing is wrong with it: it stays where it is
+            raise UserError(f"{folder}: {other}; go on with the revision that wrote it") from None
         except BadCheckpoint as bad:
             problem = str(bad)
             if manifest is not None and jax.process_count() == 1:
