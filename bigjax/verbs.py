@@ -57,8 +57,8 @@ def evaluate_verb(
 ) -> None:
     """Evaluates the newest checkpoint of the run in the folder."""
     config, program, state, sources = open_run(options.workdir, overrides, options.split, raw)
-    for split, source in sources.items():
-        values = evaluate(config, program, state, source)
+    for split in config.get("evaluate.splits"):
+        values = evaluate(config, program, state, sources[split])
         print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
 
 
@@ -68,8 +68,8 @@ def predict_verb(
     """Writes one JSON object a row of the input; bad rows are reported by number and left out."""
     if options.input is None:
         raise UserError("predict needs --input=FILE (.npz, .csv, .txt, or a folder of png/jpg)")
-    config, program, state, _ = open_run(options.workdir, overrides, None, raw)
-    train_source = open_sources(config)["train"]
+    config, program, state, sources = open_run(options.workdir, overrides, None, raw)
+    train_source = sources["train"]
     rows = inputs.read(options.input, train_source, program.task.input)
     for problem in rows.problems:
         print(f"{options.input}: {problem}", file=sys.stderr)
@@ -156,11 +156,11 @@ def export_verb(
     """Writes the run's newest weights as a folder that `transformers` loads."""
     if options.format != "safetensors":
         raise UserError(f"--format={options.format}: export writes safetensors")
-    config, program, state, _ = open_run(options.workdir, overrides, None, raw)
+    config, program, state, sources = open_run(options.workdir, overrides, None, raw)
     init, model = config.section("init"), config.get("model")
     family = options.family or (init and init.family)
     family = family or family_of_type(model["type"], "config.model.type")
-    tokenizer = getattr(open_sources(config)["train"], "tokenizer", None)
+    tokenizer = getattr(sources["train"], "tokenizer", None)
     folder = options.output or options.workdir / "export"
     variables = jax.tree.map(distributed.whole, program.evaluation_variables(state))
     if distributed.is_leader():
@@ -236,7 +236,7 @@ def load_run(workdir: Path, overrides: Sequence[str]) -> Config:
 def open_run(
     workdir: Path, overrides: Sequence[str], split: str | None, raw: Any = None
 ) -> tuple[Config, Program, Any, dict[str, Any]]:
-    """A trained run: its config, program, newest state, and the splits to evaluate.
+    """A trained run: its config, program, newest state, and its sources: train and those evaluated.
 
     Where there is none, but `raw`, an experiment's config, starts from a published checkpoint, the
     state has that one's weights.
@@ -264,8 +264,7 @@ def open_run(
         state = initial_state(config, program, workdir)
     else:
         state = _newest_state(config, program, workdir)
-    evaluated = {name: sources[name] for name in config.get("evaluate.splits")}
-    return config, program, state, evaluated
+    return config, program, state, sources
 
 
 def _newest_state(config: Config, program: Program, workdir: Path) -> Any:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
-from bigjax.models.common import activation, batch_axes, kernel_init
+from bigjax.models.common import activation, kernel_init
+from bigjax.models.convolution import batch_norm, convolve, max_pool
 
 
 class CNN(nn.Module):
@@ -58,24 +59,18 @@ class CNN(nn.Module):
                 (self.kernel, self.kernel),
                 use_bias=not self.batch_norm,
                 kernel_init=init,
+                conv_general_dilated=convolve,
                 name=f"conv_{i}",
             )(x)
             if self.batch_norm:
-                norm = nn.BatchNorm(
-                    use_running_average=not train,
-                    momentum=0.9,
-                    epsilon=1e-5,
-                    axis_name=batch_axes(),
-                    name=f"norm_{i}",
-                )
-                x = norm(x)
+                x = batch_norm(f"norm_{i}", train=train)(x)
             x = act(x)
             if min(x.shape[1:3]) < self.pool:
                 raise UserError(
                     f"model.channels: stage {i} would pool {self.pool}x{self.pool} windows of an "
                     f"image of {x.shape[1]}x{x.shape[2]}; use fewer stages or a smaller model.pool"
                 )
-            x = nn.max_pool(x, (self.pool, self.pool), strides=(self.pool, self.pool))
+            x = max_pool(x, self.pool, stride=self.pool)
         if self.global_average_pool:
             x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         x = x.reshape(x.shape[0], -1)

@@ -5,16 +5,15 @@ Images are (B, H, W, C). Parameters: what a convolution or a norm calls its own 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from bigjax.errors import UserError
+from bigjax.models import on_cpu
 from bigjax.models.common import batch_axes
 
 # He et al. 2015 in its fan-out form: the variance of the gradient is kept through the layers.
@@ -70,79 +69,34 @@ def batch_norm(
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options):
-    """`lax.conv_general_dilated` of images (B, H, W, C), in the form that the processor likes.
-
-    XLA's own kernel is the fastest on GPU and TPU. On a CPU it is 10 to 60 times slower for a
-    depthwise convolution than the sum of shifted products that it stands for, and a 1x1 convolution
-    is quicker as the matrix product that it is, above all its gradient.
-    """
+    """`lax.conv_general_dilated` of images (B, H, W, C), on a CPU as in `on_cpu`."""
 
     def by_xla(x, kernel):
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
-    per_channel = options["feature_group_count"] == x.shape[-1] == kernel.shape[-1] > 1
-    if kernel.shape[:2] == (1, 1) and options["feature_group_count"] == 1:
-        on_cpu = pointwise
-    elif per_channel:
-        on_cpu = depthwise
-    else:
+    groups = options["feature_group_count"]
+    if groups == x.shape[-1] == kernel.shape[-1] > 1:
+        form = on_cpu.depthwise
+    elif groups > 1:
         return by_xla(x, kernel)
+    else:
+        form = on_cpu.pointwise if kernel.shape[:2] == (1, 1) else on_cpu.dense
     pads = padding
     if isinstance(padding, str):
         pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    strides, pads = tuple(strides), tuple(map(tuple, pads))
     return lax.platform_dependent(
-        x, kernel, cpu=lambda x, kernel: on_cpu(x, kernel, strides, pads), default=by_xla
+        x, kernel, cpu=lambda x, kernel: form(x, kernel, strides, pads), default=by_xla
     )
 
 
-def pointwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Any) -> jax.Array:
-    """A 1x1 convolution of x (B, H, W, C) with a kernel (1, 1, C, D): the matrix product."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-
-
-def depthwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Any) -> jax.Array:
-    """A depthwise convolution of x (B, H, W, C) with a kernel (K, L, 1, C), one shift at a time."""
-    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    return _shifted_products(x, kernel, tuple(strides))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _shifted_products(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
-    products = zip(_shifts(x, kernel.shape, strides), kernel.reshape(-1, x.shape[-1]), strict=True)
-    return sum(shifted * weights for shifted, weights in products)
-
-
-def _shifts(x: jax.Array, shape: Sequence[int], strides: Sequence[int]) -> list[jax.Array]:
-    """What each weight of a kernel of this shape meets, row by row."""
-    height, width = (size - side + 1 for size, side in zip(x.shape[1:3], shape[:2], strict=True))
-    return [
-        x[:, i : i + height : strides[0], j : j + width : strides[1]]
-        for i in range(shape[0])
-        for j in range(shape[1])
-    ]
-
-
-def _forward(x, kernel, strides):
-    return _shifted_products(x, kernel, strides), (x, kernel)
-
-
-def _backward(strides, saved, dy):
-    """The gradients as shifted products too: JAX's own are as many pads and take twice the time."""
-    x, kernel = saved
-    dkernel = [
-        jnp.sum(shifted * dy, axis=(0, 1, 2)) for shifted in _shifts(x, kernel.shape, strides)
-    ]
-    spread = [(0, 0, 0)]
-    for axis, (side, stride) in enumerate(zip(kernel.shape[:2], strides, strict=True), start=1):
-        rest = x.shape[axis] - (dy.shape[axis] - 1) * stride - side
-        spread.append((side - 1, side - 1 + rest, stride - 1))
-    spread_dy = lax.pad(dy, jnp.zeros((), dy.dtype), [*spread, (0, 0, 0)])
-    dx = _shifted_products(spread_dy, kernel[::-1, ::-1], (1, 1))
-    return dx, jnp.stack(dkernel).reshape(kernel.shape).astype(kernel.dtype)
-
-
-_shifted_products.defvjp(_forward, _backward)
+def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
+    """`nn.max_pool` of images (B, H, W, C) with square windows, on a CPU as in `on_cpu`."""
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: on_cpu.max_pool(x, window, stride, pad),
+        default=lambda x: on_cpu.pool_by_xla(x, window, stride, pad),
+    )
 
 
 class InvertedResidual(nn.Module):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.models.common import choose
-from bigjax.models.convolution import batch_norm, check_images, conv
+from bigjax.models.convolution import batch_norm, check_images, conv, max_pool
 
 PRESETS = {
     "18": dict(layers=(2, 2, 2, 2), block="basic"),
@@ -63,7 +63,7 @@ class ResNet(nn.Module):
             x = conv(self.width, 3, name="stem")(x)
         x = nn.relu(batch_norm("stem_norm", train=train_norm)(x))
         if self.stem == "imagenet":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, 3, stride=2, pad=1)
         for stage, blocks in enumerate(self.layers):
             for i in range(blocks):
                 x = Block(

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.models.convolution import batch_norm, check_images, conv
+from bigjax.models.cnn import CNN
+from bigjax.models.convolution import batch_norm, check_images, conv, max_pool
 
 # Convolutions in each of the five stages (table 1, columns A, B, D and E).
 PRESETS = {
@@ -43,14 +44,7 @@ class VGG(nn.Module):
     batch_norm: bool = False
     frozen_statistics: bool = False
 
-    # Layers in pairs, output channels split then input channels, as in `cnn`.
-    TENSOR_RULES = (
-        (r"conv_\d*[02468]/kernel", (None, None, None, "tensor")),
-        (r"conv_\d+/kernel", (None, None, "tensor")),
-        (r"dense_\d*[02468]/kernel", (None, "tensor")),
-        (r"(conv|norm|dense)_\d*[02468]/(bias|scale)", ("tensor",)),
-        (r"(dense_\d+|head)/kernel", ("tensor",)),
-    )
+    TENSOR_RULES = CNN.TENSOR_RULES  # the layers have the same names, and lie in the same pairs
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -66,7 +60,7 @@ class VGG(nn.Module):
                     x = batch_norm(f"norm_{number}", train=train_norm)(x)
                 x = nn.relu(x)
                 number += 1
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = max_pool(x, 2, stride=2)
         x = average_to(x, self.pooled)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.dense):

@@ -13,7 +13,8 @@ from jax.tree_util import tree_leaves
 
 from bigjax import settings, sharding
 from bigjax.errors import UserError
-from bigjax.models.convolution import convolve, divisible
+from bigjax.models import on_cpu
+from bigjax.models.convolution import convolve, divisible, max_pool
 from bigjax.models.efficientnet_lite import EfficientNetLite
 from bigjax.models.mobilenet import MobileNetV2
 from bigjax.models.resnet import PRESETS, ResNet
@@ -34,7 +35,15 @@ def init(model, x=X):
 
 @pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1)), ((0, 2), (1, 0))])
 @pytest.mark.parametrize(
-    ("kernel", "groups", "stride"), [((3, 3), 6, 1), ((5, 3), 6, 2), ((1, 1), 1, 2)]
+    ("kernel", "groups", "stride"),
+    [
+        ((3, 3), 6, 1),
+        ((5, 3), 6, 2),
+        ((1, 1), 1, 2),
+        ((3, 3), 1, 1),
+        ((2, 5), 1, 2),
+        ((3, 3), 2, 1),
+    ],
 )
 def test_on_a_cpu_values_and_gradients_are_those_of_xlas_convolution(
     kernel, groups, stride, padding
@@ -55,6 +64,29 @@ def test_on_a_cpu_values_and_gradients_are_those_of_xlas_convolution(
     ours, theirs = both(convolve), both(lax.conv_general_dilated)
     for a, b in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cached", [1, 1000, 2**20])
+def test_a_dense_kernels_gradient_is_the_same_in_any_number_of_parts(cached, monkeypatch):
+    monkeypatch.setattr(on_cpu, "CACHED", cached)
+    x, dy = (RNG.standard_normal(shape) for shape in ((3, 13, 9, 4), (3, 6, 4, 5)))
+    kernel = jnp.zeros((3, 3, 4, 5))
+    _, pull_back = jax.vjp(lambda k: on_cpu.dense(jnp.asarray(x), k, (2, 2), ((0, 0),) * 2), kernel)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))[:, ::2, ::2]
+    expected = np.einsum("bhwckl,bhwd->klcd", windows, dy)  # by hand, in float64
+    np.testing.assert_allclose(pull_back(jnp.asarray(dy))[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "stride", "pad"), [(2, 2, 0), (3, 2, 1), (3, 1, 0), (2, 3, 0)])
+def test_a_pool_and_its_gradient_are_xlas_ties_too(window, stride, pad):
+    x = jnp.asarray(RNG.integers(-3, 2, (2, 11, 8, 3)).clip(-1), jnp.float32)  # full of ties
+
+    def both(function):
+        y, pull_back = jax.vjp(lambda x: function(x, window, stride, pad), x)
+        return y, pull_back(jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape))[0]
+
+    for a, b in zip(both(max_pool), both(on_cpu.pool_by_xla), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize(("size", "side"), [(7, 7), (9, 4), (2, 3), (8, 2)])

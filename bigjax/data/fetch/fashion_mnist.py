@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from bigjax.data import builders
-from bigjax.data.fetch.packages import run
+from bigjax.data.fetch.packages import run, workspace
 from bigjax.data.sources import TFDS, default_data_dir
 from bigjax.errors import UserError
 
@@ -41,12 +40,7 @@ def _from_debian(downloads: Path) -> Path:
         return final
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise UserError("this is no Debian or Ubuntu: name the folder of the IDX files with --from")
-    try:
-        downloads.mkdir(parents=True, exist_ok=True)
-        private = Path(tempfile.mkdtemp(prefix=".fetch.", dir=downloads))
-    except OSError as error:
-        raise UserError(f"cannot write {downloads}: {error.strerror}") from None
-    try:
+    with workspace(downloads) as private:
         run(["apt-get", "download", FASHION_MNIST_PACKAGE], private)
         package = next(private.glob("*.deb"))
         run(["dpkg", "-x", str(package), "unpacked"], private)
@@ -58,6 +52,4 @@ def _from_debian(downloads: Path) -> Path:
         except OSError:
             if not final.exists():  # unless another process was first
                 raise
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
     return final
