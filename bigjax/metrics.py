@@ -30,16 +30,6 @@ Pair = tuple[jax.Array, jax.Array]
 RATE_WINDOW = 10  # writes that the shown steps per second are averaged over
 
 
-def mean(pair: Pair) -> jax.Array:
-    """Returns sum / weight: NaN where nothing was weighed."""
-    return pair[0] / pair[1]
-
-
-def add_pairs(a: Mapping[str, Pair], b: Mapping[str, Pair]) -> dict[str, Pair]:
-    """Returns the pairs of `a` and `b`, which name the same metrics, added up by name."""
-    return jax.tree.map(lambda x, y: x + y, dict(a), dict(b))
-
-
 def finalize(pairs: Mapping[str, Pair]) -> dict[str, float | list]:
     """Fetches the pairs in one transfer and divides them in float64; NaN where nothing was weighed."""
     with np.errstate(divide="ignore", invalid="ignore"):
