@@ -1,7 +1,8 @@
 """Texts tokenized once: token ids in memory-mapped files, named by what decides their content.
 
 A cache folder is written whole or not at all, whoever else writes the same. Each file's sha256 is
-checked when it is opened; a damaged cache is told, removed and made again.
+checked when it is opened. A damaged cache is told and left, as another process may be reading it, and
+made again beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from bigjax.data.sources import default_data_dir
 from bigjax.data.tokenizers import Tokenizer
+from bigjax.errors import UserError
 from bigjax.files import publish
 
 FORMAT = 1  # a change of what is written is a new number
@@ -68,11 +70,16 @@ def tokenize_once(
     """
     identity = f"{FORMAT} {tokenizer.fingerprint} {fingerprint} {whole}"
     key = hashlib.sha256(identity.encode()).hexdigest()
-    folder = Path(default_data_dir(data_dir)) / "cache" / "tokens" / key[:32]
-    if folder.exists() and (damage := _damage(folder)):
-        print(f"{folder} is damaged ({damage}): tokenizing again", file=sys.stderr)
-        shutil.rmtree(folder, ignore_errors=True)
-    publish(folder, lambda private: _write(private, tokenizer, texts(), whole))
+    caches = Path(default_data_dir(data_dir)) / "cache" / "tokens"
+    for name in (key[:32], f"{key[:32]}.again", f"{key[:32]}.at_last"):
+        folder = caches / name
+        publish(folder, lambda private: _write(private, tokenizer, texts(), whole))
+        damage = _damage(folder)
+        if not damage:
+            break
+        print(f"{folder} is damaged ({damage}): delete it; tokenizing again", file=sys.stderr)
+    else:
+        raise UserError(f"{caches}: three caches of the same texts are damaged: is the disk sound?")
     flat, offsets, sizes = (np.load(folder / name, mmap_mode="r") for name in _FILES)
     return Tokens(flat, np.asarray(offsets), np.asarray(sizes), key)
 

@@ -1,6 +1,7 @@
 """Tokenizers: what is trained is the same everywhere, what is published is read as it was meant."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -173,16 +174,34 @@ def test_texts_are_tokenized_once(bpe, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tokens.npy", "offsets.npy", "sizes.npy", "sha256.json"])
-def test_a_damaged_cache_is_told_and_made_again(bpe, tmp_path, capsys, name):
-    expected = np.array(tokenize(bpe, tmp_path, TEXTS).flat)
+def test_a_damaged_cache_is_told_left_and_made_again_beside_it(bpe, tmp_path, capsys, name):
+    opened = tokenize(bpe, tmp_path, TEXTS).flat
+    expected = np.array(opened)
     (path,) = (tmp_path / "cache" / "tokens").glob(f"*/{name}")
+    damage(path)
+    found = np.array(tokenize(bpe, tmp_path, TEXTS).flat)
+    assert np.array_equal(found, expected) and path.exists()
+    assert f"{path.parent} is damaged" in capsys.readouterr().err
+    assert np.array_equal(tokenize(bpe, tmp_path, ["never read"]).flat, expected)
+    shutil.rmtree(path.parent)
+    tokenize(bpe, tmp_path, TEXTS)
+    assert capsys.readouterr().err.count("is damaged") == 1  # gone with the folder
+
+
+def damage(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    path.write_bytes(content if name != "sha256.json" else content[:20])
-    assert np.array_equal(tokenize(bpe, tmp_path, TEXTS).flat, expected)
-    assert "damaged" in capsys.readouterr().err
-    tokenize(bpe, tmp_path, TEXTS)
-    assert capsys.readouterr().err == ""
+    path.write_bytes(content if path.suffix != ".json" else content[:20])
+
+
+def test_a_disk_that_damages_all_it_is_given_is_an_error(bpe, tmp_path, capsys):
+    for _ in range(3):
+        tokenize(bpe, tmp_path, TEXTS)
+        for path in (tmp_path / "cache" / "tokens").glob("*/tokens.npy"):
+            content = path.read_bytes()
+            path.write_bytes(content[:-1] + b"\xff")
+    with pytest.raises(UserError, match="is the disk sound"):
+        tokenize(bpe, tmp_path, TEXTS)
 
 
 def test_a_text_that_cannot_be_read_leaves_no_cache(bpe, tmp_path):
