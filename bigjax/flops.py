@@ -22,16 +22,16 @@ def of_step(train_step: Any, model: Mapping[str, Any], task: Any, state: Any, *r
     Args:
       train_step: the jitted step; called with these very arguments before, tracing is cached.
       model: the model's section of the config: a Transformer's formula is added to the count.
-      task: the run's task, for the tokens of a batch.
+      task: the run's task, whose first input are the tokens.
       state, rest: the step's arguments: the batch (None: no step was run, nothing is counted), ...
     """
     if rest[0] is None:
         return {}
     found = {COUNTED: of_jaxpr(train_step.trace(state, *rest).jaxpr.jaxpr)}
     if {"layers", "heads", "width", "context"} <= model.keys():
-        tokens = jax.eval_shape(task.inputs, rest[0])[0]
+        tokens = task.input if isinstance(task.input, str) else task.input[0]
         parameters = multiplied(model, state.params)
-        found |= transformer(parameters, model["layers"], model["width"], *tokens.shape)
+        found |= transformer(parameters, model["layers"], model["width"], *rest[0][tokens].shape)
     return found
 
 

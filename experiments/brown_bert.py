@@ -22,10 +22,10 @@ def get_config():
     config.data = dict(
         source=dict(type="documents", path="brown", tokenizer="wordpiece-4096@brown", length=128),
         splits=dict(train="train", test="test"),
-        preprocess=(dict(type="mask_tokens", rate=0.15),),
+        preprocess=(dict(type="mask_tokens", rate=0.15, places=24),),
     )
     config.model = dict(type="bert", vocab=4096, context=128, head="mlm", **bert.PRESETS["tiny"])
-    config.task = dict(type="masked_lm")
+    config.task = dict(type="masked_lm", input=("tokens", "segments", None, "places"))
     config.optimizer = dict(
         type="adamw",
         learning_rate=2e-3,

@@ -29,9 +29,19 @@ THETA = dict(rope_parameters={"rope_type": "default", "rope_theta": 500.0})
 TOKENS = np.random.default_rng(0).integers(1, 50, (3, 12)).astype(np.int32)
 
 
-def reference(tied):
+LLAMA3 = dict(
+    rope_type="llama3",
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+
+
+def reference(tied, **options):
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**SIZES, **THETA, tie_word_embeddings=tied)
+    options = {**THETA, **options}
+    config = transformers.LlamaConfig(**SIZES, **options, tie_word_embeddings=tied)
     model = transformers.LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -39,10 +49,19 @@ def reference(tied):
     return model
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        dict(tied=False),
+        dict(tied=True),
+        dict(tied=True, head_dim=6, rope_parameters={**LLAMA3, "rope_theta": 500.0}),
+        dict(tied=False, rope_parameters=dict(rope_type="linear", factor=3.0, rope_theta=500.0)),
+    ],
+    ids=["untied", "tied", "llama3", "linear"],
+)
 def both(request, tmp_path_factory):
     """(their model, ours, our variables, the values of config.model, the published folder)."""
-    theirs = reference(request.param)
+    theirs = reference(**request.param)
     folder = tmp_path_factory.mktemp("llama") / "published"
     theirs.save_pretrained(folder)
     return theirs, *parity.load(folder, "llama", (TOKENS,)), folder
@@ -148,14 +167,13 @@ def test_a_gguf_file_gives_the_same_model(tmp_path):
     [
         dict(model_type="gpt2"),
         dict(hidden_act="gelu"),
-        dict(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+        dict(rope_scaling={"rope_type": "yarn", "factor": 8.0}),
         dict(attention_bias=True),
-        dict(head_dim=16),
     ],
     ids=str,
 )
 def test_another_form_is_refused(changed):
-    with pytest.raises(UserError, match=r"gpt2|gelu|llama3|attention_bias|head_dim"):
+    with pytest.raises(UserError, match=r"gpt2|gelu|yarn|attention_bias"):
         model_values({**SIZES, **changed})
 
 

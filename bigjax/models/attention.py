@@ -6,6 +6,9 @@ heads, K key and value heads, H width of a head. Knows nothing of parameters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,15 @@ from bigjax.errors import UserError
 from bigjax.models.common import choose
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "tpu_flash")
+ROPE_SCALING = {  # type -> its numbers
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
 
 
 def attend(
@@ -147,15 +159,51 @@ def positions(segments_BT: jax.Array) -> jax.Array:
     return index_T - jax.lax.cummax(starts_BT, axis=1)
 
 
-def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, theta: float = 10000.0) -> jax.Array:
-    """Rotary positions (Su et al. 2021, eq. 34): pair i turned by the angle position / theta^(2i/H).
+def rotary_frequencies(
+    width: int, theta: float = 10000.0, scaling: Mapping[str, Any] | None = None
+) -> jax.Array:
+    """By how much each pair of a head turns from one position to the next, float32 (H/2,).
+
+    Args:
+      width: H, even.
+      theta: pair i turns by theta^(-2i/H) (Su et al. 2021, section 3.2.2).
+      scaling: how a model reads texts longer than those it was first trained on, in the names of the
+        published config.json. `rope_type` "linear": all turn `factor` times slower (Chen et al. 2023,
+        eq. 4). "llama3": only pairs that turn less than `low_freq_factor` times within
+        `original_max_position_embeddings` do; those that turn more than `high_freq_factor` times stay,
+        and between the two it is a straight line (Grattafiori et al. 2024, section 3.4.1, as published
+        with Llama 3.1). None: no pair is slower.
+
+    Raises:
+      UserError: another type of scaling, or one that lacks a number or has one too many.
+    """
+    half = width // 2
+    frequency_F = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is None:
+        return frequency_F
+    numbers = {key: value for key, value in scaling.items() if key != "rope_type"}
+    kind = choose("model.rope_scaling.rope_type", scaling.get("rope_type"), tuple(ROPE_SCALING))
+    if set(numbers) != set(ROPE_SCALING[kind]):
+        raise UserError(
+            f"model.rope_scaling: '{kind}' has {', '.join(ROPE_SCALING[kind])}, "
+            f"not {', '.join(numbers) or 'nothing'}"
+        )
+    slower_F = frequency_F / numbers["factor"]
+    if kind == "linear":
+        return slower_F
+    low, high = numbers["low_freq_factor"], numbers["high_freq_factor"]
+    turns_F = numbers["original_max_position_embeddings"] * frequency_F / (2 * jnp.pi)
+    kept_F = jnp.clip((turns_F - low) / (high - low), 0.0, 1.0)
+    return (1 - kept_F) * slower_F + kept_F * frequency_F
+
+
+def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, frequencies_F: jax.Array) -> jax.Array:
+    """Rotary positions (Su et al. 2021, eq. 34): pair i turned by position * frequency i.
 
     Pair i is (x[i], x[i + H/2]), the order of Llama's published weights. Computed in float32; the dtype
-    is kept. H must be even.
+    is kept.
     """
-    half = x_BTNH.shape[-1] // 2
-    frequency_F = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1F = positions_BT[:, :, None, None].astype(jnp.float32) * frequency_F
+    angle_BT1F = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies_F
     cos, sin = jnp.cos(angle_BT1F), jnp.sin(angle_BT1F)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

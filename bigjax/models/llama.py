@@ -10,12 +10,22 @@ the embedding is not tied.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bigjax.errors import UserError
-from bigjax.models.attention import attend, cached_keys, cached_segments, positions, rotate
+from bigjax.models.attention import (
+    attend,
+    cached_keys,
+    cached_segments,
+    positions,
+    rotary_frequencies,
+    rotate,
+)
 from bigjax.models.blocks import (
     branch,
     dense,
@@ -58,11 +68,12 @@ class Llama(nn.Module):
     """Touvron et al. 2023, with the grouped queries of Ainslie et al. 2023.
 
     vocab: number of tokens.
-    layers, width, heads: number of blocks, their width D, and the query heads that share it evenly.
+    layers, width, heads: number of blocks, their width D, and the query heads.
     kv_heads: key and value heads; heads is a multiple of it.
+    head_width: H, even; default: the heads share the width evenly.
     mlp_width: F.
     context: the longest document it can read.
-    rope_theta: base of the rotary frequencies.
+    rope_theta, rope_scaling: of the rotary positions (see `rotary_frequencies`).
     norm_epsilon: added to the mean square in RMSNorm.
     tied: whether the logits are products with the embedding, or with a table of their own.
     attention: which implementation (see `bigjax.models.attention.attend`).
@@ -76,7 +87,9 @@ class Llama(nn.Module):
     kv_heads: int
     mlp_width: int
     context: int
+    head_width: int | None = None
     rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] | None = None
     norm_epsilon: float = 1e-5
     tied: bool = False
     attention: str = "auto"
@@ -117,9 +130,10 @@ class Llama(nn.Module):
             raise UserError(
                 f"model.context: {self.context} is less than the {max(T, cache)} tokens of the data"
             )
-        if head_width(self.width, self.heads) % 2:
+        H = self.head_width or head_width(self.width, self.heads)
+        if H % 2:
             raise UserError(
-                f"model.heads: {self.heads} heads of width {self.width // self.heads}; "
+                f"model.heads: {self.heads} heads of width {H}; "
                 "rotary positions turn pairs and need an even width"
             )
         if self.heads % self.kv_heads:
@@ -138,8 +152,8 @@ class Llama(nn.Module):
         fields = dict(
             heads=self.heads,
             kv_heads=self.kv_heads,
+            head_width=H,
             mlp_width=self.mlp_width,
-            rope_theta=self.rope_theta,
             norm_epsilon=self.norm_epsilon,
             layers=self.layers,
             cache=cache,
@@ -150,6 +164,7 @@ class Llama(nn.Module):
             fields,
             embedding_VD[tokens_BT],
             at_BT,
+            rotary_frequencies(H, self.rope_theta, self.rope_scaling),
             segments_BT,
             keys,
             slot,
@@ -171,20 +186,20 @@ class Block(nn.Module):
 
     heads: int
     kv_heads: int
+    head_width: int
     mlp_width: int
-    rope_theta: float
     norm_epsilon: float
     layers: int  # of the whole model: the residual branches start smaller the deeper it is
     cache: int
     implementation: str
 
     @nn.compact
-    def __call__(self, x_BTD, at_BT, segments_BT, key_segments, slot) -> jax.Array:
+    def __call__(self, x_BTD, at_BT, turns_F, segments_BT, key_segments, slot) -> jax.Array:
         x_BTD = constrain(x_BTD, "batch", "length", None)
         attention = Attention(
             self.heads,
             self.kv_heads,
-            self.rope_theta,
+            self.head_width,
             self.layers,
             self.cache,
             self.implementation,
@@ -192,7 +207,7 @@ class Block(nn.Module):
         )
         mlp = GatedMLP(self.mlp_width, self.layers, name="mlp")
         normed_BTD = rms_norm("attention_norm", self.norm_epsilon)(x_BTD)
-        mixed_BTD = branch(attention(normed_BTD, at_BT, segments_BT, key_segments, slot))
+        mixed_BTD = branch(attention(normed_BTD, at_BT, turns_F, segments_BT, key_segments, slot))
         # The residual stream keeps its dtype, whatever its branches compute in.
         x_BTD = x_BTD + mixed_BTD.astype(x_BTD.dtype)
         mixed_BTD = branch(mlp(rms_norm("mlp_norm", self.norm_epsilon)(x_BTD)))
@@ -204,22 +219,21 @@ class Attention(nn.Module):
 
     heads: int
     kv_heads: int
-    rope_theta: float
+    head_width: int
     layers: int
     cache: int
     implementation: str
 
     @nn.compact
-    def __call__(self, x_BTD, at_BT, segments_BT, key_segments, slot) -> jax.Array:
-        D = x_BTD.shape[-1]
-        H = D // self.heads
+    def __call__(self, x_BTD, at_BT, turns_F, segments_BT, key_segments, slot) -> jax.Array:
+        D, H = x_BTD.shape[-1], self.head_width
         q_BTNH = split_heads("query", self.heads, H, bias=False)(x_BTD)
         k_BSKH = split_heads("key", self.kv_heads, H, bias=False, axis="kv_heads")(x_BTD)
         v_BSKH = split_heads("value", self.kv_heads, H, bias=False, axis="kv_heads")(x_BTD)
         # One dtype for all, should a precision policy except one of them.
         q_BTNH, k_BSKH, v_BSKH = nn.dtypes.promote_dtype(q_BTNH, k_BSKH, v_BSKH)
-        q_BTNH = rotate(q_BTNH, at_BT, self.rope_theta)
-        k_BSKH = rotate(k_BSKH, at_BT, self.rope_theta)
+        q_BTNH = rotate(q_BTNH, at_BT, turns_F)
+        k_BSKH = rotate(k_BSKH, at_BT, turns_F)
         if self.cache:
             k_BSKH, v_BSKH = cached_keys(self, k_BSKH, v_BSKH, slot, self.cache)
         mixed_BTNH = attend(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.errors import UserError
+from bigjax.models.attention import ROPE_SCALING
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.reader import Published
 
@@ -24,27 +25,32 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
     """
     if published.get("model_type", "llama") != "llama":
         raise UserError(f"config.init: model_type '{published['model_type']}' is not llama")
-    heads = published["num_attention_heads"]
-    rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
-    fixed = {
-        "hidden_act": (published.get("hidden_act", "silu"), "silu"),
-        "attention_bias": (published.get("attention_bias", False), False),
-        "mlp_bias": (published.get("mlp_bias", False), False),
-        "head_dim": (published.get("head_dim") or None, published["hidden_size"] // heads),
-        "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
-    }
-    for key, (said, wanted) in fixed.items():
-        if said is not None and said != wanted:
-            raise UserError(f"config.init: {key} {said!r} is not known here; {wanted!r} is")
+    heads, width = published["num_attention_heads"], published["hidden_size"]
+    for key, known in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if published.get(key, known) != known:
+            raise UserError(
+                f"config.init: {key} {published[key]!r} is not known here; {known!r} is"
+            )
+    rope = dict(published.get("rope_parameters") or published.get("rope_scaling") or {})
+    theta = float(rope.pop("rope_theta", published.get("rope_theta", 10000.0)))
+    kind = rope.pop("type", None)  # as older files call it
+    rope.setdefault("rope_type", kind or "default")
+    if rope["rope_type"] not in ("default", *ROPE_SCALING):
+        known = ", ".join(("default", *ROPE_SCALING))
+        raise UserError(
+            f"config.init: rope_type '{rope['rope_type']}' is not known here; {known} are"
+        )
     return dict(
         vocab=published["vocab_size"],
         layers=published["num_hidden_layers"],
-        width=published["hidden_size"],
+        width=width,
         heads=heads,
         kv_heads=published.get("num_key_value_heads") or heads,
+        head_width=published.get("head_dim") or width // heads,
         mlp_width=published["intermediate_size"],
         context=published["max_position_embeddings"],
-        rope_theta=float(rope.get("rope_theta", published.get("rope_theta", 10000.0))),
+        rope_theta=theta,
+        rope_scaling=None if rope["rope_type"] == "default" else rope,
         norm_epsilon=published.get("rms_norm_eps", 1e-6),
         tied=published.get("tie_word_embeddings", False),
     )
@@ -52,6 +58,7 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
 
 def published_config(model: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a model with these values."""
+    rope = model["rope_scaling"] or {"rope_type": "default"}
     return dict(
         model_type="llama",
         architectures=["LlamaForCausalLM"],
@@ -60,10 +67,11 @@ def published_config(model: dict[str, Any]) -> dict[str, Any]:
         hidden_size=model["width"],
         num_attention_heads=model["heads"],
         num_key_value_heads=model["kv_heads"],
+        head_dim=model["head_width"] or model["width"] // model["heads"],
         intermediate_size=model["mlp_width"],
         max_position_embeddings=model["context"],
         rope_theta=model["rope_theta"],
-        rope_parameters={"rope_type": "default", "rope_theta": model["rope_theta"]},
+        rope_parameters={**rope, "rope_theta": model["rope_theta"]},
         rms_norm_eps=model["norm_epsilon"],
         tie_word_embeddings=model["tied"],
         hidden_act="silu",
@@ -170,14 +178,18 @@ def _config_of(published: Published) -> dict[str, Any]:
         head_dim=value("rope.dimension_count", value("embedding_length") // heads),
         intermediate_size=value("feed_forward_length"),
         max_position_embeddings=value("context_length"),
-        rope_parameters={
-            "rope_type": value("rope.scaling.type", "default").replace("none", "default"),
-            "rope_theta": value("rope.freq_base", 10000.0),
-        },
+        rope_parameters={"rope_theta": value("rope.freq_base", 10000.0), **_scaling_of(fields)},
         # The header holds float32: 1e-5 reads 9.999999747378752e-06.
         rms_norm_eps=float(f"{value('attention.layer_norm_rms_epsilon'):.6g}"),
         tie_word_embeddings="output.weight" not in published.shapes,
     )
+
+
+def _scaling_of(fields: dict[str, Any]) -> dict[str, Any]:
+    kind = fields.get("llama.rope.scaling.type", "none")
+    if kind == "none":
+        return {"rope_type": "default"}
+    return {"rope_type": kind, "factor": fields.get("llama.rope.scaling.factor", 1.0)}
 
 
 def _hugging_face_name(name: str) -> str:

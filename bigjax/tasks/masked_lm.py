@@ -19,12 +19,13 @@ from bigjax.tasks import scores, tokens
 class MaskedLM:
     """Cross-entropy of logits (B, T, V) against the tokens before masking (Devlin et al. 2019, 3.1).
 
-    input: keys of the tokens, their segments, and what else the model reads.
+    input: keys of the tokens, their segments, and what else the model reads; with "places" among them
+        T is P, the number of places a row that the model gives logits at.
     labels: key of int (B, T), the token at each hidden place and -100 elsewhere; the transform
         "mask_tokens" makes it.
     """
 
-    input: Sequence[str] = ("tokens", "segments")
+    input: Sequence[str | None] = ("tokens", "segments")
     labels: str = "labels"
 
     def inputs(self, batch: dict) -> tuple:
@@ -62,7 +63,14 @@ class MaskedLM:
         tokens_BT, segments_BT = (columns[key] for key in self.input[:2])
         filled = {"text": [], "filled": []}
         for read, likely, real in zip(tokens_BT, columns["likely"], segments_BT > 0, strict=True):
-            masked = read == source.tokenizer.mask
-            filled["text"].append(source.tokenizer.decode(np.where(masked, likely, read)[real]))
-            filled["filled"].append([source.tokenizer.token(i) for i in likely[masked & real]])
+            (masked,) = np.nonzero((read == source.tokenizer.mask) & real)
+            if "places" in self.input:  # these are the first of them
+                masked = masked[: len(likely)]
+                likely = likely[: len(masked)]
+            else:
+                likely = likely[masked]
+            full = read.copy()
+            full[masked] = likely
+            filled["text"].append(source.tokenizer.decode(full[real]))
+            filled["filled"].append([source.tokenizer.token(i) for i in likely])
         return filled

@@ -25,10 +25,15 @@ def field(batch: Mapping[str, jax.Array], key: str, of: str) -> jax.Array:
     return batch[key]
 
 
-def inputs(batch: Mapping[str, jax.Array], keys: str | Sequence[str]) -> tuple[jax.Array, ...]:
-    """What the model is called with: the batch's entry, or entries, that `task.input` names."""
+def inputs(
+    batch: Mapping[str, jax.Array], keys: str | Sequence[str | None]
+) -> tuple[jax.Array | None, ...]:
+    """What the model is called with: the batch's entry, or entries, that `task.input` names.
+
+    None among the names is None to the model: an input that it can do without.
+    """
     keys = (keys,) if isinstance(keys, str) else keys
-    return tuple(field(batch, key, "task.input") for key in keys)
+    return tuple(None if key is None else field(batch, key, "task.input") for key in keys)
 
 
 def calibration(confidence: jax.Array, correct: jax.Array, mask: jax.Array) -> dict:

@@ -411,7 +411,36 @@ def test_special_tokens_padding_and_a_users_own_masks_stay(bert, tmp_path):
     assert (np.asarray(found["labels"][1]) == -100).all()
 
 
-@pytest.mark.parametrize("options", [dict(rate=0.0), dict(rate=2.0), dict(hidden=0.8, random=0.3)])
+def test_places_are_where_masked_tokens_stand_and_a_lot_says_which_are_too_many(bert, tmp_path):
+    lines = ["the cat sat .", "the [MASK] sat [MASK] .", "cat dog " * 10]
+    write_jsonl(tmp_path / "set", "train", [{"text": line} for line in LINES])
+    source = Documents(str(tmp_path / "set"), bert, length=24, pack=False).open("train")
+    batch = {key: jax.numpy.asarray(value) for key, value in source.encode(lines).items()}
+    batch |= dict(sample=jax.numpy.arange(3), epoch=jax.numpy.zeros(3, int))
+
+    def run(places, epoch=0):
+        transform = MaskTokens(rate=1.0, hidden=0.5, random=0.5, places=places).fit(source)
+        batch["epoch"] = jax.numpy.full(3, epoch)
+        return jax.tree.map(np.asarray, apply_transforms([transform], batch, jax.random.key(0)))
+
+    found, whole = run(6), run(None)
+    assert found["places"].tolist()[:2] == [[1, 2, 3, 4, 24, 24], [2, 4, 24, 24, 24, 24]]
+    chosen = whole["labels"][0, 1:5]  # as without places
+    assert found["labels"].tolist()[:2] == [[*chosen, -100, -100], [-100] * 6]
+    np.testing.assert_array_equal(found["tokens"][:2], whole["tokens"][:2])
+    before, after, places = batch["tokens"][2], found["tokens"][2], found["places"][2]
+    assert len(set(places)) == 6 and list(places) == sorted(places)
+    np.testing.assert_array_equal(found["labels"][2], before[places])
+    np.testing.assert_array_equal(np.delete(after, places), np.delete(before, places))
+    first = np.concatenate([run(6, epoch)["places"][2] for epoch in range(40)])
+    assert abs(first.mean() - 10.5) < 4 * 5.77 / np.sqrt(
+        len(first)
+    )  # of places 1 to 20, each alike
+
+
+@pytest.mark.parametrize(
+    "options", [dict(rate=0.0), dict(rate=2.0), dict(hidden=0.8, random=0.3), dict(places=0)]
+)
 def test_masking_refuses_shares_that_are_none(options):
     with pytest.raises(UserError, match="mask_tokens"):
         MaskTokens(**options)

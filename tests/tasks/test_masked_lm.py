@@ -64,6 +64,24 @@ def test_mask_tokens_of_a_text_are_filled_in():
     }
 
 
+def test_mask_tokens_are_filled_in_from_the_places_that_the_model_looked_at():
+    words = ["[PAD]", "[MASK]", "the", "cat", "sat"]
+    tokenizer = SimpleNamespace(
+        mask=1, token=lambda i: words[i], decode=lambda ids: " ".join(words[i] for i in ids)
+    )
+    columns = {
+        "tokens": np.array([[2, 1, 4, 0], [1, 1, 1, 4]]),
+        "segments": np.array([[1, 1, 1, 0], [1, 1, 1, 1]]),
+        "places": np.array([[1, 4], [0, 1]]),
+        "likely": np.array([[3, 2], [2, 3]]),
+    }
+    task = MaskedLM(input=("tokens", "segments", "places"))
+    assert task.present(columns, SimpleNamespace(tokenizer=tokenizer)) == {
+        "text": ["the cat sat", "the cat [MASK] sat"],
+        "filled": [["cat"], ["the", "cat"]],
+    }
+
+
 def test_logits_of_another_length_are_refused():
     with pytest.raises(UserError, match=r"needs logits \(B, T, V\)"):
         MaskedLM().loss(jnp.asarray(LOGITS[:, :3]), BATCH)
