@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
-
 from bigjax.rules import paths
 
 COUNTED = "matrix products and convolutions"

@@ -72,7 +72,8 @@ def build_gradients(
 ) -> Callable[[TrainState, Batch, Any], tuple[Any, dict[str, Any], Any]]:
     """`step_gradients(state, batch, frozen) -> (gradients, metrics, mutable collections)`.
 
-    Arguments as in `build_train_step`. The gradients are of the mean loss, for trained leaves only.
+    Arguments as in `build_train_step`. The gradients are of the summed loss, for trained leaves only;
+    `of_the_mean` makes them those of the mean.
     """
 
     def gradients(state: TrainState, batch: Batch, frozen: Any, rng: jax.Array, collections: Any):
@@ -124,12 +125,15 @@ def build_gradients(
         augment_key, dropout_key = jax.random.split(state.key)
         batch = apply_transforms(transforms, batch, augment_key)
         rng = jax.random.fold_in(dropout_key, state.step)
-        grad_sums, metrics, collections = distribute(accumulated)(state, batch, frozen, rng)
-        weight = jnp.maximum(metrics["loss"][1], 1e-8)
-        grads = jax.tree.map(lambda g: g / weight, grad_sums)
-        return grads, metrics, collections
+        return distribute(accumulated)(state, batch, frozen, rng)
 
     return step_gradients
+
+
+def of_the_mean(grad_sums: Any, metrics: dict[str, Any]) -> Any:
+    """Gradients (or their norm) of the mean loss, from the summed one's and the metrics beside them."""
+    weight = jnp.maximum(metrics["loss"][1], 1e-8)
+    return jax.tree.map(lambda g: g / weight, grad_sums)
 
 
 def build_train_step(
@@ -165,9 +169,11 @@ def build_train_step(
     )
 
     def train_step(state: TrainState, batch: Batch, frozen: Any):
-        grads, metrics, collections = step_gradients(state, batch, frozen)
+        grad_sums, metrics, collections = step_gradients(state, batch, frozen)
 
         def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+            # In here, where it is one pass with the update itself.
+            grads = of_the_mean(grad_sums, metrics)
             params, opt_state, info = optimizer.update(
                 grads, state.opt_state, state.params, hyper=state.hyper, step=state.step
             )
@@ -190,9 +196,9 @@ def build_train_step(
         if check is None:
             new, info = update(state)
         else:
-            grad_norm = judged = global_norm(grads)
+            grad_norm = judged = of_the_mean(global_norm(grad_sums), metrics)
             if state.loss_scale is not None:  # an overflow is dealt with: not bad
-                _, overflow = without_overflow(state, state, metrics["loss"], grads)
+                _, overflow = without_overflow(state, state, metrics["loss"], grad_sums)
                 judged = jnp.where(overflow, 0.0, grad_norm)
             new, info = guarded(state, update, metrics["loss"], judged, check)
             info = {**info, "grad_norm": grad_norm}
@@ -213,7 +219,8 @@ def build_diagnosis(
     """
 
     def diagnose(state: TrainState, batch: Batch, frozen: Any):
-        grads, metrics, _ = step_gradients(state, batch, frozen)
+        grad_sums, metrics, _ = step_gradients(state, batch, frozen)
+        grads = of_the_mean(grad_sums, metrics)
         rows = jnp.zeros(batch["mask"].shape, bool)
         for column in batch.values():
             if jnp.issubdtype(column.dtype, jnp.inexact):

@@ -18,7 +18,7 @@ from bigjax.models import bert
 def get_config():
     config = ConfigDict()
     config.seed = 0
-    config.train = dict(steps=1500, batch_size=8)
+    config.train = dict(steps=6000, batch_size=16)
     config.data = dict(
         source=dict(type="documents", path="brown", tokenizer="wordpiece-4096@brown", length=128),
         splits=dict(train="train", test="test"),
@@ -28,12 +28,12 @@ def get_config():
     config.task = dict(type="masked_lm", input=("tokens", "segments", None, "places"))
     config.optimizer = dict(
         type="adamw",
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         weight_decay=0.01,
-        schedule=dict(type="linear", warmup_steps=150),
+        schedule=dict(type="linear", warmup_steps=300),
         clip_norm=1.0,
     )
-    config.evaluate = dict(splits=("test",), every=500, batch_size=64)
+    config.evaluate = dict(splits=("test",), every=2000, batch_size=64)
     config.log = dict(every=100)
     return config
 
