@@ -48,27 +48,27 @@ def test_summary_in_nats_perplexity_and_bits():
     }
 
 
-def test_mask_tokens_of_a_text_are_filled_in():
-    words = ["[PAD]", "[MASK]", "the", "cat", "sat"]
-    tokenizer = SimpleNamespace(
-        mask=1, token=lambda i: words[i], decode=lambda ids: " ".join(words[i] for i in ids)
+WORDS = ["[PAD]", "[MASK]", "the", "cat", "sat"]
+SOURCE = SimpleNamespace(
+    tokenizer=SimpleNamespace(
+        mask=1, token=lambda i: WORDS[i], decode=lambda ids: " ".join(WORDS[i] for i in ids)
     )
+)
+
+
+def test_mask_tokens_of_a_text_are_filled_in():
     columns = {
         "tokens": np.array([[2, 1, 4, 0], [1, 3, 1, 4]]),
         "segments": np.array([[1, 1, 1, 0], [1, 1, 1, 1]]),
         "likely": np.array([[3, 3, 3, 3], [2, 2, 4, 2]]),
     }
-    assert MaskedLM().present(columns, SimpleNamespace(tokenizer=tokenizer)) == {
+    assert MaskedLM().present(columns, SOURCE) == {
         "text": ["the cat sat", "the cat sat sat"],
         "filled": [["cat"], ["the", "sat"]],
     }
 
 
 def test_mask_tokens_are_filled_in_from_the_places_that_the_model_looked_at():
-    words = ["[PAD]", "[MASK]", "the", "cat", "sat"]
-    tokenizer = SimpleNamespace(
-        mask=1, token=lambda i: words[i], decode=lambda ids: " ".join(words[i] for i in ids)
-    )
     columns = {
         "tokens": np.array([[2, 1, 4, 0], [1, 1, 1, 4]]),
         "segments": np.array([[1, 1, 1, 0], [1, 1, 1, 1]]),
@@ -76,7 +76,7 @@ def test_mask_tokens_are_filled_in_from_the_places_that_the_model_looked_at():
         "likely": np.array([[3, 2], [2, 3]]),
     }
     task = MaskedLM(input=("tokens", "segments", "places"))
-    assert task.present(columns, SimpleNamespace(tokenizer=tokenizer)) == {
+    assert task.present(columns, SOURCE) == {
         "text": ["the cat sat", "the cat [MASK] sat"],
         "filled": [["cat"], ["the", "cat"]],
     }
