@@ -197,6 +197,29 @@ def test_leftovers_of_a_killed_save_are_removed_and_only_by_a_writer(tmp_path):
     assert not partial.parent.exists()
 
 
+def test_a_first_save_killed_before_its_manifest_is_no_damage(tmp_path, monkeypatch):
+    """All arrays lie there under their final name; nothing but the manifest is missing."""
+    checkpoints = Checkpoints(tmp_path, settings.Checkpoint(), ORIGIN)
+    state = place(values(1), mesh(8))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, CheckpointError)):
+        patch.setattr(manager, "_write_manifest", killed)
+        checkpoints.save(1, state, {})
+        checkpoints.wait()
+    folder = tmp_path / "checkpoints"
+    assert (folder / "1" / "default").exists() and not (folder / "1" / "manifest.json").exists()
+    again = Checkpoints(tmp_path, settings.Checkpoint(), ORIGIN)
+    assert again.restore_newest(state) is None and list(folder.iterdir()) == []
+    again.save(1, state, {})
+    again.wait()
+    (folder / "1" / "manifest.json").unlink()  # damage: that save was finished
+    with pytest.raises(CheckpointError, match="no good checkpoint"):
+        Checkpoints(tmp_path, settings.Checkpoint(), ORIGIN).restore_newest(state)
+
+
 def test_reading_only_moves_nothing(tmp_path):
     _, wanted = saved(tmp_path)
     flip(data_file(tmp_path, 3))

@@ -28,6 +28,7 @@ from bigjax.rules import paths
 log = logging.getLogger("bigjax")
 
 DOOMED = ".deleting-"
+SAVING = ".saving-"
 EXCHANGE_SECONDS = 600  # how long the first process waits for the hashes of the others
 
 
@@ -96,7 +97,9 @@ class Checkpoints:
             return
         try:
             if jax.process_index() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._unfinished(step).write_text("")
+                folder.mkdir(exist_ok=True)
             self._checkpointer.save(folder / ITEM, args=ocp.args.StandardSave(state))
         except Exception as error:
             raise self._save_failed(step, error) from error
@@ -226,6 +229,7 @@ class Checkpoints:
                 "files": files,
             }
             _write_manifest(folder, content)
+            self._unfinished(step).unlink()
             self._prune()
         except Exception as error:
             raise self._save_failed(step, error) from error
@@ -252,10 +256,20 @@ class Checkpoints:
             (self._folder / str(step)).rename(doomed)
             doomed.rmtree()
 
+    def _unfinished(self, step: int) -> epath.Path:
+        """A file that is there while `step` is saved: after a kill it tells half a save from damage."""
+        return self._folder / f"{SAVING}{step}"
+
     def _clean_up(self) -> None:
         """Removes what a killed process left of saves that never became a checkpoint."""
         if not self._folder.exists():
             return
+        for path in list(self._folder.iterdir()):
+            if path.name.startswith(SAVING):
+                folder = self._folder / path.name.removeprefix(SAVING)
+                if folder.exists() and not (folder / MANIFEST).exists():
+                    folder.rmtree()
+                path.unlink()
         for path in self._folder.iterdir():
             unfinished = path.name.isdigit() and not (path / MANIFEST).exists()
             if path.name.startswith(DOOMED) or (unfinished and not (path / ITEM).exists()):

@@ -69,7 +69,10 @@ def batch_norm(
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options):
-    """`lax.conv_general_dilated` of images (B, H, W, C), on a CPU as in `on_cpu`."""
+    """`lax.conv_general_dilated` of images (B, H, W, C), on a CPU as in `on_cpu`.
+
+    Dense ones only where there is one device: a loop over rows would add up over devices in each turn.
+    """
 
     def by_xla(x, kernel):
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
@@ -77,10 +80,12 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: A
     groups = options["feature_group_count"]
     if groups == x.shape[-1] == kernel.shape[-1] > 1:
         form = on_cpu.depthwise
-    elif groups > 1:
-        return by_xla(x, kernel)
+    elif groups == 1 and kernel.shape[:2] == (1, 1):
+        form = on_cpu.pointwise
+    elif groups == 1 and jax.device_count() == 1:
+        form = on_cpu.dense
     else:
-        form = on_cpu.pointwise if kernel.shape[:2] == (1, 1) else on_cpu.dense
+        return by_xla(x, kernel)
     pads = padding
     if isinstance(padding, str):
         pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
