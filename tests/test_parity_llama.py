@@ -177,6 +177,11 @@ def test_another_form_is_refused(changed):
         model_values({**SIZES, **changed})
 
 
+def test_a_key_that_says_nothing_is_as_if_it_were_not_there():
+    nothing = dict.fromkeys(("mlp_bias", "head_dim", "rope_scaling", "rope_parameters"))
+    assert model_values({**SIZES, **nothing}) == model_values(SIZES)
+
+
 PROMPTS = (
     "The capital of France is",
     "Once upon a time, in a small village by the sea,",

@@ -66,7 +66,7 @@ def tokenize_once(
       data_dir: default $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      UserError: a text cannot be read, or the cache cannot be written.
+      UserError: a text cannot be read, or the cache cannot be written, or comes out damaged thrice.
     """
     identity = f"{FORMAT} {tokenizer.fingerprint} {fingerprint} {whole}"
     key = hashlib.sha256(identity.encode()).hexdigest()

@@ -92,7 +92,8 @@ class BERT(nn.Module):
         """tokens, segments (0 = padding; None: no padding) and types int (B, T), T <= context.
 
         Returns, by `head`, float: "none" the last block's output (B, T, D); "mlm" float32 logits
-        (B, T, V) of the token at each place, or (B, P, V) at those of `places_BP` alone; "sequence" logits (B, K), read at the first token;
+        (B, T, V) of the token at each place, or (B, P, V) at those of `places_BP` alone; "sequence"
+        logits (B, K), read at the first token;
         "tokens" logits (B, T, K); "embedding" (B, D), the mean over real tokens, of length 1
         (Reimers and Gurevych 2019). "sequence" and "embedding" are of rows of one text each.
         """
@@ -121,7 +122,7 @@ class BERT(nn.Module):
             scan=self.scan_layers,
         )
         if self.head == "mlm":
-            if places_BP is not None:  # most of the work of a small model are its logits
+            if places_BP is not None:  # much of the work of a small model are its logits
                 x_BTD = jnp.take_along_axis(x_BTD, places_BP[..., None], axis=1, mode="clip")
             return self._masked_lm(x_BTD, embedding_VD)
         if self.head == "tokens":

@@ -27,7 +27,7 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"config.init: model_type '{published['model_type']}' is not llama")
     heads, width = published["num_attention_heads"], published["hidden_size"]
     for key, known in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if published.get(key, known) != known:
+        if published.get(key) not in (None, known):
             raise UserError(
                 f"config.init: {key} {published[key]!r} is not known here; {known!r} is"
             )

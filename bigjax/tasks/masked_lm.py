@@ -63,12 +63,9 @@ class MaskedLM:
         tokens_BT, segments_BT = (columns[key] for key in self.input[:2])
         filled = {"text": [], "filled": []}
         for read, likely, real in zip(tokens_BT, columns["likely"], segments_BT > 0, strict=True):
-            (masked,) = np.nonzero((read == source.tokenizer.mask) & real)
-            if "places" in self.input:  # these are the first of them
-                masked = masked[: len(likely)]
-                likely = likely[: len(masked)]
-            else:
-                likely = likely[masked]
+            masked = np.flatnonzero((read == source.tokenizer.mask) & real)[: len(likely)]
+            # The model has looked at the mask tokens alone, or at every place.
+            likely = likely[: len(masked)] if "places" in self.input else likely[masked]
             full = read.copy()
             full[masked] = likely
             filled["text"].append(source.tokenizer.decode(full[real]))
