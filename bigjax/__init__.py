@@ -1,3 +1,23 @@
 """bigjax: large-model research in JAX and Flax, one config file to one reproducible run."""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.2.0"
+
+# Handed on when first asked for, so that `import bigjax` costs nothing.
+_HANDED_ON = {
+    "launch": "bigjax.verbs.launch",
+    "pipeline": "bigjax.loop.stages:pipeline",
+    "stages": "bigjax.loop.stages",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HANDED_ON:
+        raise AttributeError(f"module 'bigjax' has no attribute '{name}'")
+    module, _, attribute = _HANDED_ON[name].partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found

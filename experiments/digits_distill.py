@@ -17,8 +17,7 @@ Hardware: 2 CPU cores shared with other jobs; 3 minutes, about 70 s of processor
 
 from ml_collections import ConfigDict
 
-from bigjax import launch
-from bigjax.stages import pipeline
+from bigjax import launch, pipeline
 
 
 def get_config():

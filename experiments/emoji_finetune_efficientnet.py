@@ -18,8 +18,7 @@ Hardware: 2 CPU cores shared with many other jobs: 27 minutes. Reached on the 38
 
 from ml_collections import ConfigDict
 
-from bigjax import launch
-from bigjax.stages import pipeline
+from bigjax import launch, pipeline
 
 
 def get_config():

@@ -15,8 +15,7 @@ reached 91.82 and 92.19 % with this seed.
 
 from ml_collections import ConfigDict
 
-from bigjax import launch
-from bigjax.stages import pipeline
+from bigjax import launch, pipeline
 
 
 def get_config():

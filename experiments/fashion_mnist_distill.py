@@ -13,8 +13,7 @@ test images, one seed: teacher 89.57 %, student alone 87.13 %, student distilled
 
 from ml_collections import ConfigDict
 
-from bigjax import launch
-from bigjax.stages import pipeline
+from bigjax import launch, pipeline
 
 
 def get_config():

@@ -17,8 +17,7 @@ of fine-tuning (73.8 and 73.5 %) or the learning rate doubled (72.1 and 72.4 %; 
 
 from ml_collections import ConfigDict
 
-from bigjax import launch
-from bigjax.stages import pipeline
+from bigjax import launch, pipeline
 from experiments import brown_bert, sentiment_bert
 
 

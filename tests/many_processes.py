@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from bigjax import launch
+from bigjax.core.errors import UserError
 from bigjax.data.sources import TFDS
-from bigjax.errors import UserError
+from bigjax.verbs import launch
 
 MISHAP_AT = 12  # reads
 

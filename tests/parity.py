@@ -4,11 +4,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from bigjax import config as configs
+from bigjax.config import resolve as configs
+from bigjax.core.rules import map_with_path, paths
+from bigjax.core.settings import Init
 from bigjax.pretrained.export import export_folder
 from bigjax.pretrained.load import derived_model, open_checkpoint, read_published
-from bigjax.rules import map_with_path, paths
-from bigjax.settings import Init
 
 
 def model_values(folder, family, **given):

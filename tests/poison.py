@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigjax import config
+from bigjax.config import resolve as config
 from bigjax.data.order import sample_ids
 from bigjax.data.sources import Arrays
 

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from bigjax import config
+from bigjax.config import resolve as config
 
 
 def small_config(**changes) -> ConfigDict:

@@ -122,10 +122,10 @@ def efficientnet_lite0(folder: Path) -> None:
     import jax
     from flax import linen as nn
 
+    from bigjax.core.rules import paths
     from bigjax.models.efficientnet_lite import EfficientNetLite
     from bigjax.pretrained import efficientnet_lite
     from bigjax.pretrained.export import published_tensors
-    from bigjax.rules import paths
 
     model = EfficientNetLite(outputs=1000)
     image = np.zeros((1, 32, 32, 3), np.float32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.attention import attend, positions, rotary_frequencies, rotate
 
 RNG = np.random.default_rng(0)

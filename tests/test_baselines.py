@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from scripts.baselines.frequent_tag import accuracy
 from scripts.baselines.ngram import NGram
 

@@ -11,12 +11,19 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bigjax import settings
-from bigjax.checkpoint import CheckpointError, Checkpoints, Origin, hashes, manager, restore_leaves
-from bigjax.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
-from bigjax.errors import UserError
-from bigjax.train import train
-from bigjax.verbs import open_run
+from bigjax.core import settings
+from bigjax.core.errors import UserError
+from bigjax.loop.train import train
+from bigjax.run.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    Origin,
+    hashes,
+    manager,
+    restore_leaves,
+)
+from bigjax.run.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
+from bigjax.verbs.verbs import open_run
 from tests.small import small
 
 ORIGIN = Origin(run="abc", config_fingerprint="f", batch_size=32, versions={"jax": "1"})

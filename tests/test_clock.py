@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from bigjax import clock, flops
-from bigjax.config import resolve
+from bigjax.build.parts import example_batch
+from bigjax.build.program import build_program
+from bigjax.config.resolve import resolve
 from bigjax.data.sources import Arrays
-from bigjax.parts import example_batch
-from bigjax.program import build_program
-from bigjax.train import Stopped, train
+from bigjax.loop.train import Stopped, train
+from bigjax.plan import flops
+from bigjax.run import clock
 from tests.poison import poisoned_config
 from tests.small import small_config
 

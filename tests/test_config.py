@@ -6,8 +6,9 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from bigjax import config, optimizers
-from bigjax.errors import UserError
+from bigjax.config import resolve as config
+from bigjax.core import optimizers
+from bigjax.core.errors import UserError
 
 
 def raw(**changes):
@@ -214,7 +215,7 @@ def test_reading_a_config_touches_no_device():
     import sys
 
     code = (
-        "from tests.test_config import raw; from bigjax import config; config.resolve(raw());"
+        "from tests.test_config import raw; from bigjax.config import resolve as config; config.resolve(raw());"
         "from jax._src import xla_bridge; assert not xla_bridge.backends_are_initialized()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

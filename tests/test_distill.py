@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.distill import build_distill_step, distillation
+from bigjax.core.optimizers import OptimizerSettings, build
+from bigjax.core.state import init_state
+from bigjax.methods.distill import build_distill_step, distillation
 from bigjax.models.mlp import MLP
-from bigjax.optimizers import OptimizerSettings, build
-from bigjax.state import init_state
 from bigjax.tasks.classification import Classification
 from tests.test_steps import BATCH, CLASSES, FEATURES, batch_of
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigjax import distributed
+from bigjax.core.errors import UserError
+from bigjax.core.rules import paths
 from bigjax.data.order import sample_ids
-from bigjax.errors import UserError
-from bigjax.rules import paths
-from bigjax.verbs import open_run
+from bigjax.mesh import distributed
+from bigjax.verbs.verbs import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCAL = [ROOT / "scripts/launch/local", "--processes=2", "--devices_per_process=4"]

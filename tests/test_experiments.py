@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigjax import config as configs
-from bigjax import launch, stages
-from bigjax.data import builders, fetch
+from bigjax.config import resolve as configs
+from bigjax.data import builders
+from bigjax.loop import stages
+from bigjax.verbs import launch
+from scripts import fetch
 from tests import stand_ins
 
 ROOT = Path(__file__).parent.parent
@@ -158,7 +160,7 @@ def short(name, folder):
 
 TRAIN = """
 import sys
-from bigjax import launch
+from bigjax.verbs import launch
 from experiments.breast_cancer_mlp import get_config
 arguments = ["--config.train.steps=2", "--config.train.batch_size=8", f"--workdir={sys.argv[1]}"]
 code = launch.execute("experiments.breast_cancer_mlp", get_config, arguments)
@@ -178,7 +180,7 @@ def test_a_training_run_imports_neither_tensorflow_nor_torch(tmp_path):
 
 
 def test_what_an_experiment_imports_takes_little_processor_time():
-    code = "import time; import bigjax.launch; print(time.process_time())"
+    code = "import time; import bigjax.verbs.launch; print(time.process_time())"
     times = [
         float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).stdout)
         for _ in range(2)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.errors import UserError
-from bigjax.generate import Sampling, choose_token, decode, generate
+from bigjax.core.errors import UserError
+from bigjax.models.generate import Sampling, choose_token, decode, generate
 from bigjax.models.gpt2 import GPT2
 from bigjax.models.llama import Llama
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigjax import launch
+from bigjax.verbs import launch
 from tests.small import small_config
 
 ROOT = Path(__file__).parent.parent

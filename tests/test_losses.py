@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from bigjax.losses import (
+from bigjax.core.losses import (
     absolute_error,
     kl_divergence,
     sigmoid_cross_entropy,

@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import offload, parts, precision, program, sharding
-from bigjax.config import resolve
+from bigjax.build import parts, program
+from bigjax.config.resolve import resolve
+from bigjax.core import precision
+from bigjax.core.errors import UserError
+from bigjax.core.optimizers import OptimizerSettings, build
 from bigjax.data import pipeline
-from bigjax.errors import UserError
+from bigjax.loop.train import train
+from bigjax.mesh import offload, sharding
 from bigjax.models.blocks import REMAT
 from bigjax.models.gpt2 import GPT2
-from bigjax.optimizers import OptimizerSettings, build
-from bigjax.train import train
 from tests.small import small, small_config
 
 LAYERS = 3

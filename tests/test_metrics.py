@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import files
-from bigjax.metrics import (
+from bigjax.run import files
+from bigjax.run.writers import (
     Writers,
     cell,
     duration,
@@ -152,7 +152,7 @@ def test_no_control_characters_where_the_stream_is_no_terminal(tmp_path):
 
 def test_terminal_rewrites_one_line_and_keeps_evaluations(tmp_path, monkeypatch):
     clock = iter([0.0, 5.0])
-    monkeypatch.setattr("bigjax.metrics.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("bigjax.run.writers.time.perf_counter", lambda: next(clock))
     stream = Terminal()
     with writers(tmp_path, progress=True, stream=stream) as w:
         w.write(10, {"train/loss": 0.5})

@@ -9,12 +9,12 @@ import optax
 import optax.contrib
 import pytest
 
-from bigjax import optimizers
-from bigjax.errors import UserError
-from bigjax.optimizers import LEARNING_RATE, WEIGHT_DECAY, OptimizerSettings, build, resolve
-from bigjax.rules import paths
-from bigjax.schedules import Constant, Cosine
-from bigjax.signature import parameters
+from bigjax.config.signature import parameters
+from bigjax.core import optimizers
+from bigjax.core.errors import UserError
+from bigjax.core.optimizers import LEARNING_RATE, WEIGHT_DECAY, OptimizerSettings, build, resolve
+from bigjax.core.rules import paths
+from bigjax.core.schedules import Constant, Cosine
 
 STEPS, RATE = 10, 0.1
 RNG = np.random.default_rng(0)

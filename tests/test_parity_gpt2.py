@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax.errors import UserError
-from bigjax.generate import Sampling, generate
+from bigjax.core.errors import UserError
+from bigjax.models.generate import Sampling, generate
 from bigjax.pretrained.gpt2 import model_values
 from tests import parity
 

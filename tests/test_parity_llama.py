@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from bigjax.core.errors import UserError
 from bigjax.data.sources import default_data_dir
-from bigjax.errors import UserError
-from bigjax.generate import Sampling, generate
+from bigjax.models.generate import Sampling, generate
 from bigjax.pretrained.llama import model_values
 from tests import parity
 from tests.test_parity_gpt2 import PACKED, assert_equal, torch_logits

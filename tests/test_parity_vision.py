@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bigjax.core.errors import UserError
+from bigjax.core.rules import map_with_path, paths
+from bigjax.core.settings import Init
 from bigjax.data.augment import Resize
 from bigjax.data.sources import default_data_dir
 from bigjax.data.transforms import Normalize
-from bigjax.errors import UserError
 from bigjax.models import efficientnet_lite, mobilenet
 from bigjax.pretrained.families import open_family
 from bigjax.pretrained.load import read_published
-from bigjax.rules import map_with_path, paths
-from bigjax.settings import Init
 from tests.parity import build, export, model_values
 
 transformers = pytest.importorskip("transformers")

@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 from flax.training.dynamic_scale import DynamicScale
 
-from bigjax import parts, precision, program, settings, steps
-from bigjax.config import resolve
+from bigjax.build import parts, program
+from bigjax.config.resolve import resolve
+from bigjax.core import precision, settings, steps
+from bigjax.core.errors import UserError
+from bigjax.core.optimizers import OptimizerSettings, build
+from bigjax.core.settings import Check, Precision
+from bigjax.core.state import init_state
 from bigjax.data import pipeline
-from bigjax.errors import UserError
 from bigjax.models.cnn import CNN
 from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
 from bigjax.models.rnn import RNN
-from bigjax.optimizers import OptimizerSettings, build
-from bigjax.settings import Check, Precision
-from bigjax.state import init_state
 from bigjax.tasks.classification import Classification
 from tests.small import small_config
 
@@ -413,7 +414,7 @@ def test_frozen_parameters_have_no_master_copy():
 
 
 def test_precision_is_part_of_what_a_resume_must_keep():
-    from bigjax import config as configs
+    from bigjax.config import resolve as configs
 
     assert "precision" not in {path.split(".")[0] for path in configs.FREE_ON_RESUME}
     assert settings.Precision in configs.SETTINGS.values()

@@ -15,17 +15,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from bigjax import config as configs
-from bigjax import launch
-from bigjax.errors import UserError
+from bigjax.config import resolve as configs
+from bigjax.core.errors import UserError
+from bigjax.core.rules import map_with_path, paths
+from bigjax.core.settings import Init
 from bigjax.models.mlp import MLP
 from bigjax.pretrained import families
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.export import export_folder, published_tensors
 from bigjax.pretrained.load import read_published
 from bigjax.pretrained.reader import open_published
-from bigjax.rules import map_with_path, paths
-from bigjax.settings import Init
+from bigjax.verbs import launch
 
 MODEL = dict(type="mlp", widths=(4,), outputs=3, activation="relu", dropout=0.0, batch_norm=False)
 

@@ -7,12 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax import guard, launch, replay
-from bigjax.checkpoint import Checkpoints
-from bigjax.metrics import read_metrics
-from bigjax.parts import example_batch, key_data, traced_hyper
-from bigjax.program import build_program
-from bigjax.train import train
+from bigjax.build.parts import example_batch, key_data, traced_hyper
+from bigjax.build.program import build_program
+from bigjax.core import guard
+from bigjax.loop import replay
+from bigjax.loop.train import train
+from bigjax.run.checkpoint import Checkpoints
+from bigjax.run.writers import read_metrics
+from bigjax.verbs import launch
 from tests.poison import BATCH, ids_of, poisoned_config
 
 

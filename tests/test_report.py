@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bigjax.charts import MOST_POINTS, line_chart, short_count, thin, ticks
-from bigjax.report import write_pipeline_report, write_report
+from bigjax.report.charts import MOST_POINTS, line_chart, short_count, thin, ticks
+from bigjax.report.page import write_pipeline_report, write_report
 
 EVIL = "<script>alert('1')\"&"  # no slash: a metric is charted under what follows its last one
 VOID = {"meta", "br", "img", "link"}

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from bigjax import resume
-from bigjax.errors import UserError
-from bigjax.lock import workdir_lock
-from bigjax.train import train
+from bigjax.core.errors import UserError
+from bigjax.loop.train import train
+from bigjax.run import resume
+from bigjax.run.lock import workdir_lock
 from tests.small import small
 
 ABOUT = {
@@ -122,7 +122,7 @@ def test_a_run_that_died_before_its_result_is_finished_without_a_step(tmp_path):
 
 def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from bigjax.lock import workdir_lock\n"
+        "import sys; from pathlib import Path; from bigjax.run.lock import workdir_lock\n"
         "with workdir_lock(Path(sys.argv[1])): print('mine')"
     )
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import pytest
 
-from bigjax.errors import UserError
-from bigjax.rules import map_with_path, match_rules, paths
+from bigjax.core.errors import UserError
+from bigjax.core.rules import map_with_path, match_rules, paths
 
 TREE = {
     "backbone": {"dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}},

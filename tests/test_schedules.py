@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from bigjax.errors import UserError
-from bigjax.schedules import Constant, Cosine, Linear, Piecewise, Rsqrt, Step
+from bigjax.core.errors import UserError
+from bigjax.core.schedules import Constant, Cosine, Linear, Piecewise, Rsqrt, Step
 
 TOTAL = 50
 

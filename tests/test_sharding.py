@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bigjax import settings, sharding
-from bigjax.errors import UserError
+from bigjax.core import settings
+from bigjax.core.errors import UserError
+from bigjax.core.rules import paths
+from bigjax.mesh import sharding
+from bigjax.mesh.placement import Vocabulary, logical_names, place, vocabulary
 from bigjax.models.common import constrain
 from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
 from bigjax.models.rnn import RNN
-from bigjax.placement import Vocabulary, logical_names, place, vocabulary
-from bigjax.rules import paths
 
 BLOCK = "block_0/"
 

@@ -6,14 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax import settings, sharding
-from bigjax.config import resolve
+from bigjax.build.parts import key_data, traced_hyper
+from bigjax.build.program import build_program
+from bigjax.config.resolve import resolve
+from bigjax.core import settings
+from bigjax.core.rules import paths
 from bigjax.data import pipeline
 from bigjax.data.sources import Arrays
-from bigjax.parts import key_data, traced_hyper
-from bigjax.program import build_program
-from bigjax.rules import paths
-from bigjax.train import train
+from bigjax.loop.train import train
+from bigjax.mesh import sharding
 from tests.small import small
 
 ROWS, BATCH, STEPS = 128, 32, 20

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bigjax import config as configs
-from bigjax import launch, stages
+from bigjax.build.program import build_program
+from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
-from bigjax.program import build_program
-from bigjax.sharding_report import amount, collectives_of, count_collectives, report, text
-from bigjax.train import open_sources
+from bigjax.loop import stages
+from bigjax.loop.train import open_sources
+from bigjax.plan.sharding_report import amount, collectives_of, count_collectives, report, text
+from bigjax.verbs import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "sharding"

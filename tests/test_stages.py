@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from bigjax import stages
-from bigjax.config import load
-from bigjax.errors import UserError
-from bigjax.stages import pipeline
+from bigjax.config.resolve import load
+from bigjax.core.errors import UserError
+from bigjax.loop import stages
+from bigjax.loop.stages import pipeline
 from tests.small import small_config
 
 

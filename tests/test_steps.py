@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import steps
+from bigjax.core import steps
+from bigjax.core.optimizers import OptimizerSettings, build
+from bigjax.core.state import init_state, params_fingerprint
 from bigjax.models.mlp import MLP
-from bigjax.optimizers import OptimizerSettings, build
-from bigjax.state import init_state, params_fingerprint
 from bigjax.tasks.classification import Classification
 
 BATCH, FEATURES, CLASSES = 16, 5, 3

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from bigjax import trackers
-from bigjax.errors import UserError
-from bigjax.metrics import Writers
+from bigjax.core.errors import UserError
+from bigjax.run import trackers
+from bigjax.run.writers import Writers
 
 STEPS = {1: 0.5, 2: 0.25}
 

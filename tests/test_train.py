@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from bigjax import program, weights
-from bigjax.config import load
-from bigjax.errors import UserError
-from bigjax.evaluate import evaluate
-from bigjax.metrics import read_metrics
-from bigjax.train import Stopped, train
+from bigjax.build import program, weights
+from bigjax.config.resolve import load
+from bigjax.core.errors import UserError
+from bigjax.loop.evaluate import evaluate
+from bigjax.loop.train import Stopped, train
+from bigjax.run.writers import read_metrics
 from tests.small import small
 
 
@@ -137,8 +137,8 @@ def test_runs_that_differ_in_learning_rate_and_seed_share_one_compilation(tmp_pa
 
 def test_evaluation_counts_every_example_once_whatever_the_batch(finished):
     folder, result = finished
-    from bigjax.checkpoint import Checkpoints
-    from bigjax.train import open_sources
+    from bigjax.loop.train import open_sources
+    from bigjax.run.checkpoint import Checkpoints
 
     for size in (8, 200, 1000):
         config = small(f"evaluate.batch_size={size}")
@@ -183,7 +183,7 @@ def test_weights_of_another_run_are_taken_over_by_rules(finished, tmp_path):
     folder, _ = finished
     rules = (("head/.*", None), ("(.*)", r"\1"))
     config = small(init=dict(source=str(folder), rules=rules))
-    from bigjax.train import open_sources
+    from bigjax.loop.train import open_sources
 
     built = program.build_program(config, open_sources(config)["train"])
     state = weights.initial_state(config, built, tmp_path)

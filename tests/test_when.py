@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigjax.errors import UserError
-from bigjax.when import When
+from bigjax.config.when import When
+from bigjax.core.errors import UserError
 
 totals = st.integers(1, 400)
 fractions = st.integers(1, 999).map(lambda thousandths: thousandths / 1000)

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from bigjax.core.errors import UserError
 from bigjax.data.transforms import Example, at_least, example_keys
-from bigjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 
 # sha256 of the four files once unpacked: Debian packs the same bytes with other gzip headers than
 # the authors do, and either copy is good.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from bigjax.core.errors import UserError
 from bigjax.data import packing
 from bigjax.data.files import subsplit
 from bigjax.data.sources import Features
@@ -19,7 +20,6 @@ from bigjax.data.text_files import text_of
 from bigjax.data.text_rows import padded
 from bigjax.data.token_cache import Tokens, tokenize_once
 from bigjax.data.tokenizers import Tokenizer
-from bigjax.errors import UserError
 
 
 class DocumentRows:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow_datasets as tfds
 
+from bigjax.core.errors import UserError
 from bigjax.data.builders import ArraysBuilder, every_fifth
-from bigjax.errors import UserError
 
 SIDE = 64  # pixels
 CATEGORIES = (

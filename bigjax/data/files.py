@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import Arrays
-from bigjax.errors import UserError, did_you_mean
 
 _SPLIT = re.compile(r"(?P<name>\w[\w.-]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 

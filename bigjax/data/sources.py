@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bigjax.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean
 
 Features = dict[str, tuple[tuple[int, ...], np.dtype]]
 

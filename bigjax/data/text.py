@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.core.errors import UserError
 from bigjax.data.files import subsplit
 from bigjax.data.sources import Arrays
 from bigjax.data.text_files import Corpus, Row, TFDSCorpus, open_corpus, text_of, value_of
 from bigjax.data.text_rows import padded, pair_rows, single_rows, tagged_rows
 from bigjax.data.token_cache import tokenize_once
 from bigjax.data.tokenizers import Tokenizer, open_tokenizer
-from bigjax.errors import UserError
 
 Columns = dict[str, np.ndarray]
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import TFDS, default_data_dir
-from bigjax.errors import UserError, did_you_mean
 
 SUFFIXES = (".jsonl", ".csv", ".txt")
 UNITS = ("file", "paragraph", "line")
@@ -169,7 +169,7 @@ def value_of(row: dict[str, Any], field: str, where: str) -> Any:
 
 
 def _missing(path: str, fetched: Path) -> str:
-    from bigjax.data.fetch import FETCHED, PACKAGED
+    from scripts.fetch import FETCHED, PACKAGED
 
     here = sorted(folder.name for folder in fetched.parent.glob("*") if folder.is_dir())
     if path in FETCHED:

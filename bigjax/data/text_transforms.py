@@ -7,10 +7,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from bigjax.core.errors import UserError
 from bigjax.data.sources import Source
 from bigjax.data.text_rows import NOT_SCORED
 from bigjax.data.transforms import Example
-from bigjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

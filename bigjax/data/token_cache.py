@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from bigjax.core.errors import UserError
 from bigjax.data.sources import default_data_dir
 from bigjax.data.tokenizers import Tokenizer
-from bigjax.errors import UserError
-from bigjax.files import publish
+from bigjax.run.files import publish
 
 FORMAT = 1  # a change of what is written is a new number
 TEXTS_AT_ONCE = 1024

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import default_data_dir
-from bigjax.errors import UserError, did_you_mean
-from bigjax.files import publish
+from bigjax.run.files import publish
 
 if TYPE_CHECKING:
     import tokenizers

@@ -7,8 +7,8 @@ import zlib
 
 import numpy as np
 
+from bigjax.core.errors import UserError
 from bigjax.data.sources import Arrays
-from bigjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

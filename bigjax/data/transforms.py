@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.core.errors import UserError
 from bigjax.data.sources import Source
-from bigjax.errors import UserError
 
 Example = dict[str, jax.Array]
 

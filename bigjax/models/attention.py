@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.common import choose
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "tpu_flash")

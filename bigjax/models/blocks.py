@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.common import choose, constrain
 
 # What the forward pass keeps of a block for the backward pass; the rest is computed again (Chen et

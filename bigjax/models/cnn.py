@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.common import activation, kernel_init
 from bigjax.models.convolution import batch_norm, convolve, max_pool
 

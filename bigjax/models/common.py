@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import flax.linen as nn
 import jax
 
-from bigjax.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean
 
 RECTIFIERS = ("relu", "relu6", "leaky_relu", "elu", "gelu", "silu", "swish", "hard_swish")
 SATURATING = ("tanh", "sigmoid", "hard_tanh", "hard_sigmoid", "soft_sign", "softplus", "selu")

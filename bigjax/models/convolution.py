@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 from jax import lax
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models import on_cpu
 from bigjax.models.common import batch_axes
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import (
     MLP,
@@ -82,7 +82,7 @@ class GPT2(nn.Module):
           tokens_BT: int, T <= context.
           segments_BT: int, 0 = padding, 1, 2, ... = which document of the row; None: one document.
           train: whether dropout acts.
-          cache: slots of the key-value cache; 0: none. See `bigjax.generate`.
+          cache: slots of the key-value cache; 0: none. See `bigjax.models.generate`.
 
         Returns:
           float32 (B, T, V); with a cache (B, 1, V), after the last token of each row.

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.attention import (
     attend,
     cached_keys,
@@ -120,7 +120,7 @@ class Llama(nn.Module):
           tokens_BT: int, T <= context.
           segments_BT: int, 0 = padding, 1, 2, ... = which document of the row; None: one document.
           train: changes nothing: there is no dropout.
-          cache: slots of the key-value cache; 0: none. See `bigjax.generate`.
+          cache: slots of the key-value cache; 0: none. See `bigjax.models.generate`.
 
         Returns:
           float32 (B, T, V); with a cache (B, 1, V), after the last token of each row.

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.common import choose, constrain
 
 CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}

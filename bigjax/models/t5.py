@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import branch, head_width, last_token, named, rms_norm, stack, unembed
 from bigjax.models.common import choose, constrain
@@ -120,7 +120,7 @@ class T5(nn.Module):
         train: bool,
         cache: int = 0,
     ) -> jax.Array:
-        """As `__call__`, after `encode`; with a cache of so many slots (see `bigjax.generate`) logits
+        """As `__call__`, after `encode`; with a cache of so many slots (see `bigjax.models.generate`) logits
         (B, 1, V) after the last token of each row."""
         x_BTD = self.decoder(
             self._embed(target_BT),

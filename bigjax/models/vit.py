@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.attention import attend
 from bigjax.models.blocks import (
     MLP,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.pretrained.entry import Entry
 
 TYPE = "bert"

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.errors import UserError
-from bigjax.files import publish, write_json
+from bigjax.core.errors import UserError
+from bigjax.core.rules import paths
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.families import open_family
-from bigjax.rules import paths
+from bigjax.run.files import publish, write_json
 
 
 def export_folder(

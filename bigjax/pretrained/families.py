@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from bigjax.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean
 
 # name in `config.init.family` -> (module, `model_type` of the config.json files it reads)
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {

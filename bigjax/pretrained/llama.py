@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.attention import ROPE_SCALING
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.reader import Published

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.families import FAMILIES, open_family
 from bigjax.pretrained.reader import Published, open_published

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import default_data_dir
-from bigjax.errors import UserError, did_you_mean
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.resnet import EXPANSION
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.vision import batch_norm, conv, dense, labels_of, outputs_of

@@ -1,7 +1,7 @@
 """`python -m bigjax.sweep MODULE [FLAGS]`: runs a sweep file, or a grid over any experiment.
 `python -m bigjax.sweep reproduce DIR/manifest.json --workdir=NEW`: runs a finished one again.
 
-Exit codes as in `bigjax.launch`; 1 if a trial failed.
+Exit codes as in `bigjax.verbs.launch`; 1 if a trial failed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 import jax
 
-from bigjax.errors import UserError, did_you_mean
-from bigjax.launch import FAILED, OK, STOPPED, WRONG_INPUT, Stop
-from bigjax.lock import workdir_lock
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.loop.train import Stopped
+from bigjax.run.lock import workdir_lock
 from bigjax.sweep import drive, grid, record, reproduce, results, search
 from bigjax.sweep.describe import Search, Sweep
 from bigjax.sweep.executors import Executor, Local, Pruning
 from bigjax.sweep.trials import check_data, expand
-from bigjax.train import Stopped
+from bigjax.verbs.launch import FAILED, OK, STOPPED, WRONG_INPUT, Stop
 
 log = logging.getLogger("bigjax")
 

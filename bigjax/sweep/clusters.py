@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax.errors import UserError
-from bigjax.files import write_atomic, write_json
+from bigjax.core.errors import UserError
+from bigjax.run.files import write_atomic, write_json
 from bigjax.sweep.executors import TICK, Event, Job
 from bigjax.sweep.worker import run_job
 

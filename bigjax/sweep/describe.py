@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bigjax.config import Config
-from bigjax.errors import UserError, did_you_mean
+from bigjax.config.resolve import Config
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.sweep.grid import Point
 
 TEST = re.compile(r"(?<![a-z])test(?![a-z])", re.IGNORECASE)

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bigjax.files import write_json
+from bigjax.loop.train import Stopped
+from bigjax.run.files import write_json
 from bigjax.sweep import page, results
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Executor, Job, Pruning
 from bigjax.sweep.progress import Progress
 from bigjax.sweep.results import Results
 from bigjax.sweep.trials import Trial, status, waves
-from bigjax.train import Stopped
 
 log = logging.getLogger("bigjax")
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from bigjax.files import write_json
+from bigjax.run.files import write_json
 from bigjax.sweep.trials import Trial
 
 TICK = 0.5  # seconds after which `run` yields None if nothing happens

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 
 Point = dict[str, Any]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bigjax.config import Config, flatten
+from bigjax.config.resolve import Config, flatten
 
 LEFT_OUT = ("log.", "checkpoint.", "check.", "mesh.", "sharding.", "data.", "evaluate.")
 

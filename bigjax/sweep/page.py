@@ -10,11 +10,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from bigjax.charts import COLORS
-from bigjax.metrics import read_metrics
-from bigjax.report import STYLE, write_page
+from bigjax.report.charts import COLORS
+from bigjax.report.page import STYLE, write_page
+from bigjax.report.sweep_charts import Axis, band_chart, legend, parallel_coordinates
+from bigjax.run.writers import read_metrics
 from bigjax.sweep import results
-from bigjax.sweep.charts import Axis, band_chart, legend, parallel_coordinates
 from bigjax.sweep.results import Group, Results
 from bigjax.sweep.trials import FOLDER, describe
 

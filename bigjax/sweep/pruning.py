@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bigjax.metrics import read_metrics
+from bigjax.run.writers import read_metrics
 from bigjax.sweep.executors import Pruning
 from bigjax.sweep.search import import_optuna, storage
 

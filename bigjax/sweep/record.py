@@ -16,9 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bigjax import manifest
-from bigjax.files import write_json
-from bigjax.metrics import read_metrics
+from bigjax.run import manifest
+from bigjax.run.files import write_json
+from bigjax.run.writers import read_metrics
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.trials import Trial, status
 

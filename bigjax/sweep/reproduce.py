@@ -13,16 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax import config as configs
-from bigjax.errors import UserError
-from bigjax.launch import FAILED, OK, Stop
-from bigjax.lock import workdir_lock
-from bigjax.manifest import PACKAGES
-from bigjax.metrics import table
+from bigjax.config import resolve as configs
+from bigjax.core.errors import UserError
+from bigjax.run.lock import workdir_lock
+from bigjax.run.manifest import PACKAGES
+from bigjax.run.writers import table
 from bigjax.sweep import drive, record
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Local
 from bigjax.sweep.trials import FOLDER, REFERENCES, Trial, status
+from bigjax.verbs.launch import FAILED, OK, Stop
 
 EQUAL, WITHIN, DIFFERENT, LEFT_OUT = "equal", "within tolerance", "different", "not run"
 RELATIVE = 1e-3  # tolerance of the final metrics

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bigjax.errors import UserError, did_you_mean
-from bigjax.files import write_atomic
-from bigjax.metrics import table
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.run.files import write_atomic
+from bigjax.run.writers import table
 from bigjax.sweep import statistics
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.grid import Point

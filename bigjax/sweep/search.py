@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.sweep import results
 from bigjax.sweep.describe import Search, Sweep
 from bigjax.sweep.drive import Plan, run_trials, write_description

@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bigjax import config as configs
-from bigjax import stages
-from bigjax.config import Config
-from bigjax.errors import UserError, did_you_mean
+from bigjax.config import resolve as configs
+from bigjax.config.resolve import Config
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.loop import stages
 from bigjax.sweep.describe import Sweep, check_metrics
 from bigjax.sweep.grid import Point
 

@@ -18,21 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax import config as configs
-from bigjax import guard, manifest, resume
-from bigjax.checkpoint import Checkpoints, Origin
-from bigjax.config import TRACED, Config
+from bigjax.build.program import Program, build_program
+from bigjax.build.weights import initial_state, load_teacher, teacher_config
+from bigjax.config import resolve as configs
+from bigjax.config.resolve import TRACED, Config
+from bigjax.config.when import When
+from bigjax.core import guard
+from bigjax.core.errors import UserError
+from bigjax.core.state import params_fingerprint
 from bigjax.data.order import sample_ids
-from bigjax.errors import UserError
-from bigjax.evaluate import eval_batches
-from bigjax.files import write_json
-from bigjax.metrics import Writers
-from bigjax.program import Program, build_program
-from bigjax.report import write_report
-from bigjax.state import params_fingerprint
-from bigjax.train import Stopped, open_sources
-from bigjax.weights import initial_state, load_teacher, teacher_config
-from bigjax.when import When
+from bigjax.loop.evaluate import eval_batches
+from bigjax.loop.train import Stopped, open_sources
+from bigjax.report.page import write_report
+from bigjax.run import manifest, resume
+from bigjax.run.checkpoint import Checkpoints, Origin
+from bigjax.run.files import write_json
+from bigjax.run.writers import Writers
 
 ORDER_BLOCK = 64  # steps whose sample ids are computed together
 IN_FLIGHT = 2  # steps dispatched ahead of the one whose metrics are awaited

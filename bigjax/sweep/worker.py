@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigjax import config as configs
-from bigjax.errors import RunFailed, UserError
-from bigjax.files import write_json
-from bigjax.lock import workdir_lock
+from bigjax.config import resolve as configs
+from bigjax.core.errors import RunFailed, UserError
+from bigjax.loop.train import Stopped, train
+from bigjax.run.files import write_json
+from bigjax.run.lock import workdir_lock
 from bigjax.sweep import hparams
 from bigjax.sweep.executors import Event, Pruning
-from bigjax.train import Stopped, train
 
 log = logging.getLogger("bigjax")
 

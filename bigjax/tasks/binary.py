@@ -7,8 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from bigjax.errors import UserError
-from bigjax.losses import Pair, hide_masked, masked_sum, sigmoid_cross_entropy
+from bigjax.core.errors import UserError
+from bigjax.core.losses import Pair, hide_masked, masked_sum, sigmoid_cross_entropy
 from bigjax.tasks import scores
 
 

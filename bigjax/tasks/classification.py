@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from bigjax.errors import UserError
-from bigjax.losses import Pair, hide_masked, masked_sum, softmax_cross_entropy
+from bigjax.core.errors import UserError
+from bigjax.core.losses import Pair, hide_masked, masked_sum, softmax_cross_entropy
 from bigjax.tasks import scores
 
 

@@ -13,8 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.errors import UserError
-from bigjax.losses import Pair, hide_masked, masked_sum, scaled_similarity, softmax_cross_entropy
+from bigjax.core.errors import UserError
+from bigjax.core.losses import (
+    Pair,
+    hide_masked,
+    masked_sum,
+    scaled_similarity,
+    softmax_cross_entropy,
+)
 from bigjax.tasks import scores
 
 

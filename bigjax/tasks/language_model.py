@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.errors import UserError
-from bigjax.generate import Sampling, generate
-from bigjax.losses import Pair
+from bigjax.config.signature import bind, parameters
+from bigjax.core.errors import UserError
+from bigjax.core.losses import Pair
 from bigjax.models.blocks import last_token
-from bigjax.signature import bind, parameters
+from bigjax.models.generate import Sampling, generate
 from bigjax.tasks import scores, tokens
 
 
@@ -29,7 +29,7 @@ class LanguageModel:
         (a prompt); None: all are predicted but the first of each document.
     bytes: key of how many UTF-8 bytes the predicted tokens of a row stand for, (B,); where the batch
         has it, evaluation gives bits per byte too.
-    generate: what `predict` writes after each row: keywords of `bigjax.generate.Sampling`, such as
+    generate: what `predict` writes after each row: keywords of `bigjax.models.generate.Sampling`, such as
         dict(max_new_tokens=100, temperature=0.7, stop=(2,)). None: it gives the most likely next token.
     """
 

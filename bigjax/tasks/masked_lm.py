@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.losses import Pair
+from bigjax.core.losses import Pair
 from bigjax.tasks import scores, tokens
 
 

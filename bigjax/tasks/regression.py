@@ -7,8 +7,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from bigjax.errors import UserError, did_you_mean
-from bigjax.losses import Pair, absolute_error, hide_masked, squared_error
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.losses import Pair, absolute_error, hide_masked, squared_error
 from bigjax.tasks import scores
 
 LOSSES = {"mse": squared_error, "mae": absolute_error}

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.errors import UserError, did_you_mean
-from bigjax.losses import hide_masked
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.losses import hide_masked
 
 CALIBRATION_BINS = 15
 

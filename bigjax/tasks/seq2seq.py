@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.generate import Sampling, decode
-from bigjax.losses import Pair, softmax_cross_entropy
+from bigjax.core.losses import Pair, softmax_cross_entropy
 from bigjax.models.common import choose
+from bigjax.models.generate import Sampling, decode
 from bigjax.tasks import scores, tokens
 
 

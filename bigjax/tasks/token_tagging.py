@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.losses import Pair, hide_masked
+from bigjax.core.losses import Pair, hide_masked
 from bigjax.tasks import scores, tokens
 
 

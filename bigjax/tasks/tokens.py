@@ -7,8 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from bigjax.errors import UserError
-from bigjax.losses import Pair, masked_sum, softmax_cross_entropy
+from bigjax.core.errors import UserError
+from bigjax.core.losses import Pair, masked_sum, softmax_cross_entropy
 
 IGNORED = -100  # the label of a token that is not scored, as in PyTorch's cross-entropy
 

@@ -16,8 +16,8 @@ import sys
 
 import numpy as np
 
+from bigjax.core.errors import UserError
 from bigjax.data.text_files import open_corpus, text_of
-from bigjax.errors import UserError
 
 
 class NGram:

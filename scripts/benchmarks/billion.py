@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigjax import launch
+from bigjax.verbs import launch
 
 
 def get_config():

@@ -19,9 +19,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bigjax import settings
-from bigjax.checkpoint import Checkpoints, Origin
-from bigjax.metrics import table
+from bigjax.core import settings
+from bigjax.run.checkpoint import Checkpoints, Origin
+from bigjax.run.writers import table
 from scripts.benchmarks.measure import machine, summary
 
 ARRAYS, SHAPE = 8, (4096, 4096)  # 8 x 64 MiB

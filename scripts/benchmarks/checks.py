@@ -19,13 +19,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigjax import config as configs
-from bigjax import guard
-from bigjax.clock import Clock
+from bigjax.build.parts import key_data, traced_hyper
+from bigjax.build.program import build_program
+from bigjax.config import resolve as configs
+from bigjax.core import guard
 from bigjax.data.sources import Arrays
-from bigjax.metrics import table
-from bigjax.parts import key_data, traced_hyper
-from bigjax.program import build_program
+from bigjax.run.clock import Clock
+from bigjax.run.writers import table
 
 BATCH, IN_FLIGHT = 256, 2
 CHECKS = {

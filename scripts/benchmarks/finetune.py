@@ -47,8 +47,9 @@ def examples(batch: int, length: int) -> dict[str, np.ndarray]:
 def bigjax_round(batch: int, length: int) -> Round:
     import jax
 
-    from bigjax import config as configs
-    from bigjax import program, sharding
+    from bigjax.build import program
+    from bigjax.config import resolve as configs
+    from bigjax.mesh import sharding
     from bigjax.models.bert import PRESETS
 
     rows = examples(batch, length)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 
-from bigjax.generate import Sampling, generate
+from bigjax.models.generate import Sampling, generate
 from bigjax.models.llama import PRESETS
 from scripts.benchmarks.measure import machine, summary
 from tests import parity

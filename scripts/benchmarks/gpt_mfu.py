@@ -4,7 +4,7 @@
     .venv/bin/python -m scripts.benchmarks.gpt_mfu --models=tiny        on a CPU: that it runs
 
 bfloat16 products, float32 parameters and AdamW, sequences of 1024, no rematerialisation; the step is
-that of `bigjax.train`, on tokens that lie on the device. The vocabulary is 50,304, the next multiple
+that of `bigjax.loop.train`, on tokens that lie on the device. The vocabulary is 50,304, the next multiple
 of 128. A model is measured in a process of its own: 5 rounds of steps after a warm-up, the median
 round. MFU is by 6 N + 12 L D T a token and, beside it, by the convention that halves attention for its
 causal mask; N leaves out the positions, which are only looked up. Targets and floors are of one H200.
@@ -40,11 +40,13 @@ def measure(name: str, batch: int, steps: int, remat: str) -> dict:
     import jax
     import numpy as np
 
-    from bigjax import clock, flops, sharding
-    from bigjax import config as configs
+    from bigjax.build.parts import key_data, traced_hyper
+    from bigjax.build.program import build_program
+    from bigjax.config import resolve as configs
     from bigjax.data.sources import Arrays
-    from bigjax.parts import key_data, traced_hyper
-    from bigjax.program import build_program
+    from bigjax.mesh import sharding
+    from bigjax.plan import flops
+    from bigjax.run import clock
 
     sizes = MODELS[name][0]
     shape = (batch, sizes["context"])

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     result = {"machine": machine()}
-    for module in ("bigjax", "bigjax.launch", "jax, flax, optax"):
+    for module in ("bigjax", "bigjax.verbs.launch", "jax, flax, optax"):
         wall, processor = zip(*(seconds(module) for _ in range(options.runs)), strict=True)
         result[module] = {"wall_s": summary(wall), "processor_s": summary(processor)}
     text = json.dumps(result, indent=2)

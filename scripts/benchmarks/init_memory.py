@@ -14,12 +14,12 @@ import time
 
 import jax
 
-from bigjax import config as configs
-from bigjax import distributed
-from bigjax.program import build_program
-from bigjax.sharding_report import bytes_per_device
-from bigjax.train import open_sources
-from bigjax.weights import initial_state
+from bigjax.build.program import build_program
+from bigjax.build.weights import initial_state
+from bigjax.config import resolve as configs
+from bigjax.loop.train import open_sources
+from bigjax.mesh import distributed
+from bigjax.plan.sharding_report import bytes_per_device
 from scripts.benchmarks import billion
 
 DEVICES = 8

@@ -3,9 +3,9 @@
     .venv/bin/python -m scripts.benchmarks.loop_overhead [--pairs=7] [--out=FILE]
 
 Prints two figures, each a median over interleaved pairs with its quartiles:
-ratio: time a step in `bigjax.train` over time a step in the bare loop, 784-4096-4096-10, batch 64
+ratio: time a step in `bigjax.loop.train` over time a step in the bare loop, 784-4096-4096-10, batch 64
     (target: at most 1.01 where a step takes 50 ms or more);
-added: microseconds a step that `bigjax.train` adds for a model of 150 parameter leaves that computes
+added: microseconds a step that `bigjax.loop.train` adds for a model of 150 parameter leaves that computes
     next to nothing (target: at most 200).
 """
 
@@ -20,9 +20,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bigjax import config as configs
-from bigjax import program as programs
-from bigjax import sharding, train
+from bigjax.build import program as programs
+from bigjax.config import resolve as configs
+from bigjax.loop import train
+from bigjax.mesh import sharding
 from scripts.benchmarks.measure import machine, summary
 
 WARM_UP = 5
@@ -53,7 +54,7 @@ def config_of(folder: Path, widths: tuple[int, ...], inputs: int, batch: int, st
 
 
 def loop_seconds(config, steps: int) -> float:
-    """Seconds a step inside `bigjax.train`, after the warm-up."""
+    """Seconds a step inside `bigjax.loop.train`, after the warm-up."""
     times = []
 
     def clock() -> bool:  # the loop asks once a step whether to stop

@@ -35,12 +35,12 @@ def examples(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
 def bigjax_round(options: argparse.Namespace) -> Callable[[], float]:
     import jax
 
-    from bigjax import sharding
-    from bigjax.config import resolve
+    from bigjax.build.parts import key_data, traced_hyper
+    from bigjax.build.program import build_program
+    from bigjax.config.resolve import resolve
     from bigjax.data.sources import Arrays
+    from bigjax.mesh import sharding
     from bigjax.models.resnet import PRESETS
-    from bigjax.parts import key_data, traced_hyper
-    from bigjax.program import build_program
 
     images, labels = examples(options)
     source = Arrays({"image": images, "label": labels})

@@ -29,8 +29,8 @@ SWEEP = "experiments.sweeps.digits_learning_rate"
 ONE = """
 import json, sys
 from pathlib import Path
-from bigjax import config
-from bigjax.train import train
+from bigjax.config import resolve as config
+from bigjax.loop.train import train
 train(config.resolve(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))
 """
 

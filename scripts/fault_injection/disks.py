@@ -15,8 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax import checkpoint, config, program, train
-from bigjax.checkpoint import manager
+from bigjax.build import program
+from bigjax.config import resolve as config
+from bigjax.loop import train
+from bigjax.run import checkpoint
+from bigjax.run.checkpoint import manager
 from scripts.fault_injection.runs import (
     SAVE_EVERY,
     STEPS,

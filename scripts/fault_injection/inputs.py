@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax import config
+from bigjax.config import resolve as config
 from bigjax.data import pipeline
 from scripts.fault_injection.runs import (
     BATCH,

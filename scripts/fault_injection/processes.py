@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bigjax.checkpoint import manager
+from bigjax.run.checkpoint import manager
 from scripts.fault_injection.runs import (
     STEPS,
     Harness,

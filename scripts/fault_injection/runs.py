@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from bigjax import launch
 from bigjax.data import pipeline
-from bigjax.metrics import read_metrics
+from bigjax.run.writers import read_metrics
+from bigjax.verbs import launch
 
 STEPS, BATCH, SAVE_EVERY = 60, 40, 10
 TIMEOUT = 300  # seconds for one run, on a busy machine

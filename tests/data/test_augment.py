@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigjax.core.errors import UserError
 from bigjax.data import augment as a
 from bigjax.data.transforms import Flip, Normalize, apply_transforms
-from bigjax.errors import UserError
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bigjax.core.errors import UserError
 from bigjax.data import builders
 from bigjax.data.emoji import CATEGORIES, Emoji
-from bigjax.data.fetch.emoji import on_white, read_package
 from bigjax.data.sources import TFDS
-from bigjax.errors import UserError
+from scripts.fetch.emoji import on_white, read_package
 
 
 def png(rgba, side=64):

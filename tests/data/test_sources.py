@@ -12,10 +12,11 @@ import tensorflow_datasets as tfds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigjax.data import builders, fetch
+from bigjax.core.errors import UserError
+from bigjax.data import builders
 from bigjax.data.files import CSV, NPZ, subsplit
 from bigjax.data.sources import TFDS, Arrays
-from bigjax.errors import UserError
+from scripts import fetch
 
 
 @pytest.fixture(scope="module")

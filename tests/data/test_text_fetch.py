@@ -18,10 +18,10 @@ import zlib
 import numpy as np
 import pytest
 
-from bigjax.data import fetch
-from bigjax.data.fetch import packages, r_sets, text_sets, verses, weights
-from bigjax.data.fetch.packages import Package
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
+from scripts import fetch
+from scripts.fetch import packages, r_sets, text_sets, verses, weights
+from scripts.fetch.packages import Package
 
 
 def tar(files, mode):

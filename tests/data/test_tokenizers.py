@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tokenizers as library
 
+from bigjax.core.errors import UserError
 from bigjax.data import token_cache
 from bigjax.data.tokenizers import open_tokenizer
-from bigjax.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 LINE = "the cat sat on a mat while naïve dogs ran and barked at every passing car"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from bigjax.core.errors import UserError
 from bigjax.data.toy import MarkovTokens
-from bigjax.errors import UserError
 
 CHAIN = MarkovTokens(vocab=8, length=20, branches=3, examples=5000)
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.core.errors import UserError
 from bigjax.data import transforms as t
 from bigjax.data.sources import Arrays
-from bigjax.errors import UserError
 
 KEY = jax.random.key(0)
 

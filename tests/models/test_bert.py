@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import settings
-from bigjax.errors import UserError
+from bigjax.core import settings
+from bigjax.core.errors import UserError
+from bigjax.core.precision import ModelInPrecision
 from bigjax.models.bert import BERT
-from bigjax.precision import ModelInPrecision
 
 MODEL = BERT(vocab=11, layers=2, width=8, heads=2, context=8, head="mlm")
 RNG = np.random.default_rng(0)

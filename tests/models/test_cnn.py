@@ -7,10 +7,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import tree_leaves
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
+from bigjax.core.precision import ModelInPrecision
+from bigjax.core.settings import Precision
 from bigjax.models.cnn import CNN
-from bigjax.precision import ModelInPrecision
-from bigjax.settings import Precision
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

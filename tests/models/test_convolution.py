@@ -11,8 +11,12 @@ from flax import linen as nn
 from jax import lax
 from jax.tree_util import tree_leaves
 
-from bigjax import settings, sharding
-from bigjax.errors import UserError
+from bigjax.core import settings
+from bigjax.core.errors import UserError
+from bigjax.core.precision import ModelInPrecision
+from bigjax.core.settings import Precision
+from bigjax.mesh import sharding
+from bigjax.mesh.placement import logical_names, place, vocabulary
 from bigjax.models import on_cpu
 from bigjax.models.convolution import convolve, divisible, max_pool
 from bigjax.models.efficientnet_lite import EfficientNetLite
@@ -20,9 +24,6 @@ from bigjax.models.mobilenet import MobileNetV2
 from bigjax.models.resnet import PRESETS, ResNet
 from bigjax.models.vgg import VGG, average_to
 from bigjax.models.vit import ViT
-from bigjax.placement import logical_names, place, vocabulary
-from bigjax.precision import ModelInPrecision
-from bigjax.settings import Precision
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((4, 16, 16, 3)), jnp.float32)

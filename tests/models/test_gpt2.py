@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import settings
-from bigjax.errors import UserError
+from bigjax.core import settings
+from bigjax.core.errors import UserError
+from bigjax.core.precision import ModelInPrecision
 from bigjax.models.gpt2 import GPT2
-from bigjax.precision import ModelInPrecision
 
 MODEL = GPT2(vocab=11, layers=2, width=8, heads=2, context=6)
 TOKENS = np.random.default_rng(0).integers(0, 11, (3, 6)).astype(np.int32)

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.models.llama import PRESETS, Llama
 from tests import test_sharding_matrix as matrix
 

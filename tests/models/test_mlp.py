@@ -8,10 +8,10 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import tree_leaves
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
+from bigjax.core.precision import ModelInPrecision
+from bigjax.core.settings import Precision
 from bigjax.models.mlp import MLP
-from bigjax.precision import ModelInPrecision
-from bigjax.settings import Precision
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((8, 4, 3)).astype(np.float32)

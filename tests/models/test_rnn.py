@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
+from bigjax.core.precision import ModelInPrecision
+from bigjax.core.settings import Precision
 from bigjax.models.rnn import RNN
-from bigjax.precision import ModelInPrecision
-from bigjax.settings import Precision
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

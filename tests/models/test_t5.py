@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax import settings
-from bigjax.errors import UserError
+from bigjax.core import settings
+from bigjax.core.errors import UserError
+from bigjax.core.precision import ModelInPrecision
 from bigjax.models.t5 import T5, sinusoids
-from bigjax.precision import ModelInPrecision
 
 MODEL = T5(vocab=11, layers=2, width=8, heads=2, buckets=8, max_distance=6)
 RNG = np.random.default_rng(0)

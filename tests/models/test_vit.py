@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
+from bigjax.core.precision import ModelInPrecision
+from bigjax.core.rules import paths
+from bigjax.core.settings import Precision
 from bigjax.models.vit import ViT, patches, sines_and_cosines
-from bigjax.precision import ModelInPrecision
-from bigjax.rules import paths
-from bigjax.settings import Precision
 
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
 SMALL = dict(outputs=3, image=8, patch=4, layers=1, width=8, heads=2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.sweep.__main__ import choose_executor, describe, parse
 from bigjax.sweep.clusters import _Cluster, work
 from bigjax.sweep.executors import Job

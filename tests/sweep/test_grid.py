@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.sweep import chain, over, product, subsample, zip
 from bigjax.sweep.grid import parse_points, parse_values
 

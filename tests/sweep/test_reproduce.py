@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.sweep import drive, record, reproduce
 from bigjax.sweep.__main__ import main
 from bigjax.sweep.trials import expand

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.sweep import over, product, results
 from bigjax.sweep.drive import conclude
 from bigjax.sweep.trials import Trial, expand

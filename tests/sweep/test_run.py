@@ -12,13 +12,13 @@ import time
 
 import pytest
 
-from bigjax import program
-from bigjax.lock import workdir_lock
+from bigjax.build import program
+from bigjax.loop.train import Stopped
+from bigjax.run.lock import workdir_lock
 from bigjax.sweep import drive
 from bigjax.sweep.executors import Event, Local
 from bigjax.sweep.trials import expand, status
 from bigjax.sweep.worker import run_job
-from bigjax.train import Stopped
 from tests.sweep.toy import rates, temperatures
 
 
@@ -185,7 +185,7 @@ def test_the_command_line_runs_a_grid_and_refuses_with_code_2(tmp_path):
 
 @pytest.mark.parametrize("word", ["--gird=a=1", "--workers=0", "--search=a=log:1:2"])
 def test_a_wrong_command_line_is_refused(word):
-    from bigjax.errors import UserError
+    from bigjax.core.errors import UserError
     from bigjax.sweep.__main__ import describe, parse
 
     with pytest.raises(UserError):

@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
+from bigjax.loop.train import Stopped
 from bigjax.sweep import Search, search
 from bigjax.sweep.drive import Plan, conclude
 from bigjax.sweep.executors import Pruning
 from bigjax.sweep.trials import status
-from bigjax.train import Stopped
 from tests.sweep.test_run import Here, run, tables
 from tests.sweep.toy import rates
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.sweep import Search, Sweep, over
 from bigjax.sweep.trials import check_data, describe, expand, waves
 from tests.sweep.toy import SPLITS, rates, temperatures

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from bigjax.config import load
-from bigjax.errors import UserError
-from bigjax.metrics import read_metrics
+from bigjax.config.resolve import load
+from bigjax.core.errors import UserError
+from bigjax.loop.train import Stopped, train
+from bigjax.run.writers import read_metrics
 from bigjax.sweep import vectorize
 from bigjax.sweep.drive import Plan, jobs
 from bigjax.sweep.trials import expand, waves
-from bigjax.train import Stopped, train
 from tests.sweep.test_run import Here, run, tables
 from tests.sweep.toy import rates, temperatures
 
@@ -55,7 +55,7 @@ def test_through_vmap_losses_agree_to_1e_6(tmp_path, monkeypatch):
 
 
 def test_a_teacher_trained_with_others_is_a_run_like_any_other(tmp_path):
-    from bigjax.verbs import open_run
+    from bigjax.verbs.verbs import open_run
 
     found, _ = run(temperatures(1.0, seeds=1), tmp_path / "s", vectorize=64)
     (teacher,) = (t for t in expand(found.sweep) if not t.in_table)

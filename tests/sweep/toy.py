@@ -1,6 +1,6 @@
 """Experiments and sweeps of a second or two, for the tests of sweeps."""
 
-from bigjax.stages import pipeline
+from bigjax.loop.stages import pipeline
 from bigjax.sweep import Sweep, chain, over, product
 from tests.small import small_config
 

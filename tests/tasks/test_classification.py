@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.special import softmax
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.tasks.classification import Classification
 
 N, K = 60, 8

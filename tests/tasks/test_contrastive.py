@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.tasks.contrastive import Contrastive
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.tasks.masked_lm import MaskedLM
 
 RNG = np.random.default_rng(0)

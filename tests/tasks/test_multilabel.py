@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.tasks.multilabel import MultiLabel
 
 N, K = 60, 4

@@ -7,7 +7,7 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bigjax.errors import UserError
+from bigjax.core.errors import UserError
 from bigjax.tasks.regression import Regression
 
 N = 60

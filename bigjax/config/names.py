@@ -1,0 +1,79 @@
+"""Which short name in a config means which class: the one list of all parts. Plain strings, no imports."""
+
+from __future__ import annotations
+
+# A new model, task, source, transform or schedule is one new file and one line here.
+NAMES: dict[str, dict[str, str]] = {
+    "model": {
+        "mlp": "bigjax.models.mlp:MLP",
+        "cnn": "bigjax.models.cnn:CNN",
+        "rnn": "bigjax.models.rnn:RNN",
+        "gpt2": "bigjax.models.gpt2:GPT2",
+        "llama": "bigjax.models.llama:Llama",
+        "bert": "bigjax.models.bert:BERT",
+        "t5": "bigjax.models.t5:T5",
+        "resnet": "bigjax.models.resnet:ResNet",
+        "vgg": "bigjax.models.vgg:VGG",
+        "mobilenet_v2": "bigjax.models.mobilenet:MobileNetV2",
+        "efficientnet_lite": "bigjax.models.efficientnet_lite:EfficientNetLite",
+        "vit": "bigjax.models.vit:ViT",
+    },
+    "task": {
+        "classification": "bigjax.tasks.classification:Classification",
+        "binary": "bigjax.tasks.binary:Binary",
+        "multilabel": "bigjax.tasks.multilabel:MultiLabel",
+        "regression": "bigjax.tasks.regression:Regression",
+        "language_model": "bigjax.tasks.language_model:LanguageModel",
+        "masked_lm": "bigjax.tasks.masked_lm:MaskedLM",
+        "token_tagging": "bigjax.tasks.token_tagging:TokenTagging",
+        "seq2seq": "bigjax.tasks.seq2seq:Seq2Seq",
+        "contrastive": "bigjax.tasks.contrastive:Contrastive",
+    },
+    "source": {
+        "tfds": "bigjax.data.sources:TFDS",
+        "npz": "bigjax.data.files:NPZ",
+        "csv": "bigjax.data.files:CSV",
+        "markov_tokens": "bigjax.data.toy:MarkovTokens",
+        "documents": "bigjax.data.documents:Documents",
+        "labelled_text": "bigjax.data.text:LabelledText",
+        "tagged_text": "bigjax.data.text:TaggedText",
+        "text_pairs": "bigjax.data.text:TextPairs",
+        "sentence_pairs": "bigjax.data.text:SentencePairs",
+    },
+    "transform": {
+        "normalize": "bigjax.data.transforms:Normalize",
+        "standardize": "bigjax.data.transforms:Standardize",
+        "flatten": "bigjax.data.transforms:Flatten",
+        "one_hot": "bigjax.data.transforms:OneHot",
+        "random_crop": "bigjax.data.transforms:RandomCrop",
+        "flip": "bigjax.data.transforms:Flip",
+        "shift": "bigjax.data.transforms:Shift",
+        "mixup": "bigjax.data.transforms:Mixup",
+        "resize": "bigjax.data.augment:Resize",
+        "center_crop": "bigjax.data.augment:CenterCrop",
+        "random_resized_crop": "bigjax.data.augment:RandomResizedCrop",
+        "random_erasing": "bigjax.data.augment:RandomErasing",
+        "cutmix": "bigjax.data.augment:CutMix",
+        "rand_augment": "bigjax.data.augment:RandAugment",
+        "mask_tokens": "bigjax.data.text_transforms:MaskTokens",
+    },
+    "schedule": {
+        "constant": "bigjax.core.schedules:Constant",
+        "cosine": "bigjax.core.schedules:Cosine",
+        "linear": "bigjax.core.schedules:Linear",
+        "step": "bigjax.core.schedules:Step",
+        "piecewise": "bigjax.core.schedules:Piecewise",
+        "rsqrt": "bigjax.core.schedules:Rsqrt",
+    },
+}
+
+# Where in a config a `type` names a target, and from which list of names.
+KINDS = {
+    "model": "model",
+    "task": "task",
+    "data.source": "source",
+    "data.augment": "transform",
+    "data.preprocess": "transform",
+    "optimizer": "optimizer",
+    "optimizer.schedule": "schedule",
+}

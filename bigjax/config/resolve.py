@@ -1,0 +1,365 @@
+"""The only reader of raw configs: defaults, overrides, checks, names, fingerprint, difference.
+
+A config is an `ml_collections.ConfigDict` of plain values. Each section is the keyword arguments of
+one target: a settings dataclass below, or the class or function that the section's `type` names.
+`resolve` checks every key against the target's signature, fills in the defaults, remembers where
+each value came from, and builds every target once, so that a wrong value is found here: before JAX
+touches a device. Nothing in this file may touch one.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import functools
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from bigjax.config.names import KINDS, NAMES
+from bigjax.config.signature import MISSING, bind, parameters
+from bigjax.config.when import When
+from bigjax.core import settings
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.optimizers import REPLACED_BY_RULES, OptimizerSettings
+
+# Sections with a fixed set of keys. `model` and `task` have none: all their keys are their type's.
+SETTINGS: dict[str, type] = {
+    "train": settings.Train,
+    "data": settings.Data,
+    "optimizer": OptimizerSettings,
+    "precision": settings.Precision,
+    "mesh": settings.Mesh,
+    "sharding": settings.Sharding,
+    "evaluate": settings.Evaluate,
+    "checkpoint": settings.Checkpoint,
+    "log": settings.Log,
+    "check": settings.Check,
+    "distill": settings.Distill,
+    "init": settings.Init,
+}
+
+# Typed sections inside a section that has a default.
+NESTED_DEFAULTS = {"optimizer": {"schedule": {"type": "constant"}}}
+
+# Scalars that enter the compiled step as inputs, so that changing them compiles nothing.
+TRACED = (
+    "seed",
+    "optimizer.learning_rate",
+    "optimizer.weight_decay",
+    "distill.temperature",
+    "distill.alpha",
+)
+
+# Keys that say where, how often and how fast, never what: free to change between resumes.
+FREE_ON_RESUME = (
+    "mesh",
+    "sharding.rules",
+    "sharding.logical",
+    "sharding.offload_optimizer",
+    "log",
+    "check",
+    "checkpoint",
+    "evaluate",
+    "data.source.data_dir",
+    "data.workers",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A checked config. `values` is what `config.json` holds: plain, complete, nested."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]  # path -> "default" | "experiment" | "checkpoint" | "command line"
+
+    @property
+    def seed(self) -> int:
+        return self.values["seed"]
+
+    def get(self, path: str) -> Any:
+        """The plain value at a dotted path."""
+        return functools.reduce(lambda node, key: node[key], path.split("."), self.values)
+
+    def section(self, name: str) -> Any:
+        """The settings dataclass of a section such as "train" or "mesh"; None if it is absent."""
+        values = self.values[name]
+        if values is None:
+            return None
+        given = {
+            key: self.make(f"{name}.{key}") if f"{name}.{key}" in KINDS else values[key]
+            for key in parameters(SETTINGS[name])
+        }
+        return SETTINGS[name](**given)
+
+    def keywords(self, name: str) -> dict[str, Any]:
+        """The keys of a section that belong to its `type` and not to its settings."""
+        own = ("type", *parameters(SETTINGS[name]))
+        return {key: value for key, value in self.values[name].items() if key not in own}
+
+    def make(self, path: str) -> Any:
+        """The object (or tuple of objects) that the typed section at `path` describes."""
+        values = self.get(path)
+        if isinstance(values, tuple):
+            return tuple(_construct(KINDS[path], path, value) for value in values)
+        return None if values is None else _construct(KINDS[path], path, values)
+
+    def with_value(self, path: str, value: Any) -> Config:
+        """This config with one value changed, e.g. the seed of a stage."""
+        values = copy.deepcopy(self.values)
+        *parents, last = path.split(".")
+        functools.reduce(lambda node, key: node[key], parents, values)[last] = value
+        return dataclasses.replace(self, values=values)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical JSON of all values."""
+        return fingerprint(self.values)
+
+    @property
+    def program_fingerprint(self) -> str:
+        """sha256 of the values that shape the compiled program: configs that share it can share it."""
+        kept = {
+            path: value
+            for path, value in flatten(self.values).items()
+            if path not in (*TRACED, "distill.teacher")
+            and path.split(".")[0] not in ("log", "checkpoint", "evaluate", "init")
+        }
+        return hashlib.sha256(canonical(kept).encode()).hexdigest()
+
+
+def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Checks a raw config and returns it complete.
+
+    Args:
+      raw: the experiment's `ConfigDict`.
+      overrides: command-line strings "KEY=VALUE", KEY a dotted path such as "train.steps".
+
+    Raises:
+      UserError: unknown, missing or ill-typed key; contradictory or out-of-range values.
+    """
+    experiment = plain(raw)
+    given = copy.deepcopy(experiment)
+    written = [_override(given, text) for text in overrides]
+    said = set(flatten(given))
+    if "model" in given:
+        given["model"] = _with_published(given["model"], given.get("init"))
+    values = _complete(given)
+    origins = {}
+    in_experiment, in_checkpoint = set(flatten(experiment)), set(flatten(given)) - said
+    for path in flatten(values):
+        from_command_line = any(path == w or path.startswith(w + ".") for w in written)
+        from_file = "experiment" if path in in_experiment else "default"
+        from_file = "checkpoint" if path in in_checkpoint else from_file
+        origins[path] = "command line" if from_command_line else from_file
+    config = Config(values, origins)
+    _check_whole(config)
+    return config
+
+
+def starts_published(raw: Mapping[str, Any]) -> bool:
+    """Whether a raw config starts from a published checkpoint."""
+    return bool((plain(raw).get("init") or {}).get("family"))
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads the `config.json` of a run's folder."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable config.json ({error})") from None
+    return resolve(values, overrides)
+
+
+def difference(old: Config, new: Config, ignore: Sequence[str] = ()) -> list[str]:
+    """Lines "key: old -> new" for every key that differs and is not under one of `ignore`."""
+    before, after = flatten(old.values), flatten(new.values)
+    missing = "(absent)"
+    return [
+        f"{path}: {before.get(path, missing)!r} -> {after.get(path, missing)!r}"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path, missing) != after.get(path, missing)
+        and not any(path == free or path.startswith(free + ".") for free in ignore)
+    ]
+
+
+def show(config: Config) -> str:
+    """Every final value with where it came from, one a line."""
+    rows = [
+        (path, repr(value), config.origins[path]) for path, value in flatten(config.values).items()
+    ]
+    key_width = max(len(row[0]) for row in rows)
+    value_width = min(60, max(len(row[1]) for row in rows))
+    return "\n".join(f"{k:<{key_width}}  {v:<{value_width}}  {origin}" for k, v, origin in rows)
+
+
+def plain(node: Any, path: str = "config") -> Any:
+    """Plain nested dicts and tuples from a ConfigDict (or parsed JSON); refuses any other object."""
+    if isinstance(node, ml_collections.ConfigDict):
+        node = dict(node.items())
+    if isinstance(node, Mapping):
+        return {str(key): plain(value, f"{path}.{key}") for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return tuple(plain(value, f"{path}[{i}]") for i, value in enumerate(node))
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise UserError(
+        f"{path}: a config holds plain values only (numbers, strings, booleans, None, "
+        f"lists, dicts), not {type(node).__name__}"
+    )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict of dotted paths; an empty dict stays as a leaf."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def canonical(values: Any) -> str:
+    """JSON with sorted keys and no white space: equal configs give equal strings."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+def fingerprint(values: Any) -> str:
+    """sha256 of the canonical JSON of plain values."""
+    return hashlib.sha256(canonical(values).encode()).hexdigest()
+
+
+def target_of(kind: str, name: str, where: str) -> Callable[..., Any]:
+    """The class or function behind a `type`: a short name, or "package.module:Name".
+
+    Raises:
+      UserError: naming the nearest known name, or why the import failed.
+    """
+    if kind == "optimizer" and ":" not in name:
+        from bigjax.core.optimizers import resolve as resolve_optimizer
+
+        return resolve_optimizer(name)
+    known = NAMES.get(kind, {})
+    path = known.get(name, name)
+    if ":" not in path:
+        raise UserError(
+            f"{where}.type: unknown {kind} '{name}'{did_you_mean(name, known)}; "
+            f"known: {', '.join(known)}, or give 'package.module:Name'"
+        )
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where}.type: cannot import '{path}' ({error})") from None
+
+
+def _override(values: dict[str, Any], text: str) -> str:
+    """Writes one "KEY=VALUE" into `values`; returns KEY."""
+    path, equals, literal = text.partition("=")
+    if not equals or not path:
+        raise UserError(f"--config.{text}: write --config.KEY=VALUE")
+    try:
+        value = plain(ast.literal_eval(literal), f"config.{path}")
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(literal.lower(), literal)
+    *parents, last = path.split(".")
+    node = values
+    for depth, key in enumerate(parents):
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
+        if not isinstance(node, dict):
+            raise UserError(f"--config.{path}: config.{'.'.join(parents[: depth + 1])} has no keys")
+    if parents == ["train"] and last in ("steps", "epochs", "examples"):
+        for other in ("steps", "epochs", "examples"):
+            node.pop(other, None)
+    node[last] = value
+    return path
+
+
+def _complete(given: dict[str, Any]) -> dict[str, Any]:
+    """Every section checked against its target's signature and filled with its defaults."""
+    known = ["seed", "model", "task", *SETTINGS]
+    for key in given:
+        if key not in known:
+            raise UserError(
+                f"config.{key}: no such section{did_you_mean(key, known)}; known: {', '.join(known)}"
+            )
+    seed = given.get("seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"config.seed: {seed!r} must be a whole number from 0 to 2**32 - 1")
+    sections = {name: _complete_section(name, given.get(name)) for name in known[1:]}
+    return {"seed": seed, **sections}
+
+
+def _with_published(model: Any, init: Any) -> Any:
+    """The raw model section, what it does not say taken from the checkpoint that `init` names."""
+    if not (isinstance(model, dict) and isinstance(init, dict) and init.get("family")):
+        return model
+    from bigjax.pretrained.load import derived_model
+
+    own = parameters(target_of("model", str(model.get("type")), "config.model"))
+    needed = [key for key, parameter in own.items() if parameter.default is MISSING]
+    return derived_model(init, model, needed)
+
+
+def _complete_section(path: str, given: Any) -> Any:
+    """One section, and the typed sections inside it."""
+    settings, kind = SETTINGS.get(path), KINDS.get(path)
+    if given is None and (settings is None or getattr(settings, "OPTIONAL", False)):
+        if path in ("model", "task"):
+            raise UserError(f"config.{path} is missing: it needs at least a type")
+        return None
+    if isinstance(given, tuple) and path not in SETTINGS:
+        return tuple(_complete_section(path, item) for item in given)
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise UserError(f"config.{path}: {given!r} must be a section (a dict of keys)")
+    accepted = dict(parameters(settings)) if settings else {}
+    what = f"the section {path}"
+    if kind:
+        if not isinstance(given.get("type"), str):
+            raise UserError(f"config.{path}.type is missing: it names the {kind}")
+        what = given["type"]
+        own = parameters(target_of(kind, what, f"config.{path}"))
+        hidden = ("learning_rate", *REPLACED_BY_RULES) if kind == "optimizer" else ()
+        accepted = {**{key: own[key] for key in own if key not in hidden}, **accepted}
+    given = {key: value for key, value in given.items() if key != "type"}
+    for key, default in NESTED_DEFAULTS.get(path, {}).items():
+        given[key] = {**default, **(given.get(key) or {})}
+    values = bind(f"config.{path}", what, accepted, given)
+    for key in values:
+        if f"{path}.{key}" in KINDS:
+            values[key] = _complete_section(f"{path}.{key}", values[key])
+    return {"type": what, **values} if kind else values
+
+
+def _construct(kind: str, path: str, values: Mapping[str, Any]) -> Any:
+    target = target_of(kind, values["type"], f"config.{path}")
+    try:
+        return target(**{key: value for key, value in values.items() if key != "type"})
+    except UserError as error:
+        raise UserError(f"config.{path}: {error}") from None
+
+
+def _check_whole(config: Config) -> None:
+    """Builds every target once and checks what no single section can see."""
+    for name in SETTINGS:
+        config.section(name)
+    config.make("model"), config.make("task")
+    for name in ("evaluate.every", "checkpoint.every", "log.profile"):
+        When(config.get(name), total_steps=1, key=f"config.{name}")
+    splits = config.get("data.splits")
+    for split in config.get("evaluate.splits"):
+        if split not in splits:
+            raise UserError(
+                f"config.evaluate.splits: no split '{split}' in config.data.splits"
+                f"{did_you_mean(split, splits)}; known: {', '.join(splits)}"
+            )

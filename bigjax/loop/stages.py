@@ -1,0 +1,141 @@
+"""Experiments made of several runs: stages in order, over several seeds, and the table they end in.
+
+A pipeline is a config with `stages` (name -> ordinary config), `seeds` and `table`. The run of stage
+S with seed number i lies in `WORKDIR/seed<i>/S`: an ordinary run, which resumes by itself. A stage
+names an earlier one by "../NAME", as a teacher or for initial weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from bigjax.config import resolve as configs
+from bigjax.config.resolve import Config
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.loop.train import train
+from bigjax.mesh import distributed
+from bigjax.report.page import write_pipeline_report
+from bigjax.run.files import write_json
+from bigjax.run.writers import table
+
+log = logging.getLogger("bigjax")
+
+KEYS = ("stages", "seeds", "table")
+
+
+def pipeline(stages: Mapping[str, Any], *, seeds: int = 1, table: Sequence[str] = ()) -> Any:
+    """The config of a pipeline: stages in the order given.
+
+    Args:
+      stages: name -> config of an ordinary run.
+      seeds: how often the whole pipeline runs, each time with another seed.
+      table: metrics such as "eval/test/accuracy" that the final table compares.
+    """
+    in_order = ConfigDict(dict(stages), sort_keys=False)
+    return ConfigDict({"stages": in_order, "seeds": seeds, "table": tuple(table)})
+
+
+def is_pipeline(raw: Mapping[str, Any]) -> bool:
+    return "stages" in raw
+
+
+def resolve(
+    raw: Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Config], int, tuple]:
+    """The checked configs of all stages, the number of seeds, and the metrics of the final table.
+
+    An override of `stages.NAME.KEY` is for one stage, one of `seeds` for the pipeline, and any other
+    KEY for every stage.
+
+    Raises:
+      UserError: as `config.resolve`; a stage that names no earlier stage.
+    """
+    values = configs.plain(raw)
+    for key in values:
+        if key not in KEYS:
+            raise UserError(
+                f"config.{key}: a pipeline has {', '.join(KEYS)}{did_you_mean(key, KEYS)}"
+            )
+    seeds = values.get("seeds", 1)
+    per_stage: dict[str, list[str]] = {name: [] for name in values["stages"]}
+    for text in overrides:
+        path, _, value = text.partition("=")
+        if path == "seeds":
+            seeds = int(value) if value.isdigit() else 0
+            continue
+        chosen = list(per_stage)
+        if path.startswith("stages."):
+            name, _, rest = path.removeprefix("stages.").partition(".")
+            if name not in per_stage:
+                raise UserError(
+                    f"--config.{path}: no stage '{name}'{did_you_mean(name, per_stage)}"
+                )
+            chosen, text = [name], f"{rest}={value}"
+        for name in chosen:
+            per_stage[name].append(text)
+    if not isinstance(seeds, int) or seeds < 1:
+        raise UserError("config.seeds: must be a whole number of at least 1")
+    stages = {
+        name: configs.resolve(values["stages"][name], texts) for name, texts in per_stage.items()
+    }
+    _check_references(stages)
+    return stages, seeds, tuple(values.get("table", ()))
+
+
+def train_pipeline(
+    raw: Mapping[str, Any],
+    overrides: Sequence[str],
+    workdir: Path,
+    stop: Callable[[], bool],
+    allow_changed: Sequence[str] = (),
+) -> str:
+    """Runs every stage with every seed and returns the final table as text."""
+    stages, seeds, columns = resolve(raw, overrides)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in stages}
+    for index in range(seeds):
+        for name, stage in stages.items():
+            seeded = stage.with_value("seed", stage.seed + index)
+            folder = workdir / f"seed{index}" / name
+            result = train(seeded, folder, stop=stop, allow_changed=allow_changed)
+            results[name].append(result["metrics"])
+    rows = [
+        {
+            "stage": name.replace("_", " "),
+            **{
+                column.split("/")[-1]: [metrics[column] for metrics in results[name]]
+                for column in columns
+                if all(column in metrics for metrics in results[name])  # stages may differ in task
+            },
+        }
+        for name in stages
+    ]
+    names = ["stage", *(column.split("/")[-1] for column in columns)]
+    if distributed.is_leader():
+        write_json(workdir / "result.json", {"stages": results})
+        write_pipeline_report(
+            workdir,
+            workdir.name,
+            rows,
+            {f"seed{i}/{name}": f"seed{i}/{name}" for i in range(seeds) for name in stages},
+        )
+    plural = "s" if seeds > 1 else ""
+    return f"{table(rows, names)}\n({seeds} seed{plural}; ± is the standard deviation)\nreport: {workdir / 'report.html'}"
+
+
+def _check_references(stages: Mapping[str, Config]) -> None:
+    earlier: list[str] = []
+    for name, stage in stages.items():
+        for path in ("distill.teacher", "init.source"):
+            section, key = path.split(".")
+            other = (stage.values[section] or {}).get(key)
+            if other and other.startswith("../") and other.removeprefix("../") not in earlier:
+                raise UserError(
+                    f"config.stages.{name}.{path}: '{other}' names no earlier stage; "
+                    f"earlier: {', '.join(earlier) or 'none'}"
+                )
+        earlier.append(name)

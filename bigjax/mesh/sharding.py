@@ -1,0 +1,200 @@
+"""Where arrays lie: the mesh from config, batches, state and activations on it, and `shard_map`.
+
+The only file that builds a `Mesh`. Where a parameter lies is said in `placement.py`; the optimizer's
+state follows its parameter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bigjax.core import settings
+from bigjax.core.errors import UserError
+from bigjax.core.rules import path_of
+from bigjax.mesh.placement import Placement, Vocabulary, any_of, divisors, logical
+from bigjax.models.common import laid_out
+
+# Slow to change first: the last axis lies on the nearest devices, the first over the slow network.
+AXES = ("dcn", "pipeline", "data", "fsdp", "expert", "sequence", "tensor")
+# The batch is split over these.
+BATCH_AXES = ("dcn", "data", "fsdp", "expert")
+# The axes that activations name, beside those that a model's parameters name.
+ACTIVATION_RULES = (("batch", BATCH_AXES), ("length", "sequence"))
+
+
+def make_mesh(sizes: settings.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a run, with every axis of `AXES` (absent ones have size 1).
+
+    Args:
+      sizes: devices along each axis.
+      devices: default all of them, of all hosts.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices, or `dcn` not to that of the
+        slices (or hosts); says which would.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    shape = {axis: getattr(sizes, axis) for axis in AXES}
+    fixed = math.prod(size for size in shape.values() if size != -1)
+    free = [axis for axis, size in shape.items() if size == -1]
+    if len(devices) % fixed or (not free and fixed != len(devices)):
+        raise UserError(_misfit(shape, len(devices)))
+    if free:
+        shape[free[0]] = len(devices) // fixed
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    hosts = len({device.process_index for device in devices})
+    types = (AxisType.Auto,) * len(AXES)
+    if slices > 1 and shape["dcn"] not in (1, slices):
+        raise UserError(f"config.mesh.dcn: there are {slices} slices; 1 or {slices} would do")
+    if slices > 1 and shape["dcn"] == slices:
+        inner, outer = (1, *tuple(shape.values())[1:]), (slices, *(1,) * (len(AXES) - 1))
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+        return Mesh(grid, AXES, axis_types=types)
+    if hosts % shape["dcn"] and shape["dcn"] % hosts:
+        raise UserError(
+            f"config.mesh.dcn: {shape['dcn']} does not divide the {hosts} hosts; "
+            f"{any_of(divisors(hosts))} would"
+        )
+    return jax.make_mesh(tuple(shape.values()), AXES, axis_types=types, devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """How a batch lies: its leading axis over every data-like axis of the mesh."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(key: str, batch_size: int, accumulate: int, mesh: Mesh) -> int:
+    """Rows of a (micro)batch on each device.
+
+    Raises:
+      UserError: the batch does not divide; says the nearest sizes that do.
+    """
+    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    unit = devices * accumulate
+    if batch_size % unit:
+        below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+        would = f"{below} or {above}" if below else f"{above}"
+        raise UserError(
+            f"{key}: {batch_size} rows do not divide over {devices} batch devices"
+            + (f" x {accumulate} microbatches" if accumulate > 1 else "")
+            + f"; {would} would"
+        )
+    return batch_size // unit
+
+
+def layout(placed: Mapping[str, Placement], tree: Any, mesh: Mesh) -> Any:
+    """A tree of NamedSharding for a tree of arrays or shapes that may hold parameters.
+
+    A leaf whose path ends in a parameter's path (the parameter, an optimizer's moment, the moving
+    average) lies as the parameter does if it has its shape, and as what is left of it if it lacks
+    one dimension (Adafactor's factored moments). All other leaves are replicated.
+    """
+
+    def of(key_path: Any, leaf: Any) -> NamedSharding:
+        parts = path_of(key_path).split("/")
+        for start in range(len(parts)):
+            placement = placed.get("/".join(parts[start:]))
+            if placement is not None:
+                return NamedSharding(mesh, _following(placement, leaf.shape))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+@contextlib.contextmanager
+def activations(mesh: Mesh, words: Vocabulary) -> Iterator[None]:
+    """While a step is traced: what a model says with `constrain` holds, over this mesh."""
+    table = (*ACTIVATION_RULES, *words.logical)
+
+    def layout(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        spec = logical(table, (None,) * x.ndim, mesh, "an activation", x, names)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    with laid_out(layout):
+        yield
+
+
+def per_device(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The other way to run a step: each device sums over its own rows, then all add up, by hand.
+
+    Takes and returns `sums(state, batch, frozen, rng) -> (gradient sums, pairs, collections)`. The
+    random key is folded with the device's place, so that dropout differs between devices; sums and
+    weights are added by `psum`; collections, whose BatchNorm statistics are already those of all
+    devices (`models.common.batch_axes`), are averaged.
+    """
+
+    def distribute(sums: Callable[..., Any]) -> Callable[..., Any]:
+        def local(state: Any, batch: Any, frozen: Any, rng: jax.Array):
+            rng = jax.random.fold_in(rng, jax.lax.axis_index(BATCH_AXES))
+            grads, pairs, collections = sums(state, batch, frozen, rng)
+            grads, pairs = jax.lax.psum((grads, pairs), BATCH_AXES)
+            return grads, pairs, jax.lax.pmean(collections, BATCH_AXES)
+
+        whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=(whole, rows, whole, whole),
+            out_specs=whole,
+            check_vma=False,  # so that a gradient stays local until the psum above
+        )
+
+    return distribute
+
+
+def check_per_device(placed: Mapping[str, Placement], mesh: Mesh) -> None:
+    """Refuses what `per_device` cannot run: split parameters, and axes that do not split the batch."""
+    what = "config.sharding.mode: shard_map keeps a whole copy of the parameters on every device"
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in BATCH_AXES:
+            raise UserError(
+                f"{what}, so mesh.{axis}={size} has no use; use mesh.data, or mode 'jit'"
+            )
+    for path, placement in placed.items():
+        if placement.spec:
+            raise UserError(
+                f"{what}, but the rule {placement.rule!r} splits {path}; "
+                "use the rule 'replicate' and mesh.data, or mode 'jit'"
+            )
+
+
+def _following(placement: Placement, shape: tuple[int, ...]) -> PartitionSpec:
+    """The spec of an array of `shape` that belongs to a parameter."""
+    whole, spec = placement.shape, placement.spec
+    if shape == whole:
+        return spec
+    entries = (*spec, *(None,) * (len(whole) - len(spec)))
+    for dim in reversed(range(len(whole))):
+        if shape == whole[:dim] + whole[dim + 1 :]:
+            return PartitionSpec(*entries[:dim], *entries[dim + 1 :])
+    return PartitionSpec()
+
+
+def _misfit(shape: Mapping[str, int], devices: int) -> str:
+    """Why the sizes do not fit, and for each that is given, those that would if the rest stay."""
+    given = {axis: size for axis, size in shape.items() if size not in (1, -1)}
+    fixed = math.prod(given.values())
+    free = -1 in shape.values()
+    product = " x ".join(f"{axis} {size}" for axis, size in given.items()) or "every axis 1"
+    would = []
+    for axis, size in given.items():
+        left, rest = divmod(devices, fixed // size)
+        if not rest:
+            would.append(f"{axis} {any_of(divisors(left) if free else [left])}")
+    if not would:
+        would = [f"a product of {any_of(divisors(devices) if free else [devices])}"]
+    return (
+        f"config.mesh: {product} = {fixed} does not {'divide' if free else 'equal'} the {devices} "
+        f"devices; {' or '.join(would)} would"
+    )

@@ -1,0 +1,261 @@
+"""What lies where and what is sent: a program's parameters, memory and collectives, without running it.
+
+The step is compiled from shapes alone; no array is made. `report` gives plain data for machines,
+`text` the same for people. Knows no config and no file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bigjax.build.parts import example_batch
+from bigjax.build.program import Program
+from bigjax.core.errors import UserError
+from bigjax.core.rules import paths
+from bigjax.mesh.placement import Placement
+from bigjax.mesh.sharding import batch_sharding
+from bigjax.run.writers import table
+
+REPLICATED_LIMIT = 2**20  # bytes; a larger parameter is replicated only where a rule says so
+SPLITTING_AXES = ("fsdp", "tensor")
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+
+def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    """The sharding report of a program's train step.
+
+    Args:
+      program: as `build_program` makes it; its mesh may be of simulated devices.
+      features: of the train split: name -> (shape of an example, dtype).
+      batch_size: global.
+
+    Returns:
+      mesh: axis -> size, those above 1. parameters: a dict each. bytes_per_device: of what lies on
+      every device, and the compiler's figure for what the step needs beside it. collectives: a dict
+      each, or None where the compiler does not show its program.
+
+    Raises:
+      UserError: a large parameter is replicated though no rule says so.
+    """
+    parameters = parameter_rows(program)
+    check_replicated(program.placed, parameters, dict(program.mesh.shape))
+    compiled = compile_step(program, features, batch_size)
+    state = program.state
+    rest = (state.collections, state.rng, state.hyper, state.step)
+    memory = compiled.memory_analysis()
+    return {
+        "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
+        "devices": program.mesh.size,
+        "parameters": parameters,
+        "bytes_per_device": {
+            "params": bytes_per_device(state.params),
+            "optimizer": bytes_per_device(state.opt_state),
+            "moving average": bytes_per_device(state.ema),
+            "other state": bytes_per_device(rest),
+            "teacher": bytes_per_device(program.teacher),
+            "activations": None if memory is None else memory.temp_size_in_bytes,
+        },
+        "collectives": collectives_of(compiled),
+    }
+
+
+def compile_step(program: Program, features: dict[str, Any], batch_size: int) -> Any:
+    """The compiled train step, from shapes alone."""
+    rows = batch_sharding(program.mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
+        for name, leaf in jax.eval_shape(lambda: example_batch(features, batch_size)).items()
+    }
+    return program.train_step.lower(program.state, batch, program.teacher).compile()
+
+
+def parameter_rows(program: Program) -> list[dict[str, Any]]:
+    """One dict a parameter: path, shape, dtype, rule (and its pattern), spec, bytes_per_device."""
+    rows = []
+    for path, leaf in paths(program.state.params).items():
+        placement = program.placed[path]
+        rows.append(
+            {
+                "path": path,
+                "shape": list(leaf.shape),
+                "dtype": str(leaf.dtype),
+                "pattern": placement.pattern,
+                "rule": placement.rule,
+                "spec": [
+                    list(axes) if isinstance(axes, tuple) else axes for axes in placement.spec
+                ],
+                "bytes_per_device": bytes_per_device(leaf),
+            }
+        )
+    return rows
+
+
+def check_replicated(
+    placed: dict[str, Placement], parameters: Sequence[dict[str, Any]], mesh: dict[str, int]
+) -> None:
+    """Refuses a parameter above `REPLICATED_LIMIT` that every device holds whole, unsaid.
+
+    Said is it by a rule with the word `replicate`. No mesh axis that splits parameters, no fault.
+
+    Raises:
+      UserError: there are such parameters; the first is named, with its rule.
+    """
+    if all(mesh[axis] == 1 for axis in SPLITTING_AXES):
+        return
+    unsaid = [
+        row
+        for row in parameters
+        if row["bytes_per_device"] > REPLICATED_LIMIT
+        and not row["spec"]
+        and "replicate" not in str(row["rule"]).replace("+", " ").split()
+    ]
+    if not unsaid:
+        return
+    first, sizes = unsaid[0], {axis: mesh[axis] for axis in SPLITTING_AXES if mesh[axis] > 1}
+    others = f" (and {len(unsaid) - 1} more)" if len(unsaid) > 1 else ""
+    axes = " x ".join(f"{axis} {size}" for axis, size in sizes.items())
+    raise UserError(
+        f"config.sharding.rules: {first['path']} {tuple(first['shape'])} of "
+        f"{amount(first['bytes_per_device'])}{others} would lie whole on every device of {axes}: "
+        f"the rule ({first['pattern']!r}, {first['rule']!r}) does not split it. "
+        f"Split it, or say ({first['path']!r}, 'replicate')"
+    )
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes of a tree of abstract arrays with shardings, on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def collectives_of(compiled: Any) -> list[dict[str, Any]] | None:
+    """The collectives of one run of a compiled program, by kind: count, bytes of their results.
+
+    Bytes are those on one device. Some compilers fail to print some programs: None then.
+    """
+    try:
+        return count_collectives(compiled.as_text())
+    except (jax.errors.JaxRuntimeError, NotImplementedError):
+        return None
+
+
+_HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+_CALLED = re.compile(
+    r"\b(?:body|calls|to_apply|branch_computations|called_computations)=\{?([^},]+(?:, [^}=]+)?)\}?"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+_ARRAY = re.compile(r"(pred|bf16|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
+
+
+def count_collectives(text: str) -> list[dict[str, Any]]:
+    """`collectives_of` for the text of an optimised HLO module; a loop's body counts at each turn."""
+    lines: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            name = head[2]
+            lines[name] = []
+            entry = name if head[1] else entry
+        elif name:
+            lines[name].append(line)
+
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+
+    def add(computation: str, times: int) -> None:
+        for line in lines.get(computation, ()):
+            if found := _COLLECTIVE.search(line):
+                counts[found[2]] += times
+                sizes[found[2]] += times * _result_bytes(found[1], found[2], bool(found[3]))
+                continue
+            trips = _TRIPS.search(line)
+            for called in _CALLED.findall(line):
+                for one in called.split(", "):
+                    add(one.strip().lstrip("%"), times * (int(trips[1]) if trips else 1))
+
+    add(entry, 1)
+    return [
+        {"kind": kind, "count": counts[kind], "bytes": sizes[kind]}
+        for kind in COLLECTIVES
+        if counts[kind]
+    ]
+
+
+def _result_bytes(result: str, kind: str, is_start: bool) -> int:
+    """Bytes of a collective's result, from its type's text, such as "(f32[8,4]{1,0}, bf16[2])"."""
+    arrays = [_array_bytes(*match) for match in _ARRAY.findall(result)]
+    if is_start and kind != "all-reduce":  # its type holds the operands too, before the results
+        arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[1:2]
+    return sum(arrays)
+
+
+def _array_bytes(dtype: str, bits: str, dims: str) -> int:
+    elements = math.prod(int(dim) for dim in dims.split(",") if dim)
+    return elements * (1 if dtype == "pred" else 2 if dtype == "bf16" else -(-int(bits) // 8))
+
+
+def text(found: dict[str, Any]) -> str:
+    """A report as tables."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items()) or "no axis above 1"
+    rows = [
+        {
+            "parameter": row["path"],
+            "shape": " x ".join(map(str, row["shape"])) or "scalar",
+            "dtype": row["dtype"],
+            "rule": f"{row['pattern']} -> {row['rule']}",
+            "spec": ", ".join(_spec_word(axes) for axes in row["spec"]) or "replicated",
+            "per device": amount(row["bytes_per_device"]),
+        }
+        for row in found["parameters"]
+    ]
+    sizes = {name: size for name, size in found["bytes_per_device"].items() if size != 0}
+    totals = [
+        {"on each device": name, "size": "unknown" if size is None else amount(size)}
+        for name, size in sizes.items()
+    ]
+    parts = [
+        f"{found['devices']} devices: {mesh}",
+        table(rows, list(rows[0])),
+        table(totals, list(totals[0])),
+    ]
+    if found["collectives"] is None:
+        parts.append("the compiler does not show this program, so its collectives are unknown")
+    elif not found["collectives"]:
+        parts.append("no collectives")
+    else:
+        sent = [
+            {"a step": c["kind"], "count": c["count"], "result per device": amount(c["bytes"])}
+            for c in found["collectives"]
+        ]
+        parts.append(table(sent, list(sent[0])))
+    return "\n\n".join(parts)
+
+
+def amount(size: int) -> str:
+    """Bytes for people: "512 B", "1.5 MiB"."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**power:
+            return f"{size / 1024**power:.3g} {unit}"
+    return f"{size} B"
+
+
+def _spec_word(axes: Any) -> str:
+    return "-" if axes is None else axes if isinstance(axes, str) else " x ".join(axes)

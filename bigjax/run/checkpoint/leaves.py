@@ -1,0 +1,131 @@
+"""Single arrays of a checkpoint: read, verified, whatever else the checkpoint holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+
+from bigjax.core.errors import RunFailed, UserError, did_you_mean
+from bigjax.core.rules import paths
+from bigjax.run.checkpoint import hashes
+from bigjax.run.checkpoint.hashes import BadCheckpoint
+
+POINTER = "checkpoints_at.txt"  # in the run's folder, where `checkpoint.folder` is used
+ITEM = "default"  # the sub-folder of a step that Orbax's own CheckpointManager would use
+
+
+class CheckpointError(RunFailed):
+    """A save failed, or none of the checkpoints can be trusted. Says which, and why."""
+
+
+def restore_leaves(workdir: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
+    """Some arrays of a run's newest checkpoint, verified, and nothing else read from disk.
+
+    Another run's weights decide what is computed here, so there is no falling back to older ones.
+
+    Args:
+      workdir: the run's folder.
+      wanted: path in the state, e.g. "params/dense_0/kernel" -> array or `ShapeDtypeStruct` that
+        says the shape, dtype and sharding to come in.
+
+    Raises:
+      UserError: there is no checkpoint, a leaf is missing (the nearest is named) or has another shape.
+      CheckpointError: the checkpoint is bad.
+    """
+    directory = folder_of(workdir)
+    steps = all_steps(directory)
+    if not steps:
+        raise UserError(f"{workdir}: holds no checkpoint")
+    folder = directory / str(max(steps))
+    try:
+        manifest = hashes.read_manifest(folder, step=max(steps), run=None)
+        there = manifest["arrays"]
+        for path, leaf in wanted.items():
+            if path not in there:
+                raise UserError(f"{folder}: holds no '{path}'{did_you_mean(path, there)}")
+            if tuple(there[path]["shape"]) != tuple(leaf.shape):
+                raise UserError(
+                    f"{folder}: '{path}' has shape {tuple(there[path]['shape'])}, "
+                    f"not {tuple(leaf.shape)}"
+                )
+        kept = {
+            path: jax.ShapeDtypeStruct(leaf.shape, there[path]["dtype"], sharding=leaf.sharding)
+            for path, leaf in wanted.items()
+        }
+        try:
+            restored = _read_leaves(folder, flax.traverse_util.unflatten_dict(kept, sep="/"))
+        except Exception as error:
+            hashes.check_files(folder, manifest)  # says which file it was, if it was one
+            raise error
+        if wrong := hashes.wrong_arrays(restored, there):
+            raise BadCheckpoint(f"arrays differ from what was saved: {hashes.some(wrong)}")
+    except BadCheckpoint as bad:
+        raise CheckpointError(f"{folder}: {bad}") from None
+    return {path: values.astype(wanted[path].dtype) for path, values in restored.items()}
+
+
+def _read_leaves(folder: epath.Path, wanted: Any) -> dict[str, jax.Array]:
+    """The arrays that a tree describes, unverified; a part of the checkpoint's tree is enough."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(
+            folder / ITEM,
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
+        )
+    return paths(restored)
+
+
+def damage(folder: epath.Path, manifest: dict[str, Any]) -> str:
+    """Which arrays a damaged checkpoint would have given wrongly, as part of a message.
+
+    TensorStore is asked directly: on damaged files Orbax leaves its coroutines' failures behind it.
+    """
+    base = str(folder / ITEM) if "://" in str(folder) else f"file://{folder / ITEM}"
+    found: dict[str, list[str]] = {"altered": [], "unreadable": []}
+    for path in manifest["arrays"]:
+        where = {"driver": "ocdbt", "base": f"{base}/", "path": f"{path.replace('/', '.')}/"}
+        try:
+            array = ts.open({"driver": "zarr", "kvstore": where}).result().read().result()
+            found["altered"] += hashes.wrong_arrays({path: array}, manifest["arrays"])
+        except Exception:  # whatever TensorStore makes of damaged files
+            found["unreadable"].append(path)
+    says = [f"arrays {kind}: {hashes.some(names)}" for kind, names in found.items() if names]
+    return f" ({'; '.join(says)})" if says else " (all arrays still read as saved)"
+
+
+def folder_of(workdir: Path | str) -> epath.Path:
+    """Where a run's checkpoints lie: in its folder, or where the pointer there says."""
+    pointer = epath.Path(workdir) / POINTER
+    if pointer.exists():
+        return epath.Path(pointer.read_text().strip())
+    return (epath.Path(workdir) / "checkpoints").absolute()
+
+
+def all_steps(folder: epath.Path) -> list[int]:
+    """Steps that have a folder, good or bad."""
+    if not folder.exists():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+
+def has_checkpoints(workdir: Path | str) -> bool:
+    """Whether a run has saved anything, good or bad."""
+    return bool(all_steps(folder_of(workdir)))
+
+
+def abstract_with(shardings: Any, abstract: Any) -> Any:
+    """`abstract` with each leaf's sharding attached, as `Checkpoints.restore` takes it."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )

@@ -1,0 +1,397 @@
+"""A run's checkpoints: save, verify, fall back, keep the newest and the best, set bad ones aside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax._src.distributed import global_state  # no public name leads to its key-value store
+from jax.experimental import multihost_utils
+
+from bigjax.core import settings
+from bigjax.core.errors import UserError
+from bigjax.core.rules import paths
+from bigjax.run.checkpoint import hashes, leaves
+from bigjax.run.checkpoint.hashes import MANIFEST, BadCheckpoint
+from bigjax.run.checkpoint.leaves import ITEM, POINTER, CheckpointError, all_steps, folder_of
+
+log = logging.getLogger("bigjax")
+
+DOOMED = ".deleting-"
+SAVING = ".saving-"
+EXCHANGE_SECONDS = 600  # how long the first process waits for the hashes of the others
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a checkpoint says of the run that wrote it; a resume checks `run`."""
+
+    run: str | None = None  # the run's id, from its manifest.json
+    config_fingerprint: str = ""
+    batch_size: int = 0
+    versions: Any = None
+
+
+class Checkpoints:
+    """The checkpoints of one run's folder.
+
+    Args:
+      workdir: the run's folder; anything that `epath.Path` takes.
+      options: the config's section `checkpoint`.
+      origin: of the run that writes here; None to read only: nothing is moved or removed then.
+    """
+
+    def __init__(
+        self, workdir: Path | str, options: settings.Checkpoint, origin: Origin | None = None
+    ) -> None:
+        self._folder = folder_of(workdir)
+        if origin is not None and options.folder is not None and not self._folder.exists():
+            self._folder = epath.Path(options.folder) / str(origin.run)
+            if jax.process_index() == 0:
+                (epath.Path(workdir) / POINTER).write_text(f"{self._folder}\n")
+        self._options = options
+        self._origin = origin
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+        if origin is not None and jax.process_index() == 0:
+            self._clean_up()
+
+    def steps(self) -> list[int]:
+        """Steps whose checkpoints have a true manifest; their files are not read."""
+        return sorted(step for step in all_steps(self._folder) if self._manifest(step))
+
+    def latest(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def save(self, step: int, state: Any, metrics: dict[str, Any]) -> None:
+        """Starts an asynchronous save; `state` may be donated to the next step once this returns.
+
+        Hashes are computed, and the manifest written, in the background.
+
+        Args:
+          step: completed updates.
+          state: the training state.
+          metrics: what was evaluated at this step; the best-metric rule reads it.
+
+        Raises:
+          CheckpointError: this save could not start, or the one before it failed.
+        """
+        self.wait()
+        best = self._options.best
+        kept = {best: float(metrics[best])} if best in metrics else {}
+        folder = self._folder / str(step)
+        if manifest := self._manifest(step):
+            if kept and not manifest["metrics"] and jax.process_index() == 0:
+                _write_manifest(folder, {**manifest, "metrics": kept})
+            return
+        try:
+            if jax.process_index() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._unfinished(step).write_text("")
+                folder.mkdir(exist_ok=True)
+            self._checkpointer.save(folder / ITEM, args=ocp.args.StandardSave(state))
+        except Exception as error:
+            raise self._save_failed(step, error) from error
+        leaves = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
+        blocks = {path: hashes.host_blocks(leaf) for path, leaf in leaves.items()}
+        layout = {
+            path: {"shape": list(np.shape(leaf)), "dtype": str(leaf.dtype)}
+            for path, leaf in leaves.items()
+        }
+        self._saving = self._worker.submit(self._finish, step, layout, blocks, kept)
+
+    def check(self) -> None:
+        """Raises the `CheckpointError` of a save that has failed since; never waits."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def close(self) -> None:
+        """Waits for the save under way and lets go of the threads. Raises as `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+            with contextlib.suppress(Exception):  # what failed in there, `wait` has raised already
+                self._checkpointer.close()
+
+    def restore(self, abstract_state: Any, step: int | None = None, *, verify: bool = True) -> Any:
+        """The state at `step` (default: the newest), laid out as `abstract_state` says.
+
+        Without `verify`, no file and no array is hashed; the manifest must be true all the same.
+
+        Raises:
+          CheckpointError: it is bad; the files and arrays are named. It stays where it is.
+          UserError: its arrays are not those of this config.
+        """
+        self.wait()
+        step = max(all_steps(self._folder)) if step is None else step
+        try:
+            return self._restore(step, abstract_state, verify)
+        except BadCheckpoint as bad:
+            raise CheckpointError(f"{self._folder / str(step)}: {bad}") from None
+
+    def restore_newest(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """The newest good (step, state); None where nothing was ever saved.
+
+        Bad checkpoints on the way are named and, unless this only reads, moved to
+        `checkpoints/bad/<step>-<n>/`.
+
+        Raises:
+          CheckpointError: there are checkpoints and none is good; says what was tried.
+          UserError: as `restore`.
+        """
+        self.wait()
+        tried = []
+        # One list for all processes: the others may look while the first still clears up.
+        for step in _from_first(sorted(all_steps(self._folder), reverse=True)):
+            try:
+                return step, self._restore(step, abstract_state)
+            except BadCheckpoint as bad:
+                where = self._set_aside(step, bad)
+                tried.append(f"step {step}: {bad}")
+                log.error("checkpoint of step %d is bad: %s%s", step, bad, where)
+        if tried:
+            raise CheckpointError(f"{self._folder}: no good checkpoint; " + "; ".join(tried))
+        return None
+
+    def listing(self, verify_files: bool) -> list[dict[str, Any]]:
+        """One row per checkpoint, newest first: step, MiB, age, metric and whether it is good.
+
+        Args:
+          verify_files: hash every file again; otherwise only the manifests are checked.
+        """
+        rows = []
+        for step in sorted(all_steps(self._folder), reverse=True):
+            folder, row = self._folder / str(step), {"step": step}
+            try:
+                manifest = hashes.read_manifest(folder, step=step, run=self._run)
+                size = sum(file["size"] for file in manifest["files"].values())
+                row["MiB"] = round(size / 2**20, 2)
+                row["age"] = _age(time.time() - manifest["time"])
+                row["metric"] = " ".join(f"{k} {v:.4g}" for k, v in manifest["metrics"].items())
+                if verify_files:
+                    self._check_files(step, manifest)
+                row["state"] = "verified" if verify_files else "complete"
+            except BadCheckpoint as bad:
+                row["state"] = f"BAD: {bad}"
+            rows.append(row)
+        return rows
+
+    # Saving, in the background.
+
+    def _finish(self, step: int, layout: Any, blocks: Any, metrics: dict[str, float]) -> None:
+        """Hashes the arrays, waits for Orbax, hashes its files, writes the manifest, prunes."""
+        folder = self._folder / str(step)
+        try:
+            contents = hashes.block_hashes(blocks)
+            self._checkpointer.wait_until_finished()
+            files = hashes.file_hashes(
+                folder, filter(_is_mine, sorted(hashes.files_of(folder), key=_owner))
+            )
+            parts = _gathered(f"{self._run}/{step}", {"arrays": contents, "files": files})
+            if jax.process_index() != 0:
+                return
+            for part in parts:
+                for path, found in part["arrays"].items():
+                    layout[path].setdefault("blocks", {}).update(found)
+                files.update(part["files"])
+            content = {
+                "format": hashes.FORMAT,
+                "run": self._run,
+                "step": step,
+                "sample_position": step * self._origin.batch_size,
+                "config_fingerprint": self._origin.config_fingerprint,
+                "versions": self._origin.versions,
+                "time": time.time(),
+                "metrics": metrics,
+                "arrays": layout,
+                "files": files,
+            }
+            _write_manifest(folder, content)
+            self._unfinished(step).unlink()
+            self._prune()
+        except Exception as error:
+            raise self._save_failed(step, error) from error
+
+    def _save_failed(self, step: int, error: Exception) -> CheckpointError:
+        good = [good for good in self.steps() if good != step]
+        kept = f"the last good one is of step {good[-1]}" if good else "there is no earlier one"
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
+        return CheckpointError(
+            f"{self._folder}: the checkpoint of step {step} was not saved ({reason}); {kept}"
+        )
+
+    def _prune(self) -> None:
+        """Removes what is neither among the newest `keep` nor the best."""
+        manifests = {step: self._manifest(step) for step in self.steps()}
+        kept = set(sorted(manifests)[-self._options.keep :])
+        best = self._options.best
+        scored = [step for step, manifest in manifests.items() if best in manifest["metrics"]]
+        if scored:
+            choose = max if self._options.best_mode == "max" else min
+            kept.add(choose(reversed(scored), key=lambda s: manifests[s]["metrics"][best]))
+        for step in manifests.keys() - kept:
+            doomed = self._folder / f"{DOOMED}{step}"  # a kill half-way leaves no half checkpoint
+            (self._folder / str(step)).rename(doomed)
+            doomed.rmtree()
+
+    def _unfinished(self, step: int) -> epath.Path:
+        """A file that is there while `step` is saved: after a kill it tells half a save from damage."""
+        return self._folder / f"{SAVING}{step}"
+
+    def _clean_up(self) -> None:
+        """Removes what a killed process left of saves that never became a checkpoint."""
+        if not self._folder.exists():
+            return
+        for path in list(self._folder.iterdir()):
+            if path.name.startswith(SAVING):
+                folder = self._folder / path.name.removeprefix(SAVING)
+                if folder.exists() and not (folder / MANIFEST).exists():
+                    folder.rmtree()
+                path.unlink()
+        for path in self._folder.iterdir():
+            unfinished = path.name.isdigit() and not (path / MANIFEST).exists()
+            if path.name.startswith(DOOMED) or (unfinished and not (path / ITEM).exists()):
+                path.rmtree()
+
+    # Restoring.
+
+    @property
+    def _run(self) -> str | None:
+        return self._origin.run if self._origin else None
+
+    def _manifest(self, step: int) -> dict[str, Any] | None:
+        try:
+            return hashes.read_manifest(self._folder / str(step), step=step, run=self._run)
+        except BadCheckpoint:
+            return None
+
+    def _restore(self, step: int, abstract_state: Any, verify: bool = True) -> Any:
+        """The state at `step`, or `BadCheckpoint`, on all processes alike."""
+        folder, problem, manifest, state = self._folder / str(step), "", None, None
+        try:
+            manifest = hashes.read_manifest(folder, step=step, run=self._run)
+            if verify:
+                self._check_files(step, manifest)
+        except hashes.OtherFormat as other:  # nothing is wrong with it: it stays where it is
+            raise UserError(f"{folder}: {other}; go on with the revision that wrote it") from None
+        except BadCheckpoint as bad:
+            problem = str(bad)
+            if manifest is not None and jax.process_count() == 1:
+                problem += leaves.damage(folder, manifest)
+        _agree(problem)
+        wanted = {path: leaf for path, leaf in paths(abstract_state).items() if leaf is not None}
+        if differences := hashes.check_layout(wanted, manifest["arrays"]):
+            raise UserError(
+                f"{folder} holds the state of another config: {'; '.join(differences[:5])}"
+            )
+        state = self._checkpointer.restore(
+            folder / ITEM, args=ocp.args.StandardRestore(abstract_state)
+        )
+        if not verify:
+            return state
+        arrays = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
+        wrong = hashes.wrong_arrays(arrays, manifest["arrays"])
+        _agree(f"arrays differ from what was saved: {hashes.some(wrong)}" if wrong else "")
+        return state
+
+    def _check_files(self, step: int, manifest: dict[str, Any]) -> None:
+        count, index = jax.process_count(), jax.process_index()
+        hashes.check_files(self._folder / str(step), manifest, lambda i: i % count == index)
+
+    def _set_aside(self, step: int, bad: BadCheckpoint) -> str:
+        """Moves a checkpoint out of the way; returns where it went, for the message."""
+        if self._origin is None:
+            return ""
+        target = None
+        if jax.process_index() == 0:
+            folder = self._folder / "bad"
+            folder.mkdir(parents=True, exist_ok=True)
+            used = [int(p.name.split("-")[1]) for p in folder.glob(f"{step}-*")]
+            target = folder / f"{step}-{max(used, default=0) + 1}"
+            (self._folder / str(step)).rename(target)
+            (target / "why.txt").write_text(f"{bad}\n")
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"bigjax set aside {step}")
+        return f"; set aside as {target}" if target else ""
+
+
+def _write_manifest(folder: epath.Path, content: dict[str, Any]) -> None:
+    """Writes the manifest in one move: a reader, or a crash, sees a whole one or none."""
+    partial = folder / hashes.PARTIAL
+    partial.write_text(hashes.sealed(json.loads(json.dumps(content))))
+    partial.replace(folder / MANIFEST)
+
+
+def _from_first(numbers: list[int]) -> list[int]:
+    """The first process's whole numbers, on every process."""
+    if jax.process_count() == 1:
+        return numbers
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    mine = np.asarray(numbers if jax.process_index() == 0 else [0] * length, np.int32)
+    return multihost_utils.broadcast_one_to_all(mine).tolist()
+
+
+def _agree(problem: str) -> None:
+    """Raises `BadCheckpoint` on every process if any one has a problem."""
+    if jax.process_count() > 1:
+        bad = multihost_utils.process_allgather(np.asarray(bool(problem)))
+        if bad.any() and not problem:
+            problem = f"process {int(bad.argmax())} found it bad"
+    if problem:
+        raise BadCheckpoint(problem)
+
+
+def _gathered(key: str, part: Any) -> list[Any]:
+    """On the first process: what every other one passed. Uses no devices, so any thread may call."""
+    client = global_state.client
+    if jax.process_count() == 1:
+        return [part]
+    if jax.process_index() != 0:
+        client.key_value_set(f"bigjax/{key}/{jax.process_index()}", json.dumps(part))
+        return []
+    others = [
+        client.blocking_key_value_get(f"bigjax/{key}/{i}", EXCHANGE_SECONDS * 1000)
+        for i in range(1, jax.process_count())
+    ]
+    return [part, *map(json.loads, others)]
+
+
+def _owner(name: str) -> int:
+    """The process that hashes a file: the one that wrote it, where Orbax's name for it says so."""
+    for part in name.split("/"):
+        if part.startswith("ocdbt.process_"):
+            return int(part.removeprefix("ocdbt.process_")) % jax.process_count()
+    return 0
+
+
+def _is_mine(name: str) -> bool:
+    return _owner(name) == jax.process_index()
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
