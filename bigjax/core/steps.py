@@ -18,7 +18,7 @@ from bigjax.core.optimizers import global_norm
 from bigjax.core.precision import loss_factor, without_overflow
 from bigjax.core.settings import Check
 from bigjax.core.state import TrainState
-from bigjax.data.transforms import apply_transforms
+from bigjax.core.transforms import apply_transforms
 
 Batch = dict[str, jax.Array]
 
