@@ -16,7 +16,7 @@ from bigjax.config.resolve import Config
 from bigjax.core import precision, settings
 from bigjax.core.optimizers import build as build_optimizer
 from bigjax.core.state import TrainState, init_state
-from bigjax.data.transforms import apply_transforms
+from bigjax.core.transforms import apply_transforms
 from bigjax.mesh.placement import Placement, logical_names, place, vocabulary
 
 

@@ -7,7 +7,7 @@ configs, and no label is looked up in a batch: that is the tasks' work.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,19 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 class Loss(NamedTuple):
-    """What an objective returns.
+    """What a method's `loss` returns.
 
     sum, weight: the loss as a pair; the gradient is taken of `sum` and divided by `weight`.
     metrics: name -> pair, shown during training.
-    state: the mutable collections after this step, such as {"batch_stats": ...}.
+    collections: the model's mutable collections after this step, such as {"batch_stats": ...}.
+    memory: the method's memory after this step; None: it is as it was.
     """
 
     sum: jax.Array
     weight: jax.Array
     metrics: dict[str, Pair]
-    state: dict
+    collections: dict
+    memory: Any = None
 
 
 def hide_masked(values: jax.Array, mask: jax.Array) -> jax.Array:
