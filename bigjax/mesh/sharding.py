@@ -17,9 +17,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError
+from bigjax.core.layout import laid_out
 from bigjax.core.rules import path_of
 from bigjax.mesh.placement import Placement, Vocabulary, any_of, divisors, logical
-from bigjax.models.common import laid_out
 
 # Slow to change first: the last axis lies on the nearest devices, the first over the slow network.
 AXES = ("dcn", "pipeline", "data", "fsdp", "expert", "sequence", "tensor")
@@ -131,7 +131,7 @@ def per_device(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]
     Takes and returns `sums(state, batch, frozen, rng) -> (gradient sums, pairs, collections)`. The
     random key is folded with the device's place, so that dropout differs between devices; sums and
     weights are added by `psum`; collections, whose BatchNorm statistics are already those of all
-    devices (`models.common.batch_axes`), are averaged.
+    devices (`core.layout.batch_axes`), are averaged.
     """
 
     def distribute(sums: Callable[..., Any]) -> Callable[..., Any]:
