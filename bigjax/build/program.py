@@ -173,9 +173,7 @@ def _references(
     for name, run in runs.items():
         network, references[name] = make_reference(name, config, run, source)
         abstract = jax.eval_shape(network.variables, jax.random.key(0))
-        frozen[name] = _placed(
-            network.placements(run.section("sharding"), mesh), abstract, mesh
-        )
+        frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
     return frozen, references
 
 
@@ -224,9 +222,7 @@ def _jitted(
             donate_argnums=0 if name == "train_step" else (),
         )
     for name in ("eval_step", "predict_step"):
-        step = jax.jit(
-            functions[name], in_shardings=(layout, rows, base), out_shardings=replicated
-        )
+        step = jax.jit(functions[name], in_shardings=(layout, rows, base), out_shardings=replicated)
         jitted[name] = _with_base(step)
     # The variables stay where they lie.
     found = jax.jit(functions["evaluation_variables"], in_shardings=(layout, base))
@@ -251,9 +247,7 @@ def _layout_of(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def _scratch(
-    parts: Parts, variables: Any, rng: Any, wanted: Iterable[str]
-) -> dict[str, jax.Array]:
+def _scratch(parts: Parts, variables: Any, rng: Any, wanted: Iterable[str]) -> dict[str, jax.Array]:
     """Some leaves of the model's variables, as `Parts.init` would make them; no others are made."""
     wanted = set(wanted)
     if not wanted:

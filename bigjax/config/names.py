@@ -10,7 +10,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "adapter": {},
     "evaluator": {
-        "statistics": "bigjax.loop.evaluators:Statistics",
+        "statistics": "bigjax.loop.evaluate:Statistics",
     },
     "model": {
         "mlp": "bigjax.models.mlp:MLP",

@@ -42,7 +42,7 @@ def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Event]
     for trial in trials:
         _wait_until_free(Path(trial["folder"]), stop)
     if job["vectorize"]:
-        from bigjax.sweep.vectorize import train_together
+        from bigjax.loop.together import train_together
 
         yield from (Event(trial["name"], "started") for trial in trials)
         yield from _together(train_together, trials, stop)
