@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from bigjax.build.program import Program
 from bigjax.build.weights import initial_state, load_teacher
 from bigjax.config.resolve import Config
-from bigjax.core import guard
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.data import pipeline
 from bigjax.mesh import sharding
 from bigjax.run.checkpoint import Checkpoints
+from bigjax.run.ledger import flags, left_out
 from bigjax.run.writers import finalize, read_metrics
 
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
@@ -77,12 +77,12 @@ def replay(
         start_step=start,
         sharding=sharding.batch_sharding(program.mesh),
         workers=config.get("data.workers"),
-        leave_out=guard.left_out(workdir),
+        leave_out=left_out(workdir),
     )
     numbers = states = 0
     for step in range(start + 1, max(expected) + 1):
         state, metrics = program.train_step(state, next(batches), frozen)
-        bad, halted = guard.flags(metrics)
+        bad, halted = flags(metrics)
         values = finalize(metrics) | ({"bad": 1} if bad else {})
         numbers += compare_metrics(step, recorded.get(step, {}), values)
         if halted:

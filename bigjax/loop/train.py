@@ -21,7 +21,6 @@ from bigjax.build.program import Program, build_program
 from bigjax.build.weights import check_init, initial_state, load_teacher, teacher_config, with_hyper
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
-from bigjax.core import guard
 from bigjax.core.errors import UserError
 from bigjax.core.state import params_fingerprint
 from bigjax.data import pipeline
@@ -31,11 +30,10 @@ from bigjax.mesh import distributed, sharding
 from bigjax.plan import flops
 from bigjax.report.page import write_report
 from bigjax.run import clock as clocks
-from bigjax.run import manifest, resume
+from bigjax.run import ledger, manifest
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.clock import Clock
-from bigjax.run.files import write_json
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock, write_json
 from bigjax.run.writers import NoWriters, Writers, finalize
 
 log = logging.getLogger("bigjax")
@@ -65,7 +63,7 @@ def train(
       config: what to run.
       workdir: the run's folder; made if absent.
       stop: asked every step and evaluated batch; once true, the state is saved and `Stopped` raised.
-      allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.run.resume`.
+      allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.run.manifest`.
 
     Returns:
       What `result.json` holds: step, metrics, fingerprint, seconds, and time (see `bigjax.run.clock`).
@@ -74,13 +72,13 @@ def train(
       UserError: the folder holds a run of another config or is in use, or the config cannot run here.
       CheckpointError: a save failed, or there are checkpoints and none is good.
       Stopped: see `stop`.
-      BadNumbers: a loss or gradient that cannot be right (see `bigjax.core.guard`).
+      BadNumbers: a loss or gradient that cannot be right (see `bigjax.run.ledger`).
     """
     with workdir_lock(workdir):
         while True:
             try:
                 return _train(config, workdir, stop, allow_changed)
-            except guard.Rewind as bad:
+            except ledger.Rewind as bad:
                 log.warning("%s; going back to the newest checkpoint, without its examples", bad)
 
 
@@ -92,7 +90,7 @@ def _train(
     # Parts.
     leader = distributed.is_leader()  # the one process that writes files; all take part in the rest
     distributed.check_same("the config", config.fingerprint)
-    config_changes = resume.check_config(config, workdir, allow_changed)
+    config_changes = manifest.check_config(config, workdir, allow_changed)
     settings, data = config.section("train"), config.section("data")
     sources = open_sources(config)
     check_init(config, workdir)
@@ -107,7 +105,7 @@ def _train(
 
     # State: this run's newest good checkpoint, or other weights, or scratch.
     about = manifest.describe(config, program.mesh, sources)
-    session = resume.begin(workdir, about, config_changes, allow_changed)
+    session = manifest.begin(workdir, about, config_changes, allow_changed)
     origin = Origin(session.run, config.fingerprint, settings.batch_size, about["versions"])
     checkpoints = Checkpoints(workdir, config.section("checkpoint"), origin)
     start, state = checkpoints.restore_newest(program.state) or (0, None)
@@ -116,12 +114,12 @@ def _train(
         log.info("%s is finished (step %d)", workdir, total_steps)
         return json.loads((workdir / "result.json").read_text())
     if leader:
-        resume.record(workdir, config, session, start)
+        manifest.record(workdir, config, session, start)
     if state is None:
         state = initial_state(config, program, workdir)
     else:
         log.info("resumed at step %d of %d in %s", start, total_steps, workdir)
-        resume.announce(session)
+        manifest.announce(session)
         if config_changes:
             state = with_hyper(state, config)
     frozen = load_teacher(config, program, workdir)
@@ -143,7 +141,7 @@ def _train(
         seed=config.seed,
         sharding=rows,
         workers=data.workers,
-        leave_out=guard.left_out(workdir),
+        leave_out=ledger.left_out(workdir),
     )
     batches = batches_after(start_step=start)
     in_flight: deque[tuple[int, Any]] = deque()
@@ -154,7 +152,7 @@ def _train(
             done, metrics = in_flight.popleft()
             with clock("step"):
                 jax.block_until_ready(metrics["loss"])
-            bad, halted = guard.flags(metrics)
+            bad, halted = ledger.flags(metrics)
             if log_due(done) or done == 1 or bad:
                 values = finalize(metrics) | ({"bad": 1} if bad else {})
                 writers.write(done, {f"train/{name}": value for name, value in values.items()})
@@ -162,9 +160,9 @@ def _train(
                 batch = next(batches_after(start_step=done - 1))
                 found = program.diagnose(state, batch, frozen)
                 check = config.section("check")
-                raise guard.halt(workdir, check, done, guard.reason(values), found, batch)
+                raise ledger.halt(workdir, check, done, ledger.reason(values), found, batch)
             if bad:
-                reason = guard.reason(values)
+                reason = ledger.reason(values)
                 log.warning("step %d: %s; its update was not applied", done, reason)
 
     stopping = False

@@ -23,14 +23,13 @@ from bigjax.build.weights import initial_state, load_teacher, teacher_config
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import TRACED, Config
 from bigjax.config.when import When
-from bigjax.core import guard
 from bigjax.core.errors import UserError
 from bigjax.core.state import params_fingerprint
 from bigjax.data.order import sample_ids
 from bigjax.loop.evaluate import eval_batches
 from bigjax.loop.train import Stopped, open_sources
 from bigjax.report.page import write_report
-from bigjax.run import manifest, resume
+from bigjax.run import ledger, manifest
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.files import write_json
 from bigjax.run.writers import Writers
@@ -105,7 +104,7 @@ def train_together(
                     lines[i].append((step, own | ({"train/bad": 1} if bad[i] else {})))
                     if halted[i]:
                         short = {name.removeprefix("train/"): v for name, v in own.items()}
-                        failures[i] = guard.BadNumbers(step, guard.reason(short))
+                        failures[i] = ledger.BadNumbers(step, ledger.reason(short))
 
     final: list[dict[str, Any]] = [{} for _ in trials]
     batches_of_steps = _batches(source, seeds, settings.batch_size, total_steps)
@@ -182,8 +181,8 @@ def _write(
 ) -> None:
     """Writes a run's folder; without a result, of one that failed."""
     about = {**about, "seed": config.seed, "config_fingerprint": config.fingerprint}
-    session = resume.begin(folder, about, [])
-    resume.record(folder, config, session, 0)
+    session = manifest.begin(folder, about, [])
+    manifest.record(folder, config, session, 0)
     with Writers(
         folder,
         tensorboard=config.get("log.tensorboard"),
