@@ -215,18 +215,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return resolve(values, overrides)
 
 
-def difference(old: Config, new: Config, ignore: Sequence[str] = ()) -> list[str]:
-    """Lines "key: old -> new" for every key that differs and is not under one of `ignore`."""
-    before, after = flatten(old.values), flatten(new.values)
-    missing = "(absent)"
-    return [
-        f"{path}: {before.get(path, missing)!r} -> {after.get(path, missing)!r}"
-        for path in sorted(before.keys() | after.keys())
-        if before.get(path, missing) != after.get(path, missing)
-        and not any(path == free or path.startswith(free + ".") for free in ignore)
-    ]
-
-
 def show(config: Config) -> str:
     """Every final value with where it came from, one a line."""
     rows = [

@@ -22,7 +22,6 @@ from bigjax.build.together import stack, together
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
-from bigjax.core import guard
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.state import params_fingerprint
@@ -31,7 +30,7 @@ from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.loop.record import Record
 from bigjax.loop.replay import Idle
 from bigjax.loop.train import Stopped, run_steps
-from bigjax.run import manifest, resume
+from bigjax.run import ledger, manifest
 
 ORDER_BLOCK = 64  # steps whose sample ids are computed together
 
@@ -164,7 +163,7 @@ class Together:
                 lines.append((step, own | ({"train/bad": 1} if bad[i] else {})))
                 if halted[i]:
                     short = {name.removeprefix("train/"): v for name, v in own.items()}
-                    self.failures[i] = guard.BadNumbers(step, guard.reason(short))
+                    self.failures[i] = ledger.BadNumbers(step, ledger.reason(short))
 
     def evaluate(self, step: int, state: Any, frozen: Any) -> list[Metrics]:
         found = evaluate_due(self.setup, state, frozen, step, self.workdir)
@@ -207,7 +206,7 @@ def _write(
 ) -> None:
     """Writes a run's folder; without a result, of one that failed."""
     about = {**about, "seed": setup.seed, "config_fingerprint": setup.fingerprint}
-    session = resume.begin(folder, about, [])
+    session = manifest.begin(folder, about, [])
     with Record(setup, folder, session, progress=False) as record:
         record.begin(0)
         for step, values in lines:

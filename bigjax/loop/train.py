@@ -20,15 +20,14 @@ from bigjax.build.assemble import Setup, assemble
 from bigjax.build.weights import with_hyper
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
-from bigjax.core import guard
 from bigjax.core.state import TrainState
 from bigjax.loop import replay
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
 from bigjax.loop.record import Record, describe, result_of
 from bigjax.mesh import distributed
-from bigjax.run import manifest, resume
+from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock
 
 log = logging.getLogger("bigjax")
 
@@ -57,7 +56,7 @@ def train(
       config: what to run.
       workdir: the run's folder; made if absent.
       stop: asked every step and evaluated batch; once true, the state is saved and `Stopped` raised.
-      allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.run.resume`.
+      allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.run.manifest`.
 
     Returns:
       What `result.json` holds: step, metrics, fingerprint, seconds, and time (see `bigjax.run.clock`).
@@ -72,7 +71,7 @@ def train(
         while True:
             try:
                 return _sitting(config, workdir, stop, allow_changed)
-            except guard.Rewind as bad:
+            except ledger.Rewind as bad:
                 log.warning("%s; going back to the newest checkpoint, without its examples", bad)
 
 
@@ -82,10 +81,10 @@ def _sitting(
     """One start of a run, to its end."""
     clock = Clock(workdir)
     distributed.check_same("the config", config.fingerprint)
-    changes = resume.check_config(config, workdir, allow_changed)
+    changes = manifest.check_config(config, workdir, allow_changed)
     setup = assemble(config, workdir)  # from here on nobody sees a config
     about = manifest.describe(setup, setup.program.mesh, setup.sources)
-    session = resume.begin(workdir, about, changes, allow_changed)
+    session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)
 
     with Record(setup, workdir, session, asked) as record:
@@ -98,7 +97,7 @@ def _sitting(
             state, frozen = setup.start()
         else:
             log.info("resumed at step %d of %d in %s", start, setup.total_steps, workdir)
-            resume.announce(session)
+            manifest.announce(session)
             state = with_hyper(state, setup.hyper) if changes else state
             frozen = setup.frozen()
         log.info("%s", describe(setup, workdir))

@@ -15,7 +15,7 @@ from typing import Any
 
 from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock
 from bigjax.run.manifest import PACKAGES
 from bigjax.run.writers import table
 from bigjax.sweep import drive, record

@@ -21,8 +21,7 @@ from typing import Any
 from bigjax.config import resolve as configs
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop.train import Stopped, train
-from bigjax.run.files import write_json
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock, write_json
 from bigjax.sweep import hparams
 from bigjax.sweep.executors import Event, Pruning
 
