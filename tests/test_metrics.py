@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 
 from bigjax.run import files
+from bigjax.run.text import cell, duration, table
 from bigjax.run.writers import (
     Writers,
-    cell,
-    duration,
     finalize,
     read_metrics,
-    table,
 )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bigjax.run.writers import duration
+from bigjax.run.text import duration
 from bigjax.sweep.executors import Event
 from bigjax.sweep.trials import Trial
 

@@ -34,7 +34,7 @@ from bigjax.pretrained.export import export_folder
 from bigjax.pretrained.families import family_of_type
 from bigjax.run import clock
 from bigjax.run.checkpoint import CheckpointError, Checkpoints
-from bigjax.run.writers import table
+from bigjax.run.text import metrics_table, table
 
 log = logging.getLogger("bigjax")
 
@@ -278,9 +278,3 @@ def _newest_state(config: Config, program: Program, workdir: Path) -> Any:
     if restored is None:
         raise UserError(f"{workdir}: holds no checkpoint yet")
     return restored[1]
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """Scalar metrics as a table for people; lists (per class, confusion) are in the report."""
-    rows = [{"metric": k, "value": v} for k, v in metrics.items() if not isinstance(v, list)]
-    return table(rows, ["metric", "value"])
