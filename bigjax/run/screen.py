@@ -133,7 +133,7 @@ class Bar:
             self._screen.bars[-1]._draw()
 
     def advance(self, count: int = 1, **values: Any) -> None:
-        """Counts; costs less than a microsecond unless it is time to draw."""
+        """Counts, and shows it if it is time; costs less than a microsecond otherwise."""
         self.done += count
         if values:
             self.values.update(values)
@@ -153,6 +153,17 @@ class Bar:
         self._marks.append((self._said, self.done))
         self._screen.say("  ".join(self.fields()))
 
+    def line(self, width: int) -> str:
+        """The fields that fit into a width; a drawn bar goes before values but the first."""
+        fields = self.fields()
+        needed = fields[: len(fields) - len(self.values) + 1] if self.values else fields
+        room = width - len(fit(needed, width)) - 2
+        if not self.total or room < BAR[0]:
+            return fit(fields, width)
+        room = max(BAR[0], min(BAR[1], width - len("  ".join(fields)) - 2))
+        full = (room - 2) * min(self.done, self.total) // self.total
+        return fit([fields[0], f"[{'=' * full}{' ' * (room - 2 - full)}]", *fields[1:]], width)
+
     def fields(self) -> list[str]:
         """The most important first: where, the first value, time left, rate, other values."""
         size = amount if self._unit == "bytes" else str
@@ -169,27 +180,24 @@ class Bar:
         if done <= before or now <= first:
             return []
         pace = (done - before) / (now - first)
-        shown = amount(pace) if self._unit == "bytes" else f"{rate(pace)} {self._unit}"
+        if self._unit == "bytes":
+            shown = f"{amount(pace)}/s now"
+        elif pace >= 1:
+            shown = f"{rate(pace)} {self._unit}/s now"
+        else:
+            shown = f"{rate(60 * pace)} {self._unit}/min now"
         if not self.total:
-            return [f"{shown}/s now", duration(now - self._began)]
+            return [shown, duration(now - self._began)]
         left = [f"{duration((self.total - done) / pace)} left"] if done < self.total else []
-        return [*left, f"{shown}/s now"]
+        return [*left, shown]
 
     def _is_shown(self) -> bool:
         """The innermost one is, where the program may speak (not in all processes of a run)."""
         return self._screen.bars[-1:] == [self] and log.level <= logging.INFO
 
     def _draw(self) -> None:
-        if not (self._screen.redraws and self._is_shown()):
-            return
-        width, fields = self._screen.columns, self.fields()
-        text = fit(fields, width)
-        room = min(width - len(text) - 2, BAR[1])
-        if self.total and room >= BAR[0]:
-            full = (room - 2) * min(self.done, self.total) // self.total
-            fields.insert(1, f"[{'=' * full}{' ' * (room - 2 - full)}]")
-            text = fit(fields, width)
-        self._screen.show([text])
+        if self._screen.redraws and self._is_shown():
+            self._screen.show([self.line(self._screen.columns)])
 
 
 def progress(
