@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bigjax.verbs.verbs import open_run
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -23,7 +24,6 @@ from bigjax.run.checkpoint import (
     restore_leaves,
 )
 from bigjax.run.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
-from bigjax.verbs.verbs import open_run
 from tests.small import small
 
 ORIGIN = Origin(run="abc", config_fingerprint="f", batch_size=32, versions={"jax": "1"})

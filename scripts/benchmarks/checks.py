@@ -25,7 +25,7 @@ from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
 from bigjax.run import ledger
 from bigjax.run.clock import Clock
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 BATCH, IN_FLIGHT = 256, 2
 CHECKS = {
