@@ -125,6 +125,23 @@ def kl_divergence(
     return masked_sum(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1), mask)
 
 
+def bernoulli_kl(
+    teacher_logits: jax.Array,
+    student_logits: jax.Array,
+    mask: jax.Array,
+    temperature: float | jax.Array = 1.0,
+) -> Pair:
+    """sum_k KL(Bernoulli(s(t_k / T)) || Bernoulli(s(s_k / T))) in nats, s the logistic function.
+
+    teacher_logits, student_logits (B, K); mask (B,).
+    """
+    t, s = _same_shape(teacher_logits, student_logits, mask)
+    t, s = t / temperature, s / temperature
+    log = jax.nn.log_sigmoid
+    kl = jax.nn.sigmoid(t) * (log(t) - log(s)) + jax.nn.sigmoid(-t) * (log(-t) - log(-s))
+    return masked_sum(jnp.sum(kl, axis=-1), mask)
+
+
 def scaled_similarity(
     a: jax.Array, b: jax.Array, mask: jax.Array, temperature: float | jax.Array
 ) -> jax.Array:

@@ -9,9 +9,8 @@ Nothing here knows a device, a file or a config.
 from __future__ import annotations
 
 import dataclasses
-import typing
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +20,6 @@ from bigjax.core.losses import Loss, Pair
 from bigjax.core.precision import LossScale, loss_factor
 
 Batch = dict[str, jax.Array]
-
-Traced = Annotated[float, "traced"]
-"""A field that is an input of the compiled step: another value compiles nothing."""
-RunReference = Annotated[str, "run"]
-"""A field that names another run's folder; "../NAME" is an earlier stage of a pipeline."""
 
 
 class Sums(NamedTuple):
@@ -227,15 +221,3 @@ def split_rows(x: jax.Array, count: int) -> jax.Array:
     Dealt, not cut in blocks: a row then stays on the device that holds it when B is sharded.
     """
     return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
-
-
-def marked_fields(target: Any, mark: str) -> Iterator[str]:
-    """The fields of a class that are annotated with a mark: "traced" or "run"."""
-    try:
-        hints = typing.get_type_hints(target, include_extras=True)
-    except (NameError, TypeError):  # a library's own annotations
-        return
-    for name, hint in hints.items():
-        optional = typing.get_args(hint) if typing.get_origin(hint) is not Annotated else (hint,)
-        if any(mark in getattr(part, "__metadata__", ()) for part in optional):
-            yield name

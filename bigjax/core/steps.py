@@ -47,7 +47,7 @@ class Recipe:
     model: Any
     task: Any
     optimizer: Any
-    adaptation: Adaptation = Adaptation()
+    adaptation: Adaptation = dataclasses.field(default_factory=Adaptation)
     references: Mapping[str, Reference] = dataclasses.field(default_factory=dict)
     hyper: Mapping[str, str] = dataclasses.field(default_factory=dict)
     augment: Sequence[Any] = ()
