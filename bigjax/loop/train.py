@@ -223,12 +223,12 @@ def _train(
             checkpoints.wait()
 
     # Result.
-    model, step_inputs = config.get("model"), (state, batch, frozen)
+    step_inputs = (state, batch, frozen)
     spent = clocks.summary(
         clock,
         steps=total_steps,
         batch_size=settings.batch_size,
-        flops=flops.of_step(program.train_step, model, program.task, *step_inputs),
+        flops=flops.of_step(program.train_step, program.formula, *step_inputs),
         mesh=program.mesh,
     )
     result = {

@@ -11,32 +11,26 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 log = logging.getLogger(__name__)
 
 COUNTED = "matrix products and convolutions"
 
 
 def of_step(
-    train_step: Any, model: Any, inputs: Callable[[Any], tuple], state: Any, *rest: Any
+    train_step: Any, formula: Callable[[Any], dict[str, float]], *arguments: Any
 ) -> dict[str, float]:
     """FLOPs of one step by convention: name -> figure.
 
     Args:
       train_step: the jitted step; called with these very arguments before, tracing is cached.
-      model: the Linen module; with a method `flops(params, *inputs)`, its figures are added.
-      inputs: what the model reads of a batch, as the source gives it; traced, not run.
-      state, rest: the step's arguments: the batch (None: no step was run, nothing is counted), ...
+      formula: a batch -> the model's own figures for it (`bigjax.build.parts.Network.flops`).
+      arguments: the step's: the state, the batch (None: no step was run, nothing is counted), ...
     """
-    if rest[0] is None:
+    batch = arguments[1]
+    if batch is None:
         return {}
-
-    def of_model() -> dict[str, float]:
-        return model.flops(state.params, *jax.eval_shape(inputs, rest[0]))
-
-    found = figure(lambda: {COUNTED: of_jaxpr(train_step.trace(state, *rest).jaxpr.jaxpr)})
-    return found | (figure(of_model) if hasattr(model, "flops") else {})
+    counted = figure(lambda: {COUNTED: of_jaxpr(train_step.trace(*arguments).jaxpr.jaxpr)})
+    return counted | figure(lambda: formula(batch))
 
 
 def figure(count: Callable[[], dict[str, float]]) -> dict[str, float]:
