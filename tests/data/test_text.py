@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers as library
 
-from bigjax.config.resolve import names
+from bigjax.config import names
 from bigjax.core.errors import UserError
 from bigjax.core.transforms import apply_transforms
 from bigjax.data.documents import Documents
