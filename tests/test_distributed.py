@@ -13,7 +13,7 @@ import pytest
 
 from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
-from bigjax.data.order import sample_ids
+from bigjax.core.order import sample_ids
 from bigjax.mesh import distributed
 from bigjax.verbs.verbs import open_run
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.models.attention import ROPE_SCALING
+from bigjax.models import rotary
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.reader import Published
 
@@ -35,8 +35,8 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
     theta = float(rope.pop("rope_theta", published.get("rope_theta", 10000.0)))
     kind = rope.pop("type", None)  # as older files call it
     rope.setdefault("rope_type", kind or "default")
-    if rope["rope_type"] not in ("default", *ROPE_SCALING):
-        known = ", ".join(("default", *ROPE_SCALING))
+    if rope["rope_type"] not in ("default", *rotary.SCALING):
+        known = ", ".join(("default", *rotary.SCALING))
         raise UserError(
             f"config.init: rope_type '{rope['rope_type']}' is not known here; {known} are"
         )

@@ -1,0 +1,25 @@
+"""One tiny config for each method and adapter: NAME -> what it changes of `tests.small.small_config`."""
+
+METHODS = {
+    "supervised": {},
+    "lora": dict(
+        adapt=(
+            dict(
+                type="lora",
+                rank=2,
+                alpha=4.0,
+                rules=(("head/.*", "train"), (".*kernel", "adapt"), (".*", None)),
+            ),
+        ),
+    ),
+    "dp_sgd": dict(
+        method=dict(type="dp_sgd", lot=20, clip=0.5, noise_multiplier=0.8),
+        optimizer=dict(type="sgd", learning_rate=0.5),
+    ),
+    "fedavg": dict(
+        method=dict(
+            type="fedavg", rows=5, clients=250, local_epochs=2, local_rate=0.1, local_batch=5
+        ),
+        optimizer=dict(type="sgd", learning_rate=1.0),
+    ),
+}
