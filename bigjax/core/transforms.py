@@ -13,17 +13,21 @@ import jax
 Example = dict[str, jax.Array]
 
 
-def apply_transforms(transforms: Iterable, batch: Example, key: jax.Array) -> Example:
+def apply_transforms(
+    transforms: Iterable, batch: Example, key: jax.Array, first: int = 0
+) -> Example:
     """Applies transforms in order; pure, jittable.
 
-    The n-th transform gives example s of epoch e the key fold_in(fold_in(fold_in(key, n), e), s).
+    The n-th transform gives example s of epoch e the key
+    fold_in(fold_in(fold_in(key, first + n), e), s).
 
     Args:
       transforms: per-example or batch-level transforms.
       batch: flat dict with leading axis B, including "sample" and "epoch", int32 (B,).
       key: a PRNG key; the same for every step of a run.
+      first: how many transforms have been applied before.
     """
-    for number, transform in enumerate(transforms):
+    for number, transform in enumerate(transforms, start=first):
         key_n = jax.random.fold_in(key, number)
         if getattr(transform, "batch_level", False):
             batch = transform(batch, key_n)
