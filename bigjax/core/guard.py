@@ -64,7 +64,7 @@ def guarded(
       grad_norm: scalar, the global norm of the gradient.
 
     Returns:
-      (state, the scalars to show with {"bad": bool, "halted": bool}).
+      (state, its step not counted; the scalars to show with {"bad": bool, "halted": bool}).
     """
     guard = old.guard
     value, weighed = loss[0] / jnp.maximum(loss[1], 1e-8), loss[1] > 0
@@ -89,7 +89,7 @@ def guarded(
         count=guard.count + apply,
         bad=in_a_row,
     )
-    state = state.replace(step=old.step + ~halted, guard=seen)
+    state = state.replace(guard=seen)
     return state, {**shown, "bad": bad, "halted": halted}
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
+from bigjax.core.layout import constrain
 from bigjax.models.attention import attend, positions
 from bigjax.models.blocks import (
     MLP,
@@ -30,7 +31,7 @@ from bigjax.models.blocks import (
     stack,
     unembed,
 )
-from bigjax.models.common import choose, constrain
+from bigjax.models.common import choose
 
 HEADS = ("none", "mlm", "sequence", "tokens", "embedding")
 PRESETS = {

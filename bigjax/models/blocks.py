@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.core.errors import UserError
-from bigjax.models.common import choose, constrain
+from bigjax.core.layout import constrain
+from bigjax.models.common import choose
 
 # What the forward pass keeps of a block for the backward pass; the rest is computed again (Chen et
 # al. 2016, "Training deep nets with sublinear memory cost"). From most memory to least:

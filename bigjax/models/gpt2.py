@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 
 from bigjax.core.errors import UserError
+from bigjax.core.layout import constrain
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import (
     MLP,
@@ -27,7 +28,6 @@ from bigjax.models.blocks import (
     stack,
     unembed,
 )
-from bigjax.models.common import constrain
 
 # Radford et al. 2019, table 2 (124m there says 117M, 350m says 345M), and Brown et al. 2020, table 2.1,
 # "GPT-3 XL", with GPT-2's vocabulary and 16 heads of 128 in place of 24: a multiple of what GPUs like.

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
+from bigjax.core.layout import constrain
 from bigjax.models.attention import (
     attend,
     cached_keys,
@@ -39,7 +40,6 @@ from bigjax.models.blocks import (
     stack,
     unembed,
 )
-from bigjax.models.common import constrain
 
 # "smollm2_135m": Ben Allal et al. 2025, "SmolLM2"; "1b": Zhang et al. 2024, "TinyLlama", table 1, the
 # Llama 2 layout at 1.1 billion.

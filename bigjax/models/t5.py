@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
+from bigjax.core.layout import constrain
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import branch, head_width, last_token, named, rms_norm, stack, unembed
-from bigjax.models.common import choose, constrain
+from bigjax.models.common import choose
 
 PRESETS = {
     "tiny": dict(layers=2, width=128, heads=4, mlp_width=512),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
+from bigjax.core.layout import constrain
 from bigjax.models.attention import attend
 from bigjax.models.blocks import (
     MLP,
@@ -29,7 +30,7 @@ from bigjax.models.blocks import (
     split_heads,
     stack,
 )
-from bigjax.models.common import choose, constrain
+from bigjax.models.common import choose
 from bigjax.models.convolution import check_images
 
 # Table 1 of the paper; Ti and S from Touvron et al. 2021 (DeiT).
