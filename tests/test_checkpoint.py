@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bigjax.verbs.verbs import open_run
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -23,7 +24,6 @@ from bigjax.run.checkpoint import (
     restore_leaves,
 )
 from bigjax.run.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
-from bigjax.verbs.verbs import open_run
 from tests.small import small
 
 ORIGIN = Origin(run="abc", config_fingerprint="f", batch_size=32, versions={"jax": "1"})
@@ -190,7 +190,7 @@ def test_a_manifest_of_another_run_or_step_does_not_count(tmp_path, run, step):
 def test_a_folder_without_a_manifest_never_counts(tmp_path):
     checkpoints, wanted = saved(tmp_path)
     (tmp_path / "checkpoints" / "3" / "manifest.json").unlink()
-    assert checkpoints.latest() == 2
+    assert checkpoints.steps() == [1, 2]
     assert checkpoints.restore_newest(wanted)[0] == 2
 
 
@@ -198,10 +198,25 @@ def test_leftovers_of_a_killed_save_are_removed_and_only_by_a_writer(tmp_path):
     saved(tmp_path)
     partial = tmp_path / "checkpoints" / "4" / "default.orbax-checkpoint-tmp"
     partial.mkdir(parents=True)
+    mark = tmp_path / "checkpoints" / ".saving-4"
+    mark.write_text("abc\n")
     Checkpoints(tmp_path, settings.Checkpoint())
     assert partial.exists()
     Checkpoints(tmp_path, settings.Checkpoint(), ORIGIN)
-    assert not partial.parent.exists()
+    assert not partial.parent.exists() and not mark.exists()
+
+
+@pytest.mark.parametrize("mark", [None, "", "of another run"])
+def test_half_a_save_without_this_runs_mark_is_set_aside_and_not_removed(tmp_path, mark):
+    saved(tmp_path)
+    partial = tmp_path / "checkpoints" / "4" / "default.orbax-checkpoint-tmp"
+    partial.mkdir(parents=True)
+    (partial / "data").write_text("something")
+    if mark is not None:
+        (tmp_path / "checkpoints" / ".saving-4").write_text(mark)
+    checkpoints, _ = saved(tmp_path, steps=(4,))
+    aside = tmp_path / "checkpoints" / "bad" / "4-1" / partial.name / "data"
+    assert checkpoints.steps() == [1, 2, 3, 4] and aside.read_text() == "something"
 
 
 def test_a_first_save_killed_before_its_manifest_is_no_damage(tmp_path, monkeypatch):

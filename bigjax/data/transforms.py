@@ -1,14 +1,14 @@
-"""Transforms of examples: pure functions of (example, key), run on the device inside the jitted step.
+"""Transforms of examples that come with bigjax: images and columns. Pure; `core/transforms.py` applies them.
 
-Per-example transforms see one example without a batch axis; those with `batch_level = True` see the
-whole batch. The key of an example comes from its epoch and its id, so what happens to it depends on
-no mesh, host, batch size or neighbour.
+A transform is a function (example, key) -> example. Per-example transforms see one example without a
+batch axis; those with `batch_level = True` see the whole batch. A transform with `fit(source)` is
+replaced by what that returns for the train split.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -16,37 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
+from bigjax.core.transforms import Example, example_keys
 from bigjax.data.sources import Source
-
-Example = dict[str, jax.Array]
-
-
-def apply_transforms(transforms: Iterable, batch: Example, key: jax.Array) -> Example:
-    """Applies transforms in order; pure, jittable.
-
-    The n-th transform gives example s of epoch e the key fold_in(fold_in(fold_in(key, n), e), s).
-
-    Args:
-      transforms: per-example or batch-level transforms.
-      batch: flat dict with leading axis B, including "sample" and "epoch", int32 (B,).
-      key: a PRNG key; the same for every step of a run.
-    """
-    for number, transform in enumerate(transforms):
-        key_n = jax.random.fold_in(key, number)
-        if getattr(transform, "batch_level", False):
-            batch = transform(batch, key_n)
-        else:
-            batch = jax.vmap(transform)(batch, example_keys(batch, key_n))
-    return batch
-
-
-def example_keys(batch: Example, key: jax.Array) -> jax.Array:
-    """One key per example, (B,)."""
-
-    def example_key(epoch, sample):
-        return jax.random.fold_in(jax.random.fold_in(key, epoch), sample)
-
-    return jax.vmap(example_key)(batch["epoch"], batch["sample"])
 
 
 @dataclasses.dataclass(frozen=True)

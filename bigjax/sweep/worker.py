@@ -21,8 +21,7 @@ from typing import Any
 from bigjax.config import resolve as configs
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop.train import Stopped, train
-from bigjax.run.files import write_json
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock, write_json
 from bigjax.sweep.executors import Event, Pruning
 
 log = logging.getLogger("bigjax")
@@ -41,7 +40,7 @@ def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Event]
     for trial in trials:
         _wait_until_free(Path(trial["folder"]), stop)
     if job["vectorize"]:
-        from bigjax.sweep.vectorize import train_together
+        from bigjax.loop.together import train_together
 
         yield from (Event(trial["name"], "started") for trial in trials)
         yield from _together(train_together, trials, stop)

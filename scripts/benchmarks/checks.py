@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 from bigjax.build.parts import key_data, traced_hyper
 from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
-from bigjax.core import guard
 from bigjax.data.sources import Arrays
+from bigjax.run import ledger
 from bigjax.run.clock import Clock
 from bigjax.run.text import table
 
@@ -68,7 +68,7 @@ def run(program, state, batch, steps: int):
         if len(in_flight) > IN_FLIGHT:
             settled = in_flight.pop(0)
             jax.block_until_ready(settled["loss"])
-            guard.flags(settled)
+            ledger.flags(settled)
     jax.block_until_ready(state)
     return state
 

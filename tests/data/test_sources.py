@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from bigjax.core.errors import UserError
 from bigjax.data import builders
-from bigjax.data.files import CSV, NPZ, subsplit
+from bigjax.data.npz import NPZ
 from bigjax.data.sources import TFDS, Arrays
+from bigjax.data.splits import subsplit
+from bigjax.data.table import csv as CSV
 from scripts import fetch
+from scripts.fetch import fashion_mnist
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +177,13 @@ def test_processes_that_prepare_at_once_all_succeed_and_leave_nothing_behind(tmp
 
 def test_a_failed_preparation_leaves_nothing_behind(tmp_path):
     with pytest.raises(UserError, match="cannot read"):
-        builders.prepare(builders.FashionMnist, tmp_path, idx_dir=tmp_path / "missing")
+        builders.prepare(fashion_mnist.FashionMnist, tmp_path, idx_dir=tmp_path / "missing")
     assert os.listdir(tmp_path) == []
 
 
 def test_reading_imports_no_tensorflow(data_dir):
     code = (
-        "import sys; from bigjax.data import fetch, pipeline; from bigjax.data.sources import TFDS;"
+        "import sys; from bigjax.data import pipeline; from bigjax.data.sources import TFDS;"
         f"TFDS('digits', {data_dir!r}).open('train');"
         "assert not {'tensorflow', 'torch'} & set(sys.modules)"
     )
@@ -188,7 +191,7 @@ def test_reading_imports_no_tensorflow(data_dir):
 
 
 def test_fetch_refuses_files_that_are_not_fashion_mnist(tmp_path, capsys):
-    for name in builders.FASHION_MNIST_FILES:
+    for name in fashion_mnist.FASHION_MNIST_FILES:
         (tmp_path / name).write_bytes(gzip.compress(b"not a picture"))
     arguments = ["--from", str(tmp_path), "--data_dir", str(tmp_path / "data")]
     assert fetch.main(["fashion_mnist", *arguments]) == 2

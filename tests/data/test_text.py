@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tokenizers as library
 
-from bigjax.config.resolve import names
+from bigjax.config import names
 from bigjax.core.errors import UserError
+from bigjax.core.transforms import apply_transforms
 from bigjax.data.documents import Documents
 from bigjax.data.sources import TFDS
 from bigjax.data.text import LabelledText, SentencePairs, TaggedText, TextPairs
 from bigjax.data.text_transforms import MaskTokens
-from bigjax.data.transforms import apply_transforms
 
 LINES = [
     "The cat sat on the mat.",
