@@ -1,8 +1,7 @@
 """SmolLM2-135M learns Spanish as in smollm2_finetune, with adapters of rank 4 alone."""
 
-from experiments import smollm2_finetune
-
 from bigjax import launch
+from experiments import smollm2_finetune
 
 
 def get_config():

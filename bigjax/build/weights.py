@@ -23,11 +23,8 @@ from bigjax.core.rules import match_rules, paths
 from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.pretrained.load import check_published, read_published
 from bigjax.run.checkpoint import has_checkpoints, restore_leaves
-<<<<<<< HEAD
-from bigjax.run.manifest import read_manifest
-=======
 from bigjax.run.files import read_json
->>>>>>> main
+from bigjax.run.manifest import read_manifest
 
 
 def initial_state(config: Config, program: Program, workdir: Path) -> tuple[TrainState, Any]:

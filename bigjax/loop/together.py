@@ -110,12 +110,8 @@ class Together:
         self.failures: dict[int, Exception] = {}
         self.bases: list[str | None] = []
         self._log_due = When(setup.log.every, setup.total_steps).due
-<<<<<<< HEAD
         self._of_seed = {one.seed: one for one in setups}  # one run for each distinct seed
-=======
         self._losses = np.zeros((2, len(setups)))  # sums and weights since the last line
-        self._seeds = list(dict.fromkeys(one.seed for one in setups))
->>>>>>> main
 
     def start(self, references: Sequence[dict[str, str]]) -> tuple[Any, Any]:
         """(the stacked states before step 1, the stacked frozen variables and which is whose).

@@ -14,10 +14,10 @@ from bigjax.loop.open import open_run
 from bigjax.loop.train import train
 from bigjax.methods.lora import LoRA, as_matrix
 from bigjax.models.llama import Llama
-from tests.contracts.methods import METHODS
 from tests.small import small
 
-LORA = METHODS["lora"]
+RULES = (("head/.*", "train"), (".*kernel", "adapt"), (".*", None))
+LORA = dict(adapt=(dict(type="lora", rank=2, rules=RULES),))
 
 
 def begun(params, **fields):
@@ -81,13 +81,11 @@ def tiny_llama(**fields):
     return model, nn.unbox(variables)["params"], tokens
 
 
-def test_stacked_layers_get_the_adapters_that_unrolled_ones_do():
+def test_stacked_layers_have_adapters_of_their_own():
     model, params, tokens = tiny_llama(scan_layers=True)
     adaptation, trained, frozen = begun(params, rank=2)
     merged = adaptation.params(trained, frozen, 0)
-    assert all(
-        np.array_equal(leaf, paths(params)[path]) for path, leaf in paths(merged).items()
-    )
+    assert all(np.array_equal(leaf, paths(params)[path]) for path, leaf in paths(merged).items())
     own = trained["lora"]["blocks"]["attention"]["query"]["kernel"]
     assert own["a"].shape == (3, 16, 2) and own["b"].shape == (3, 2, 16)
 
@@ -95,14 +93,13 @@ def test_stacked_layers_get_the_adapters_that_unrolled_ones_do():
     merged = adaptation.params(trained, frozen, 0)
     plain, whole = tiny_llama()[0], {k: v for k, v in merged.items() if k != "blocks"}
     whole |= {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], merged["blocks"]) for i in range(3)}
-    _, unrolled, unrolled_frozen = begun({k: v for k, v in whole.items()}, rank=2)
     np.testing.assert_allclose(
         model.apply({"params": merged}, tokens, train=False),
         plain.apply({"params": whole}, tokens, train=False),
         atol=1e-5,
     )
     one = params["blocks"]["attention"]["query"]["kernel"][1].reshape(16, 16)
-    expected = one + 2.0 * np.asarray(own["a"][1]) @ np.asarray(own["b"][1])
+    expected = one + 8.0 * np.asarray(own["a"][1]) @ np.asarray(own["b"][1])
     found = merged["blocks"]["attention"]["query"]["kernel"][1].reshape(16, 16)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -197,7 +194,5 @@ def test_exported_it_is_a_whole_model_with_the_same_logits(tmp_path):
     loaded = open_run(tmp_path / "other", raw=again)
     theirs = loaded.model.apply(loaded.variables, tokens, train=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    base = opened.model.apply(
-        {"params": opened.setup.start()[1]["base"]}, tokens, train=False
-    )
+    base = opened.model.apply({"params": opened.setup.start()[1]["base"]}, tokens, train=False)
     assert np.abs(ours - base).max() > 1e-3
