@@ -89,9 +89,7 @@ def test_page_needs_nothing_from_outside(tmp_path):
 def test_pictures_are_within_the_page_the_newest_few(tmp_path):
     make_run(tmp_path)
     for step in (5, 10, 15, 20, 100):
-        path = tmp_path / "pictures" / "samples <b>" / f"{step}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pictures.png(np.full((2, 3, 1), step, np.uint8)))
+        pictures.save(tmp_path, step, "samples <b>", np.full((2, 3, 1), step, np.uint8))
     parsed = Page(write_report(tmp_path).read_text())
     sources = [value for name, value in parsed.attributes if name == "src"]
     data = [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
@@ -121,6 +119,10 @@ def test_a_run_that_stops_or_fails_leaves_a_page_that_says_why(tmp_path):
         raise RunFailed("step 4: the loss is not <finite>\nand more")
     text = Page((tmp_path / "report.html").read_text()).text
     assert "not finished: step 4: the loss is not <finite>; its last logged step is 3." in text
+    with pytest.raises(KeyError), LiveReport(tmp_path):
+        raise KeyError("x")
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "not finished: KeyError: 'x'; its last logged step is 3." in text
 
 
 def test_a_live_report_is_there_from_the_first_line_on_and_costs_little(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from bigjax.run import pictures
-from bigjax.run.files import plain, write_atomic
+from bigjax.run.files import plain, read_json, read_json_lines, write_atomic
 from bigjax.run.screen import Bar, Screen, progress, screen, wrap
 from bigjax.run.tensorboard import TensorBoard
 from bigjax.run.trackers import Tracker, check, open_tracker
@@ -127,10 +127,10 @@ class Writers:
         self._written = {(step, name) for line in lines if line["step"] == step for name in line}
         self._purge_step = step + 1
         self._step = step
-        if self._marks_path.exists():
-            marks = json.loads(self._marks_path.read_text())
-            self._marks = {at: [float(x) for x in sums] for at, sums in marks.items()}
-            self._marks = {at: sums for at, sums in self._marks.items() if int(at) <= step}
+        marks = read_json(self._marks_path) or {}
+        self._marks = {
+            at: [float(x) for x in sums] for at, sums in marks.items() if int(at) <= step
+        }
         self._loss.resume(self._marks.get(str(step), (0.0, 0.0)))
         for of_name in pictures.saved(self._workdir).values():
             for at, path in of_name.items():
@@ -167,22 +167,14 @@ class Writers:
         self._evaluated = evaluated or self._evaluated
         if self._use_tensorboard:
             self._open_tensorboard().scalars(step, scalars)
+            for name, files in pictures.saved(self._workdir).items() if evaluated else ():
+                if step in files:
+                    self._tensorboard.picture(step, name, files[step])
         for name, tracker in self._trackers.items():
             tracker = tracker or open_tracker(name, self._workdir)
             self._trackers[name] = tracker
             tracker.log(step, scalars)
         self._show(step, scalars)
-
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Keeps a picture, uint8 (H, W, 1 or 3), such as `pictures.grid` of samples.
-
-        It lies in WORKDIR/pictures/NAME/STEP.png, and is in the report and in TensorBoard.
-        """
-        path = self._workdir / pictures.FOLDER / name / f"{step}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pictures.png(pixels))
-        if self._use_tensorboard:
-            self._open_tensorboard().picture(step, name, pixels)
 
     def histograms(self, step: int, params: Any) -> None:
         """Adds a histogram of each leaf of a tree of arrays to TensorBoard; fetches them all."""
@@ -224,7 +216,7 @@ class Writers:
         self._moved(self._step)  # shows the bar while the first step compiles
         return self
 
-    def __exit__(self, kind: type | None = None, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *exception: object) -> None:
         if kind is None and self._tensorboard and self._evaluated:
             self._tensorboard.hyperparameters(self._evaluated)
         self.close()
@@ -277,9 +269,6 @@ class NoWriters(Writers):
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
         pass
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        pass
-
     def histograms(self, step: int, params: Any) -> None:
         pass
 
@@ -288,20 +277,20 @@ class NoWriters(Writers):
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """Returns the lines of a metrics.jsonl in order; [] without a file, and without a torn last line.
+    """Returns the lines of a metrics.jsonl in order; [] without a file.
 
-    "NaN", "Infinity" and "-Infinity" are returned as the floats they stand for.
+    What a kill has torn is left out: that step is written again after the resume. "NaN", "Infinity"
+    and "-Infinity" are returned as the floats they stand for.
+
+    Raises:
+      UserError: the file may not be read.
     """
-    if not Path(path).exists():
-        return []
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # a kill during the write: that step is written again after the resume
-        lines.append({k: float(v) if isinstance(v, str) else v for k, v in line.items()})
-    return lines
+    lines, _ = read_json_lines(Path(path))
+    return [
+        {k: float(v) if isinstance(v, str) else v for k, v in line.items()}
+        for line in lines
+        if "step" in line
+    ]
 
 
 def _json_line(line: Mapping[str, object]) -> str:
