@@ -34,6 +34,7 @@ Record = tuple[str, "dict[str, Any] | str"]  # a row, or what is wrong with it
 class Chunk:
     """Some rows of a file.
 
+    size: N, how many.
     columns: name -> Arrow array (N,); of a csv, strings.
     where: place in the chunk -> where the row stands, for messages.
     problems: place in the chunk -> why the row could not be read; its cells are null.
@@ -41,6 +42,7 @@ class Chunk:
     schema: what the file says of its columns (Hugging Face's class names), or None.
     """
 
+    size: int
     columns: dict[str, pa.Array]
     where: Callable[[int], str]
     problems: dict[int, str]
@@ -48,13 +50,14 @@ class Chunk:
     schema: Any = None
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), ()))
+        return self.size
 
     def part(self, rows: slice) -> Chunk:
         """Some of its rows; slice(start, stop)."""
         size = rows.stop - rows.start
         return dataclasses.replace(
             self,
+            size=size,
             columns={name: column.slice(rows.start, size) for name, column in self.columns.items()},
             where=lambda i: self.where(i + rows.start),
             problems={
@@ -91,11 +94,17 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
         yield from _columnar(path)
         return
     rows = records(path)
-    while part := list(itertools.islice(rows, ROWS)):
-        names = dict.fromkeys(name for _, row in part if isinstance(row, dict) for name in row)
+    # A csv has its columns even where no row is good, or there.
+    header = next(csv_lines(path), (1, []))[1] if path.suffix == ".csv" else []
+    first = True
+    while (part := list(itertools.islice(rows, ROWS))) or first:
+        first = False
+        names = dict.fromkeys(name.strip() for name in header)
+        names |= dict.fromkeys(name for _, row in part if isinstance(row, dict) for name in row)
         good = [{} if isinstance(row, str) else row for _, row in part]
         arrays = {name: _arrow([row.get(name) for row in good]) for name in names}
         yield Chunk(
+            size=len(part),
             columns={name: array for name, (array, _) in arrays.items()},
             where=[where for where, _ in part].__getitem__,
             problems={i: row for i, (_, row) in enumerate(part) if isinstance(row, str)},
@@ -213,6 +222,7 @@ def _columnar(path: Path) -> Iterator[Chunk]:
         for batch in _parquet_batches(path) if path.suffix == ".parquet" else _arrow_batches(path):
             names = batch.schema.names
             yield Chunk(
+                size=batch.num_rows,
                 columns=dict(zip(names, batch.columns, strict=True)),
                 where=functools.partial(_row_of, path, start),
                 problems={},

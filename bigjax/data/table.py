@@ -17,7 +17,7 @@ import numpy as np
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data import files, pictures
 from bigjax.data.columns import KINDS, Column, Seen
-from bigjax.data.labels import Labels
+from bigjax.data.labels import Labels, is_number
 from bigjax.data.sources import Arrays, Inputs, default_data_dir, nothing_left
 from bigjax.data.splits import files_of, find_splits, subsplit
 from bigjax.run.files import publish
@@ -217,7 +217,8 @@ class FittedTable:
         if path.suffix not in files.TABLES:
             raise UserError(f"--input={path}: this model reads a table: {', '.join(files.TABLES)}")
         chunks = list(files.read_chunks(path))
-        self._check_names({name for chunk in chunks for name in chunk.columns}, f"--input={path}")
+        names = dict.fromkeys(name for chunk in chunks for name in chunk.columns)
+        self._check_names(names, f"--input={path}")
         pieces, numbers, problems, done = [], [], [], 0
         for chunk in chunks:
             encoded, bad = self._encode(chunk, labelled=False)
@@ -241,6 +242,8 @@ class FittedTable:
             lacks = f"lacks {', '.join(missing)}" if missing else ""
             has = f"has {', '.join(extra)}, which train has not" if extra else ""
             near = did_you_mean(missing[0], extra) if missing else did_you_mean(extra[0], known)
+            if extra and all(map(is_number, extra)):
+                near = ": its first line should name the columns"
             both = " and ".join(filter(None, (lacks, has)))
             raise UserError(f"{where}: {both}{near}; the model reads {', '.join(needed)}")
 
