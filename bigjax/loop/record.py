@@ -144,6 +144,8 @@ class Record:
         """Starts an asynchronous save; the state may be donated once this returns."""
         if self._writers:
             self._writers.sync()  # what a checkpoint stands on is on the disk before it counts
+            if self.setup.log.histograms:
+                self._writers.histograms(step, jax.tree.map(distributed.whole, state.params))
         self.checkpoints.save(step, state, metrics)
 
     def check(self) -> None:

@@ -177,7 +177,7 @@ class Writers:
         self._show(step, scalars)
 
     def histograms(self, step: int, params: Any) -> None:
-        """Adds a histogram of each leaf of a tree of arrays to TensorBoard; fetches them all."""
+        """Adds a histogram of each leaf of a tree of host arrays to TensorBoard."""
         if self._use_tensorboard:
             leaves = jax.tree_util.tree_leaves_with_path(params)
             arrays = {
