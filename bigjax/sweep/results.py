@@ -15,10 +15,10 @@ from bigjax.core.errors import UserError, did_you_mean
 from bigjax.run.files import write_atomic
 from bigjax.run.writers import table
 from bigjax.sweep import statistics
-from bigjax.sweep.describe import Sweep
-from bigjax.sweep.grid import Point
+from bigjax.sweep.describe import Point, Sweep
 from bigjax.sweep.statistics import Paired, Summary
 from bigjax.sweep.trials import Trial, describe, short_names, status
+from bigjax.tasks import scores
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,17 @@ def _is_scalar(value: Any) -> bool:
 def _group(sweep: Sweep, rows: list[Row]) -> Group:
     point = rows[0].trial.point
     method = {key: point.get(key) for key in sweep.by} if sweep.by else point
-    values = {row.trial.seed: row.metrics[sweep.metric] for row in rows if row.metrics}
-    test = {
-        row.trial.seed: row.metrics[sweep.test_metric]
-        for row in rows
-        if row.metrics and sweep.test_metric
-    }
-    summary = statistics.summarize(list(values.values()), sweep.interval)
-    return Group(point, method, rows, values, test, summary)
+    values, test = (
+        {row.trial.seed: row.metrics[name] for row in rows if row.metrics and name}
+        for name in (sweep.metric, sweep.test_metric)
+    )
+    return Group(point, method, rows, values, test, _summary(sweep.metric, values, sweep.interval))
+
+
+def _summary(metric: str, values: Mapping[int, float], interval: str = "t") -> Summary:
+    kind = scores.describe(metric.rpartition("/")[2])
+    limits = (kind.low, kind.high) if kind else (-math.inf, math.inf)
+    return statistics.summarize(list(values.values()), interval, limits)
 
 
 def _compared(sweep: Sweep, rows: list[Row], groups: list[Group]) -> Results:
@@ -119,10 +122,9 @@ def _compared(sweep: Sweep, rows: list[Row], groups: list[Group]) -> Results:
 
     def score(group: Group) -> tuple[int, float]:
         """More finished seeds first: a point that fails for some seeds is not the best."""
-        mean = group.summary.mean if math.isfinite(group.summary.mean) else -math.inf
-        return group.summary.n, mean if sweep.mode == "max" or mean == -math.inf else -mean
+        return group.summary.n, group.summary.mean * (1 if sweep.mode == "max" else -1)
 
-    finished = [group for group in groups if group.values]
+    finished = [group for group in groups if math.isfinite(group.summary.mean)]  # NaN is never best
     methods: dict[str, list[Group]] = {}
     for group in finished if sweep.by else []:
         methods.setdefault(json.dumps(group.method, sort_keys=True), []).append(group)
@@ -132,9 +134,7 @@ def _compared(sweep: Sweep, rows: list[Row], groups: list[Group]) -> Results:
     if finished:
         best = max(finished, key=score)
         best.best = best.chosen = True
-    baseline = None
-    if sweep.baseline is not None and finished:
-        baseline = _baseline(sweep, competing, groups)
+    baseline = _baseline(sweep, competing, groups) if sweep.baseline and finished else None
     if baseline is not None:
         others = [group for group in competing if group is not baseline]
         for group in others:
@@ -180,8 +180,9 @@ def table_rows(results: Results) -> list[dict[str, str]]:
     names = short_names(keys)
     sign = -1 if sweep.mode == "max" else 1
 
-    def place(group: Group) -> tuple[bool, float]:
-        return not group.values, sign * group.summary.mean if group.values else 0.0
+    def place(group: Group) -> tuple[bool, bool, float]:
+        mean = group.summary.mean  # NaN cannot be sorted
+        return not group.values, math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
 
     rows = []
     for group in sorted(results.groups, key=place):
@@ -191,7 +192,8 @@ def table_rows(results: Results) -> list[dict[str, str]]:
         mark = ["best"] if group.best else ["chosen"] if group.chosen else []
         row = {"": ", ".join(mark + counts)}
         row |= {names[key]: number(group.point.get(key, "")) for key in keys}
-        row |= {"n": str(s.n), "mean": number(s.mean), "sd": number(s.sd)}
+        mean = "NaN" if group.values and math.isnan(s.mean) else number(s.mean)
+        row |= {"n": str(s.n), "mean": mean, "sd": number(s.sd)}
         row |= {"95 % interval": span(s.low, s.high)}
         if results.baseline is not None:
             row["difference"] = "baseline" if group is results.baseline else ""
@@ -219,18 +221,20 @@ def notes(results: Results) -> list[str]:
             f"Holm's correction over {len(compared)} comparisons, d_z = mean / sd of the differences"
         )
     chosen = [group for group in results.groups if group.chosen]
+    if sweep.note:
+        found.append(sweep.note)
     if sweep.select_on_test and chosen:
         found.append("chosen on TEST data, as select_on_test says: its result is too good")
     for group in chosen:
         text = f"{'best' if group.best else 'chosen'}: {describe(group.point) or sweep.experiment}"
         if group.test:
-            text += f": {sweep.test_metric} {_mean(group)}"
+            text += f": {sweep.test_metric} {_test_mean(sweep, group)}"
         found.append(text)
     baseline = results.baseline
     if baseline is not None and sweep.test_metric:
         if not baseline.chosen:
             found.append(
-                f"baseline: {describe(baseline.point)}: {sweep.test_metric} {_mean(baseline)}"
+                f"baseline: {describe(baseline.point)}: {sweep.test_metric} {_test_mean(sweep, baseline)}"
             )
         others = [group for group in chosen if group is not baseline]
         pairs = [statistics.paired(group.test, baseline.test) for group in others]
@@ -278,8 +282,8 @@ def span(low: float, high: float) -> str:
     return "" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
 
 
-def _mean(group: Group) -> str:
-    s = statistics.summarize(list(group.test.values()))
+def _test_mean(sweep: Sweep, group: Group) -> str:
+    s = _summary(sweep.test_metric, group.test)
     return f"{number(s.mean)} (sd {number(s.sd)}, 95 % {span(s.low, s.high)}, n {s.n})"
 
 

@@ -19,8 +19,8 @@ from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.loop import stages
-from bigjax.sweep.describe import Sweep, check_metrics
-from bigjax.sweep.grid import Point
+from bigjax.sweep import choose
+from bigjax.sweep.describe import Point, Sweep
 
 REFERENCES = ("distill.teacher", "init.source")  # where a config names another run
 FOLDER = "trials"
@@ -68,8 +68,18 @@ def load_experiment(module: str) -> Any:
     return found.get_config()
 
 
+def complete(sweep: Sweep) -> Sweep:
+    """The sweep with all said that it leaves to its experiment (see `bigjax.sweep.choose`).
+
+    Raises:
+      UserError: the config of its first point is wrong, or the metric says too little.
+    """
+    chosen, stages = _resolve(load_experiment(sweep.experiment), sweep, sweep.points[0])
+    return choose.filled(sweep, stages, chosen)
+
+
 def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
-    """The trials of a sweep, those that others need first; equal runs are one trial.
+    """The trials of a complete sweep, those that others need first; equal runs are one trial.
 
     Args:
       points: instead of the sweep's own.
@@ -84,7 +94,7 @@ def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
             chosen, resolved = _resolve(raw, sweep, point)
         except UserError as error:
             raise UserError(f"point {describe(point) or '(none)'}: {error}") from None
-        check_metrics(sweep, resolved[chosen])
+        choose.check(sweep, resolved[chosen])
         first = resolved[chosen].seed
         seeds = range(first, first + sweep.seeds) if isinstance(sweep.seeds, int) else sweep.seeds
         for seed in seeds:
@@ -158,17 +168,25 @@ def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Confi
     return chosen, resolved
 
 
+def references(values: Mapping[str, Any]) -> dict[str, str]:
+    """The runs beside it that a run needs: config key -> path, "../NAME"."""
+    found = {}
+    for path in REFERENCES:
+        section, key = path.split(".")
+        other = (values[section] or {}).get(key) or ""
+        if other.startswith("../"):
+            found[path] = other
+    return found
+
+
 def _runs(resolved: Mapping[str, Config], chosen: str, point: Point, seed: int) -> list[Trial]:
     """The trial of stage `chosen` with this seed, after the trials that it needs."""
     config, needed = resolved[chosen].with_value("seed", seed), []
-    for path in REFERENCES:
-        section, key = path.split(".")
-        other = (config.values[section] or {}).get(key)
-        if other and other.startswith("../"):
-            stage = other.removeprefix("../")
-            runs = _runs(resolved, stage, {"stage": stage}, seed)
-            needed += [replace(trial, in_table=False) for trial in runs]
-            config = config.with_value(path, f"../{runs[-1].name}")
+    for path, other in references(config.values).items():
+        stage = other.removeprefix("../")
+        runs = _runs(resolved, stage, {"stage": stage}, seed)
+        needed += [replace(trial, in_table=False) for trial in runs]
+        config = config.with_value(path, f"../{runs[-1].name}")
     digest = hashlib.sha256(configs.canonical(config.values).encode()).hexdigest()[:8]
     readable = ",".join(
         text if short == "stage" else f"{short}={text}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ class Binary:
 
     input, label: keys of the batch. Class 1 is predicted where the logit is above 0.
     """
+
+    main_metric: ClassVar[str] = "accuracy"  # what a sweep chooses by unless told
 
     input: str = "features"
     label: str = "label"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ class Classification:
         the plain cross-entropy.
     top_k: "top_k" counts a hit among the k largest logits; reported only where K > k.
     """
+
+    main_metric: ClassVar[str] = "accuracy"  # what a sweep chooses by unless told
 
     input: str | Sequence[str] = "image"
     label: str = "label"

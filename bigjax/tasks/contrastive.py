@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,8 @@ class Contrastive:
     temperature: cosines are divided by it.
     corpus: a text file; `predict` then gives the `nearest` of its lines in place of embeddings.
     """
+
+    main_metric: ClassVar[str] = "accuracy"  # what a sweep chooses by unless told
 
     a: str = "a"
     b: str | None = "b"

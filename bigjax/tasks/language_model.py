@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ class LanguageModel:
     generate: what `predict` writes after each row: keywords of `bigjax.models.generate.Sampling`, such as
         dict(max_new_tokens=100, temperature=0.7, stop=(2,)). None: it gives the most likely next token.
     """
+
+    main_metric: ClassVar[str] = "loss"  # what a sweep chooses by unless told
 
     input: str | Sequence[str] = "tokens"
     token_mask: str | None = None

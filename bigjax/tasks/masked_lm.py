@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,8 @@ class MaskedLM:
     labels: key of int (B, T), the token at each hidden place and -100 elsewhere; the transform
         "mask_tokens" makes it.
     """
+
+    main_metric: ClassVar[str] = "loss"  # what a sweep chooses by unless told
 
     input: Sequence[str | None] = ("tokens", "segments")
     labels: str = "labels"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ class MultiLabel:
 
     input, label: keys of the batch. A label is predicted where its logit is above 0.
     """
+
+    main_metric: ClassVar[str] = "accuracy"  # what a sweep chooses by unless told
 
     input: str = "features"
     label: str = "label"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ class Regression:
 
     input, label: keys of the batch. criterion: "mse" (squared error) or "mae" (absolute error).
     """
+
+    main_metric: ClassVar[str] = "rmse"  # what a sweep chooses by unless told
 
     input: str = "features"
     label: str = "label"

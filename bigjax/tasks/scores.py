@@ -5,7 +5,9 @@ The device side (jax.numpy) must stay a plain sum over examples; the host side w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,33 @@ from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.losses import hide_masked
 
 CALIBRATION_BINS = 15
+
+
+class Metric(NamedTuple):
+    """Whether more ("max") or less ("min") of a metric is better, and between which values it lies."""
+
+    mode: Literal["max", "min"]
+    low: float = -math.inf
+    high: float = math.inf
+
+
+# By the first letters of the names that `summarize` gives: "top_5", "precision_macro", "rouge1".
+METRICS = {
+    **dict.fromkeys(("accuracy", "label_accuracy", "top_", "roc_auc"), Metric("max", 0, 1)),
+    **dict.fromkeys(("precision", "recall", "f1", "rouge"), Metric("max", 0, 1)),
+    **{
+        "bleu": Metric("max", 0, 100),
+        "r2": Metric("max", high=1),
+        "spearman": Metric("max", -1, 1),
+    },
+    **dict.fromkeys(("errors", "mse", "rmse", "mae", "bits_per_"), Metric("min", 0)),
+    **{"loss": Metric("min"), "perplexity": Metric("min", 1), "ece": Metric("min", 0, 1)},
+}
+
+
+def describe(name: str) -> Metric | None:
+    """What kind of metric bigjax's own is; None of any other."""
+    return next((kind for start, kind in METRICS.items() if name.startswith(start)), None)
 
 
 def field(batch: Mapping[str, jax.Array], key: str, of: str) -> jax.Array:

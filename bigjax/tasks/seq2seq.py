@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ class Seq2Seq:
     label_smoothing: mass spread evenly over the vocabulary in the training loss; evaluation reports
         the plain cross-entropy.
     """
+
+    main_metric: ClassVar[str] = "loss"  # what a sweep chooses by unless told
 
     input: Sequence[str] = ("source", "source_segments", "target", "target_segments")
     scores: Sequence[str] = ("bleu",)

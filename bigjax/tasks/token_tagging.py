@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ class TokenTagging:
     input: keys of the batch that the model reads.
     labels: key of int (B, T): a tag at the first token of each word, -100 at all others.
     """
+
+    main_metric: ClassVar[str] = "accuracy"  # what a sweep chooses by unless told
 
     input: Sequence[str] = ("tokens", "segments")
     labels: str = "labels"

@@ -5,7 +5,7 @@ import struct
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from bigjax.sweep import hparams
+from bigjax.sweep.worker import write_hparams
 from tests.small import small
 
 
@@ -27,7 +27,7 @@ def sessions(folder):
 
 def test_a_trial_is_one_session_with_its_hyperparameters_and_its_metrics(tmp_path):
     config = small("log.tensorboard=True", "optimizer.learning_rate=0.25", "seed=3")
-    hparams.write(
+    write_hparams(
         tmp_path, config, {"eval/test/accuracy": 0.5, "eval/test/confusion_matrix": [[1]]}
     )
     found = sessions(tmp_path / "tensorboard")
@@ -42,5 +42,5 @@ def test_a_trial_is_one_session_with_its_hyperparameters_and_its_metrics(tmp_pat
 
 
 def test_a_run_without_tensorboard_gets_no_session(tmp_path):
-    hparams.write(tmp_path, small(), {"eval/test/accuracy": 0.5})
+    write_hparams(tmp_path, small(), {"eval/test/accuracy": 0.5})
     assert not (tmp_path / "tensorboard").exists()

@@ -21,7 +21,7 @@ def drawn(workdir, *, stop=lambda: False, **more):
     workdir.mkdir(exist_ok=True)
     sweep = rates(points=[{}], seeds=1, search=Search(SPACE, **{"trials": 6, **more}))
     search.check_search(sweep)
-    trials = search.run_search(sweep, Plan(Here(), workdir, stop))
+    trials = search.run_search(sweep, Plan(Here(stop), workdir, stop))
     conclude(sweep, trials, workdir)
     return trials
 
