@@ -148,8 +148,9 @@ def main(arguments: Sequence[str]) -> int:
         f"\n{len(rows)} trials: {counts}\n{EQUAL}: parameters, losses and final metrics, bit for bit"
         f"; {WITHIN}: every final scalar metric within {options.rtol:g} relative"
     )
-    found = changes(old, new, folder) or ["nothing in code, versions, devices, flags, data, config"]
-    print("\n  ".join(["changed:", *found]))
+    found = changes(old, new, folder)
+    nothing = "changed: nothing in code, versions, devices, flags, data, config"
+    print("\n  ".join(["changed:", *found]) if found else nothing)
     return FAILED if verdicts[DIFFERENT] else OK
 
 
@@ -289,7 +290,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> lis
         if "start" in row and "start" in now:
             starts = old["starts"][row["start"]], new["starts"][now["start"]]
             lines += differences(*map(_packages, starts))
-        found.update(dict.fromkeys(lines))
+        found.update(list(dict.fromkeys(lines)))
     return [f"{line} ({n} of {len(rows)} trials)" for line, n in found.items()]
 
 
