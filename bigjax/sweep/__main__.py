@@ -51,7 +51,7 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
     trials, how = [], flags.how_of(options)
     if sweep.search is None:
         trials = expand(sweep)
-        check_data(trials)
+        check_data(sweep, trials)
     else:
         search.check_search(sweep)
     pruning = None

@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
@@ -17,6 +20,8 @@ from bigjax.tasks import scores
 TEST = re.compile(r"(?<![a-z])test(?![a-z])", re.IGNORECASE)
 PART = re.compile(r"(?P<name>[^\[\]+]+)(\[(?P<start>\d*)(?P<percent>%?):(?P<stop>\d*)%?\])?")
 HELD_OUT = 10  # % of train, where there is no validation split
+NO_SPLIT = "no validation split"
+LOOKED_AT = 2000  # rows of either split
 
 
 def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
@@ -46,7 +51,7 @@ def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
     overrides, note = dict(sweep.overrides), sweep.note
     if split == "validation" and split not in splits:
         points = (*sweep.points, sweep.search.space if sweep.search else {})
-        if any(key.partition("data.")[1] for point in points for key in point):
+        if any(re.search(r"(^|\.)data\.", key) for point in points for key in point):
             raise UserError(
                 "the points change data, and there is no validation split to choose on: write "
                 "--config.data.splits.validation=SPLIT (or --select_on_test)"
@@ -58,7 +63,7 @@ def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
                 overrides[f"{where}data.splits.train"] = train
                 overrides[f"{where}data.splits.validation"] = held_out
         note = note or (
-            f"no validation split: {HELD_OUT} % of train ({held_out}) were held out for choosing; to "
+            f"{NO_SPLIT}: {HELD_OUT} % of train ({held_out}) were held out for choosing; to "
             "choose on other data, write --config.data.splits.validation=SPLIT"
         )
     for stage, values in stages.items():
@@ -132,6 +137,30 @@ def check(sweep: Sweep, config: Config) -> None:
             "one's test result would be too good. Leave the metric out (10 % of train are then held "
             "out), write --config.data.splits.validation=SPLIT, or say --select_on_test"
         )
+
+
+def check_held_out(sweep: Sweep, task: Any, train: Any, held_out: Any) -> None:
+    """Refuses to choose on the end of a split that is in order of its classes.
+
+    Raises:
+      UserError: a class that is at least 5 % of train is not among the rows held out from it.
+    """
+    key = getattr(task, "label", None)
+    if not sweep.note.startswith(NO_SPLIT) or key is None:
+        return
+    seen = []
+    for source in (train, held_out):
+        rows = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int))
+        seen.append(np.asarray(source.read(rows)[key]))
+    if seen[0].ndim == 1 and np.issubdtype(seen[0].dtype, np.integer) and len(held_out) >= 100:
+        classes, counts = np.unique(seen[0], return_counts=True)
+        common = classes[counts >= 0.05 * len(seen[0])]
+        if missing := sorted(set(common.tolist()) - set(seen[1].tolist())):
+            raise UserError(
+                f"{NO_SPLIT}, and the last {HELD_OUT} % of train hold no example of class "
+                f"{', '.join(map(str, missing))}: train is in order. Write "
+                "--config.data.splits.validation=SPLIT (or --select_on_test)"
+            )
 
 
 def _parts(metric: str) -> tuple[str, str]:

@@ -181,8 +181,9 @@ def table_rows(results: Results) -> list[dict[str, str]]:
     sign = -1 if sweep.mode == "max" else 1
 
     def place(group: Group) -> tuple[bool, bool, float]:
-        mean = group.summary.mean  # NaN cannot be sorted
-        return not group.values, math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
+        mean = group.summary.mean
+        finite = math.isfinite(mean)
+        return not group.values, not finite, sign * mean if finite else 0.0
 
     rows = []
     for group in sorted(results.groups, key=place):
@@ -192,7 +193,7 @@ def table_rows(results: Results) -> list[dict[str, str]]:
         mark = ["best"] if group.best else ["chosen"] if group.chosen else []
         row = {"": ", ".join(mark + counts)}
         row |= {names[key]: number(group.point.get(key, "")) for key in keys}
-        mean = "NaN" if group.values and math.isnan(s.mean) else number(s.mean)
+        mean = str(s.mean) if group.values and not math.isfinite(s.mean) else number(s.mean)
         row |= {"n": str(s.n), "mean": mean, "sd": number(s.sd)}
         row |= {"95 % interval": span(s.low, s.high)}
         if results.baseline is not None:

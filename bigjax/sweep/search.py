@@ -55,7 +55,7 @@ def check_search(sweep: Sweep) -> None:
         raise UserError("search: points are listed or drawn, not both")
     for end in (0, -1):
         point = {key: _values(kind)[end] for key, kind in sweep.search.space.items()}
-        check_data(expand(sweep, [{**sweep.points[0], **point}]))
+        check_data(sweep, expand(sweep, [{**sweep.points[0], **point}]))
 
 
 def run_search(sweep: Sweep, plan: Plan) -> list[Trial]:

@@ -105,11 +105,12 @@ def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
     return list(trials.values())
 
 
-def check_data(trials: Iterable[Trial]) -> None:
+def check_data(sweep: Sweep, trials: Iterable[Trial]) -> None:
     """Opens every split that a trial will read, and checks that its schedule fits into its length.
 
     Raises:
-      UserError: a data set or split is not there, or a schedule does not fit.
+      UserError: a data set or split is not there, a schedule does not fit, or what was held out of
+        train is no fair sample.
     """
     lengths: dict[str, int] = {}
     for trial in trials:
@@ -120,6 +121,9 @@ def check_data(trials: Iterable[Trial]) -> None:
             data = config.section("data")
             opened = {name: data.source.open(data.splits[name]) for name in splits}
             lengths[key] = len(opened["train"])
+            if "validation" in opened:
+                task = config.make("task")
+                choose.check_held_out(sweep, task, opened["train"], opened["validation"])
         total_steps = config.section("train").total_steps(lengths[key])
         config.section("optimizer").schedule.check(total_steps)
 

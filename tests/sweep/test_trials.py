@@ -109,8 +109,8 @@ def test_a_split_named_latest_is_no_test_split():
 def test_missing_data_is_found_before_anything_runs():
     bad = rates(1e-2, overrides={"data.splits": {**SPLITS, "train": "trian"}})
     with pytest.raises(UserError, match="did you mean 'train'"):
-        check_data(expand(bad))
-    check_data(expand(rates(1e-2)))
+        check_data(bad, expand(bad))
+    check_data(rates(1e-2), expand(rates(1e-2)))
 
 
 def test_points_are_described_by_the_last_part_of_their_keys_unless_two_are_alike():
