@@ -16,7 +16,7 @@ import jax
 
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock
 from bigjax.sweep import drive, flags, reproduce, results, search
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Pruning

@@ -16,6 +16,7 @@ from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.sweep.describe import Sweep
 from bigjax.tasks import scores
+from bigjax.tasks.base import Task
 
 TEST = re.compile(r"(?<![a-z])test(?![a-z])", re.IGNORECASE)
 PART = re.compile(r"(?P<name>[^\[\]+]+)(\[(?P<start>\d*)(?P<percent>%?):(?P<stop>\d*)%?\])?")
@@ -35,6 +36,7 @@ def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
       UserError: a validation split is needed and cannot be cut off train.
     """
     config = stages[chosen]
+    task = config.make("task")
     splits = config.get("data.splits")
     evaluated = tuple(dict.fromkeys((*config.get("evaluate.splits"), *splits)))  # those first
     tests = [name for name in evaluated if _is_test(name, splits) and name != "train"]
@@ -43,7 +45,7 @@ def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
         split, name = _parts(sweep.metric)
     else:
         split = (tests if sweep.select_on_test and tests else [*others, "validation"])[0]
-        name = getattr(config.make("task"), "main_metric", "loss")
+        name = task.MAIN_METRIC[0]
     test_metric = sweep.test_metric
     if test_metric is None and split not in tests and tests:
         test_metric = f"eval/{tests[0]}/{name}"
@@ -75,7 +77,7 @@ def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
     return replace(
         sweep,
         metric=f"eval/{split}/{name}",
-        mode=sweep.mode or mode_of(name),
+        mode=sweep.mode or mode_of(name, task),
         test_metric=test_metric,
         overrides=overrides,
         note=note,
@@ -104,16 +106,16 @@ def cut(train: str) -> tuple[str, str]:
     return f"{name}[{first}:{middle}]", f"{name}[{middle}:{end}]"
 
 
-def mode_of(name: str) -> str:
+def mode_of(name: str, task: Task) -> str:
     """Whether more ("max") or less ("min") of a metric is better.
 
     Raises:
-      UserError: it is none of bigjax's own.
+      UserError: it is neither the task's main one nor one of bigjax's own.
     """
-    found = scores.describe(name)
-    if found is None:
+    mode = task.MAIN_METRIC[1] if name == task.MAIN_METRIC[0] else scores.mode(name)
+    if mode is None:
         raise UserError(f"metric '{name}': say what is better, --mode=max or --mode=min")
-    return found.mode
+    return mode
 
 
 def check(sweep: Sweep, config: Config) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigjax.core.compilers import for_children
 from bigjax.core.errors import UserError, to_install
 from bigjax.sweep.executors import Executor, at_least_one, cores
 
@@ -159,4 +160,4 @@ class Slurm(Executor):
 
 def run_command(command: list[str], folder: str) -> None:
     """What a scheduler's task does."""
-    subprocess.run(command, cwd=folder, check=True)
+    subprocess.run(command, cwd=folder, env=for_children(os.environ), check=True)

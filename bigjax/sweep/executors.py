@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bigjax.core.compilers import for_children
 from bigjax.core.errors import UserError
 from bigjax.run.files import write_json
 from bigjax.sweep.trials import Trial, status
@@ -51,7 +52,11 @@ class Job:
         """The job as plain JSON, all that a worker needs."""
         return {
             "trials": [
-                {"name": t.name, "folder": str(t.folder(workdir)), "config": t.config.values}
+                {
+                    "folder": str(t.folder(workdir)),
+                    "config": t.config.values,
+                    "trusted": sorted(t.config.trusted),
+                }
                 for t in self.trials
             ],
             "vectorize": self.vectorize,
@@ -252,7 +257,7 @@ class Local(Executor):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **variables},
+                env={**for_children(os.environ), **variables},
                 start_new_session=True,  # a Ctrl-C in the terminal is for the sweep to pass on
             )
         if mine and hasattr(os, "sched_setaffinity"):

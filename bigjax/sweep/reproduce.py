@@ -22,13 +22,14 @@ from typing import Any
 from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
 from bigjax.run import manifest
-from bigjax.run.files import write_json
-from bigjax.run.lock import workdir_lock
-from bigjax.run.writers import read_metrics, table
+from bigjax.run.files import workdir_lock, write_json
+from bigjax.run.manifest import differences
+from bigjax.run.text import table
+from bigjax.run.writers import read_metrics
 from bigjax.sweep import drive
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Local
-from bigjax.sweep.trials import FOLDER, Trial, references, status
+from bigjax.sweep.trials import FOLDER, Trial, beside, status
 from bigjax.verbs.launch import FAILED, OK, Stop
 
 FORMAT = 1
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options, overrides = _parse(arguments)
     folder, old = read(options.manifest)
-    trials = recorded_trials(old, overrides)
+    trials = recorded_trials(old, overrides, options.trust)
     recorded = old["starts"][-1]["how"] if old["starts"] else {}
     how = {
         name: given if (given := getattr(options, name)) is not None else recorded.get(name)
@@ -187,17 +188,21 @@ def read(path: Path) -> tuple[Path, dict[str, Any]]:
     return path.resolve().parent, found
 
 
-def recorded_trials(recorded: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Trial]:
+def recorded_trials(
+    recorded: Mapping[str, Any], overrides: Sequence[str] = (), trust: bool = False
+) -> list[Trial]:
     """The trials that ended, from their recorded configs, and "KEY=VALUE" changes to all of them.
 
     Raises:
-      UserError: today's code refuses a config.
+      UserError: today's code refuses a config, or it would import what the user has not named.
     """
+    trusted = [configs.TRUST_ALL] * trust
     trials = []
     for row in recorded["trials"]:
         if row["status"] not in ENDED:
             continue
         try:
+            configs.check_trusted(Path(row["name"]), row["config"], trusted)
             config = configs.resolve(row["config"], overrides)
         except UserError as error:
             raise UserError(f"trial {row['name']}: {error}") from None
@@ -294,21 +299,6 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> lis
     return [f"{line} ({n} of {len(rows)} trials)" for line, n in found.items()]
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines "key: old -> new", by dotted keys, for all that differs between two nested dicts."""
-
-    def short(value: Any) -> str:  # of a hash, the first digits tell enough
-        text = "(none)" if value is None else str(value)
-        return text[:12] if len(text) in (40, 64) else text
-
-    before, after = configs.flatten(old), configs.flatten(new)
-    return [
-        f"{key}: {short(before.get(key))} -> {short(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and {} not in (before.get(key), after.get(key))
-    ]
-
-
 def _edited(row: Mapping[str, Any], folder: Path) -> list[str]:
     """Where a recorded config is not the one that was run, by its fingerprint: what was edited."""
     if configs.fingerprint(row["config"]) == row["config_fingerprint"]:
@@ -336,15 +326,15 @@ def _sweep(recorded: Mapping[str, Any]) -> Sweep:
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
     """A run's folder as the trial of a sweep, after the runs beside it that it needs."""
-    values = json.loads((folder / "config.json").read_text())
-    needed = [_runs((folder / other).resolve()) for other in references(values).values()]
+    config = configs.load(folder / "config.json")
+    needed = [_runs((folder / other).resolve()) for other in beside(config).values()]
     row = {
         "name": folder.name,
         "point": {},
-        "seed": values["seed"],
+        "seed": config.seed,
         "needs": [other["name"] for rows in needed for other in rows],
         "in_table": True,
-        "config": values,
+        "config": config.values,
     }
     return [*(other for rows in needed for other in rows), {**row, **outcome(folder)}]
 
@@ -361,6 +351,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("manifest", type=Path, help="of a sweep; or the folder of a sweep or run")
     parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
     parser.add_argument("--rtol", type=float, default=RELATIVE, help="of final metrics, relative")
+    parser.add_argument("--trust", action="store_true", help="run what code the configs name")
     for name in ("workers", "devices", "vectorize"):
         parser.add_argument(f"--{name}", type=int, help="as for a sweep; default: as recorded")
     return parsed(parser, arguments)

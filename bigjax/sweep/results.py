@@ -7,18 +7,17 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.run.files import write_atomic
-from bigjax.run.writers import table
+from bigjax.run.text import clip, interval, table
 from bigjax.sweep import statistics
 from bigjax.sweep.describe import Point, Sweep
 from bigjax.sweep.statistics import Paired, Summary
 from bigjax.sweep.trials import Trial, describe, short_names, status
-from bigjax.tasks import scores
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,9 @@ def _group(sweep: Sweep, rows: list[Row]) -> Group:
     return Group(point, method, rows, values, test, _summary(sweep.metric, values, sweep.interval))
 
 
-def _summary(metric: str, values: Mapping[int, float], interval: str = "t") -> Summary:
-    kind = scores.describe(metric.rpartition("/")[2])
-    limits = (kind.low, kind.high) if kind else (-math.inf, math.inf)
-    return statistics.summarize(list(values.values()), interval, limits)
+def _summary(metric: str, values: Mapping[int, float], how: str = "t") -> Summary:
+    found = statistics.summarize(list(values.values()), how)
+    return replace(found, low=clip(found.low, metric), high=clip(found.high, metric))
 
 
 def _compared(sweep: Sweep, rows: list[Row], groups: list[Group]) -> Results:
@@ -195,12 +193,12 @@ def table_rows(results: Results) -> list[dict[str, str]]:
         row |= {names[key]: number(group.point.get(key, "")) for key in keys}
         mean = str(s.mean) if group.values and not math.isfinite(s.mean) else number(s.mean)
         row |= {"n": str(s.n), "mean": mean, "sd": number(s.sd)}
-        row |= {"95 % interval": span(s.low, s.high)}
+        row |= {"95 % interval": interval(s.low, s.high)}
         if results.baseline is not None:
             row["difference"] = "baseline" if group is results.baseline else ""
             row |= {"95 % of it": "", "p": "", "p (Holm)": "", "d_z": ""}
             if d is not None:
-                row["difference"], row["95 % of it"] = number(d.mean), span(d.low, d.high)
+                row["difference"], row["95 % of it"] = number(d.mean), interval(d.low, d.high)
                 row |= {"p": number(d.p), "p (Holm)": number(group.p_holm), "d_z": number(d.d_z)}
         rows.append(row)
     return rows
@@ -243,7 +241,7 @@ def notes(results: Results) -> list[str]:
         for group, d, p in zip(others, pairs, adjusted, strict=True):
             found.append(
                 f"{sweep.test_metric}, {describe(group.method)} against the baseline: "
-                f"{number(d.mean)} {span(d.low, d.high)}, p (Holm) {number(p)}, d_z {number(d.d_z)}, "
+                f"{number(d.mean)} {interval(d.low, d.high)}, p (Holm) {number(p)}, d_z {number(d.d_z)}, "
                 f"n {d.n}"
             )
     return found
@@ -279,13 +277,9 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def span(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
-
-
 def _test_mean(sweep: Sweep, group: Group) -> str:
     s = _summary(sweep.test_metric, group.test)
-    return f"{number(s.mean)} (sd {number(s.sd)}, 95 % {span(s.low, s.high)}, n {s.n})"
+    return f"{number(s.mean)} (sd {number(s.sd)}, 95 % {interval(s.low, s.high)}, n {s.n})"
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

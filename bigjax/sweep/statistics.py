@@ -49,17 +49,12 @@ class Paired:
     d_z: float
 
 
-def summarize(
-    values: Sequence[float],
-    interval: Literal["t", "bootstrap"] = "t",
-    limits: tuple[float, float] = (-math.inf, math.inf),
-) -> Summary:
+def summarize(values: Sequence[float], interval: Literal["t", "bootstrap"] = "t") -> Summary:
     """The summary of some numbers.
 
     Args:
       interval: "t": mean ± t(n - 1) sd / sqrt(n); "bootstrap": BCa (Efron 1987), always with the
         same resamples.
-      limits: what the numbers can be at all: the interval ends there.
     """
     x = np.asarray(values, np.float64)
     n, mean = len(x), float(x.mean()) if len(x) else math.nan
@@ -75,7 +70,7 @@ def summarize(
         from scipy.stats import t
 
         low, high = t.interval(CONFIDENCE, n - 1, mean, sd / math.sqrt(n))
-    return Summary(n, mean, sd, *(float(np.clip(end, *limits)) for end in (low, high)))
+    return Summary(n, mean, sd, float(low), float(high))
 
 
 def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:

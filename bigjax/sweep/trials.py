@@ -22,7 +22,6 @@ from bigjax.loop import stages
 from bigjax.sweep import choose
 from bigjax.sweep.describe import Point, Sweep
 
-REFERENCES = ("distill.teacher", "init.source")  # where a config names another run
 FOLDER = "trials"
 LONGEST_NAME = 120
 
@@ -172,21 +171,15 @@ def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Confi
     return chosen, resolved
 
 
-def references(values: Mapping[str, Any]) -> dict[str, str]:
+def beside(config: Config) -> dict[str, str]:
     """The runs beside it that a run needs: config key -> path, "../NAME"."""
-    found = {}
-    for path in REFERENCES:
-        section, key = path.split(".")
-        other = (values[section] or {}).get(key) or ""
-        if other.startswith("../"):
-            found[path] = other
-    return found
+    return {path: other for path, other in config.references.items() if other.startswith("../")}
 
 
 def _runs(resolved: Mapping[str, Config], chosen: str, point: Point, seed: int) -> list[Trial]:
     """The trial of stage `chosen` with this seed, after the trials that it needs."""
     config, needed = resolved[chosen].with_value("seed", seed), []
-    for path, other in references(config.values).items():
+    for path, other in beside(config).items():
         stage = other.removeprefix("../")
         runs = _runs(resolved, stage, {"stage": stage}, seed)
         needed += [replace(trial, in_table=False) for trial in runs]

@@ -19,11 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config, flatten
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop.train import Stopped, train
-from bigjax.run.files import write_json
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock, write_json
 from bigjax.sweep.executors import Pruning
 
 log = logging.getLogger("bigjax")
@@ -31,7 +29,6 @@ log = logging.getLogger("bigjax")
 LOOK = 0.2  # seconds between two looks at the room's file `open`
 IDLE = 0.05  # seconds between two looks for a job
 PATIENCE = 60.0  # seconds to wait for another process to leave a trial's folder
-NOT_TUNED = ("log.", "checkpoint.", "check.", "mesh.", "sharding.", "data.", "evaluate.")
 
 
 def work(room: Path, number: int, workers: int, most: int, stop: Callable[[], bool]) -> None:
@@ -96,13 +93,12 @@ def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> None:
 def _run_alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Pruning | None) -> None:
     folder, watch = Path(trial["folder"]), None
     try:
-        config = configs.resolve(trial["config"])
+        config = configs.resolve(trial["config"], trusted=trial["trusted"])
         if pruning:
             from bigjax.sweep.search import Watch
 
             watch = Watch(pruning, folder)
-        result = train(config, folder, stop=lambda: stop() or bool(watch and watch.is_pruned()))
-        write_hparams(folder, config, result["metrics"])
+        train(config, folder, stop=lambda: stop() or bool(watch and watch.is_pruned()))
     except Stopped:
         if watch and watch.pruned:
             write_json(folder / "pruned.json", watch.pruned)
@@ -114,24 +110,21 @@ def _run_alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Prun
 
 
 def _run_together(trials: Sequence[Mapping[str, Any]], stop: Callable[[], bool]) -> None:
-    from bigjax.sweep.vectorize import train_together
+    from bigjax.loop.together import train_together
 
     folders = [Path(trial["folder"]) for trial in trials]
     try:
-        resolved = [configs.resolve(trial["config"]) for trial in trials]
+        resolved = [configs.resolve(trial["config"], trusted=trial["trusted"]) for trial in trials]
         with contextlib.ExitStack() as locks:
             for folder in folders:
                 locks.enter_context(workdir_lock(folder))
-            results, failures = train_together(resolved, folders, stop=stop)
+            _, failures = train_together(resolved, folders, stop=stop)
     except Stopped:
         return
     except Exception as error:
-        results, failures = [], dict.fromkeys(range(len(trials)), error)
-    for i, folder in enumerate(folders):
-        if i in failures:
-            fail(folder, failures[i])
-        else:
-            write_hparams(folder, resolved[i], results[i]["metrics"])
+        failures = dict.fromkeys(range(len(trials)), error)
+    for number, error in failures.items():
+        fail(folders[number], error)
 
 
 def fail(folder: Path, error: BaseException) -> None:
@@ -141,24 +134,6 @@ def fail(folder: Path, error: BaseException) -> None:
     reason = text if expected and text else f"{type(error).__name__}: {text}"
     trace = "".join(traceback.format_exception(error))
     write_json(folder / "failure.json", {"reason": reason, "traceback": trace})
-
-
-def write_hparams(folder: Path, config: Config, metrics: Mapping[str, Any]) -> None:
-    """Writes the trial as a session of TensorBoard's HParams tab, unless the run has no TensorBoard."""
-    if not config.get("log.tensorboard"):
-        return
-    from tensorboardX import SummaryWriter
-    from tensorboardX.summary import hparams
-
-    values = {
-        key: value if isinstance(value, bool | int | float) else str(value)
-        for key, value in flatten(config.values).items()
-        if not key.startswith(NOT_TUNED) and value is not None
-    }
-    scalars = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-    with SummaryWriter(str(folder / "tensorboard"), filename_suffix=".hparams") as writer:
-        for summary in hparams(values, scalars):
-            writer.file_writer.add_summary(summary)
 
 
 def _wait_until_free(folder: Path, stop: Callable[[], bool]) -> None:

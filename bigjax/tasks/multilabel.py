@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair, hide_masked, masked_sum, sigmoid_cross_entropy
+from bigjax.core.losses import Pair, bernoulli_kl, hide_masked, masked_sum, sigmoid_cross_entropy
 from bigjax.tasks import scores
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(Task):
     """One sigmoid per label: logits (B, K), labels (B, K) in [0, 1].
 
     input, label: keys of the batch. A label is predicted where its logit is above 0.
     """
 
-    main_metric: ClassVar[str] = "accuracy"  # what a sweep chooses by unless told
-
     input: str = "features"
     label: str = "label"
-
-    def inputs(self, batch: dict) -> tuple:
-        return (scores.field(batch, self.input, "task.input"),)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (mean over labels), and the share of examples wholly right."""
@@ -79,6 +74,10 @@ class MultiLabel:
             "roc_auc": float(np.mean(defined)) if defined else float("nan"),
             "roc_auc_per_class": areas,
         }
+
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """The sum of the labels' KLs between Bernoulli distributions, of logits over T."""
+        return bernoulli_kl(teacher, student, batch["mask"], temperature)
 
     def predict(self, outputs: jax.Array) -> dict:
         """Each label, 0 or 1, and the probability that it holds; both (B, K)."""

@@ -5,9 +5,8 @@ The device side (jax.numpy) must stay a plain sum over examples; the host side w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +18,17 @@ from bigjax.core.losses import hide_masked
 CALIBRATION_BINS = 15
 
 
-class Metric(NamedTuple):
-    """Whether more ("max") or less ("min") of a metric is better, and between which values it lies."""
-
-    mode: Literal["max", "min"]
-    low: float = -math.inf
-    high: float = math.inf
+# Of the metrics that `summarize` gives, by their first letters: "top_5", "f1_macro", "rouge1".
+MORE_IS_BETTER = ("accuracy", "label_accuracy", "top_", "precision", "recall", "f1", "roc_auc")
+MORE_IS_BETTER += ("bleu", "rouge", "r2", "spearman")
+LESS_IS_BETTER = ("loss", "errors", "mse", "rmse", "mae", "perplexity", "bits_per_", "ece")
 
 
-# By the first letters of the names that `summarize` gives: "top_5", "precision_macro", "rouge1".
-METRICS = {
-    **dict.fromkeys(("accuracy", "label_accuracy", "top_", "roc_auc"), Metric("max", 0, 1)),
-    **dict.fromkeys(("precision", "recall", "f1", "rouge"), Metric("max", 0, 1)),
-    **{
-        "bleu": Metric("max", 0, 100),
-        "r2": Metric("max", high=1),
-        "spearman": Metric("max", -1, 1),
-    },
-    **dict.fromkeys(("errors", "mse", "rmse", "mae", "bits_per_"), Metric("min", 0)),
-    **{"loss": Metric("min"), "perplexity": Metric("min", 1), "ece": Metric("min", 0, 1)},
-}
-
-
-def describe(name: str) -> Metric | None:
-    """What kind of metric bigjax's own is; None of any other."""
-    return next((kind for start, kind in METRICS.items() if name.startswith(start)), None)
+def mode(name: str) -> Literal["max", "min"] | None:
+    """Whether more or less of one of bigjax's own metrics is better; None of any other."""
+    if name.startswith(MORE_IS_BETTER):
+        return "max"
+    return "min" if name.startswith(LESS_IS_BETTER) else None
 
 
 def field(batch: Mapping[str, jax.Array], key: str, of: str) -> jax.Array:

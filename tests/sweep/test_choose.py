@@ -11,7 +11,7 @@ from bigjax.config.names import NAMES
 from bigjax.config.resolve import target_of
 from bigjax.core.errors import UserError
 from bigjax.sweep import Sweep, over
-from bigjax.sweep.choose import cut, mode_of
+from bigjax.sweep.choose import cut
 from bigjax.sweep.drive import conclude
 from bigjax.sweep.trials import check_data, complete, expand
 from bigjax.tasks import scores
@@ -41,7 +41,7 @@ def test_every_experiment_takes_a_grid_without_another_word(name):
     _, split, metric = sweep.metric.split("/")
     config = shown[0].config
     assert split == "validation" and split in config.get("evaluate.splits")
-    assert metric == config.make("task").main_metric
+    assert metric == config.make("task").MAIN_METRIC[0]
     train, held_out = (config.get("data.splits")[name] for name in ("train", split))
     assert (train, held_out) == ("train[:90%]", "train[90%:]") and "train[90%:]" in sweep.note
     if "test" in config.get("data.splits"):
@@ -54,24 +54,16 @@ def test_every_experiment_takes_a_grid_without_another_word(name):
 
 def test_every_task_names_a_main_metric_whose_better_end_is_known():
     for name in NAMES["task"]:
-        assert mode_of(target_of("task", name, "config.task").main_metric) in ("max", "min")
+        metric, mode = target_of("task", name, "config.task").MAIN_METRIC
+        assert scores.mode(metric) == mode
 
 
-@pytest.mark.parametrize(
-    ("name", "mode", "low", "high"),
-    [
-        ("accuracy", "max", 0, 1),
-        ("top_5", "max", 0, 1),
-        ("rougeL", "max", 0, 1),
-        ("bleu", "max", 0, 100),
-        ("rmse", "min", 0, np.inf),
-        ("r2", "max", -np.inf, 1),
-        ("bits_per_byte", "min", 0, np.inf),
-        ("perplexity", "min", 1, np.inf),
-    ],
-)
-def test_metrics_know_their_better_end_and_their_limits(name, mode, low, high):
-    assert scores.describe(name) == (mode, low, high)
+def test_metrics_know_their_better_end():
+    more = ("accuracy", "top_5", "f1_macro", "rougeL", "bleu", "r2", "roc_auc", "spearman")
+    less = ("loss", "rmse", "mae", "errors", "bits_per_byte", "perplexity", "ece")
+    assert {scores.mode(name) for name in more} == {"max"}
+    assert {scores.mode(name) for name in less} == {"min"}
+    assert scores.mode("charm") is None
 
 
 def test_a_metric_of_ones_own_needs_a_mode():

@@ -14,7 +14,7 @@ import pytest
 from bigjax.build import program
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock
 from bigjax.sweep import Sweep, drive, flags, worker
 from bigjax.sweep.executors import Event, Executor, Local
 from bigjax.sweep.trials import expand, status
