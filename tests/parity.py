@@ -30,11 +30,12 @@ def load(folder, family, inputs, init=None, **given):
     model = build(values)
     scratch = nn.unbox(jax.jit(lambda: model.init(jax.random.key(0), *inputs, train=False))())
     settings = Init(source=str(folder), family=family, **(init or {}))
-    found = read_published(settings, values, paths(scratch))
+    leaves = paths(scratch)
+    found = read_published(settings, values, leaves, lambda asked: {p: leaves[p] for p in asked})
     return model, map_with_path(lambda path, _: found[path], scratch), values
 
 
-def export(variables, values, family, folder):
+def export(variables, values, family, folder, **along):
     """Writes the variables as a folder in the family's published layout."""
-    export_folder(jax.tree.map(np.asarray, variables), values, family, folder)
+    export_folder(jax.tree.map(np.asarray, variables), values, family, folder, **along)
     return folder
