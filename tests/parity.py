@@ -31,7 +31,7 @@ def load(folder, family, inputs, init=None, **given):
     scratch = nn.unbox(jax.jit(lambda: model.init(jax.random.key(0), *inputs, train=False))())
     settings = Init(source=str(folder), family=family, **(init or {}))
     leaves = paths(scratch)
-    found = read_published(settings, values, leaves, lambda asked: {p: leaves[p] for p in asked})
+    found = read_published(settings, values, leaves, lambda names: {n: leaves[n] for n in names})
     return model, map_with_path(lambda path, _: found[path], scratch), values
 
 

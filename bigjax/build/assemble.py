@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from bigjax.build.parts import traced_hyper
 from bigjax.build.program import Program, build_program
 from bigjax.build.weights import check_init, initial_state, read_frozen, reference_configs
@@ -60,29 +58,36 @@ class Setup:
         state, base = self.initial()
         return state, self.frozen(base)
 
-    def frozen(self, base: Any = None) -> dict[str, Any]:
-        """name -> variables that are read but never trained; base: of `initial`, made if absent."""
-        if BASE not in self.program.frozen:
-            return self.read_frozen()
-        return {**self.read_frozen(), BASE: self.initial()[1] if base is None else base}
+    def frozen(self, base: Any = None, *, references: bool = True) -> dict[str, Any]:
+        """name -> variables that are read but never trained.
+
+        base: of `initial`; made if absent. references: with those of other runs.
+        """
+        found = self.read_frozen() if references else {}
+        if BASE in self.program.frozen:
+            found[BASE] = self.initial()[1] if base is None else base
+        return found
 
     @property
     def eval_batch_size(self) -> int:
         return self.evaluate.batch_size or self.train.batch_size
 
 
-def assemble(config: Config, workdir: Path, mesh: Any = None) -> Setup:
+def assemble(
+    config: Config, workdir: Path, *, sources: dict[str, Any] | None = None, mesh: Any = None
+) -> Setup:
     """Opens the data, reads the configs of other runs, and builds the program.
 
     Args:
       config: the run's.
       workdir: its folder; references that start with "." are seen from there.
+      sources: split -> its examples, where they are open already.
       mesh: default what the config says.
 
     Raises:
       UserError: a reference, a data set or a checkpoint is not there, or something does not fit.
     """
-    sources = open_sources(config)
+    sources = open_sources(config) if sources is None else sources
     check_init(config, workdir)
     references = reference_configs(config, workdir)
     program = build_program(config, sources["train"], references, mesh)
@@ -125,9 +130,3 @@ def check_vocabulary(config: Config, source: Any) -> None:
         raise UserError(
             f"config.model.vocab: {rows}, but the tokenizer of the data has {tokens} tokens"
         )
-
-
-def parameter_count(program: Program) -> tuple[int, int]:
-    """(trained leaves' numbers, those of the whole model)."""
-    trained = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
-    return trained, sum(leaf.size for leaf in jax.tree.leaves(program.variables["params"]))

@@ -105,9 +105,7 @@ class Parts:
         collections = {name: value for name, value in variables.items() if name != "params"}
         params = precision.stored_params(self.policy, variables["params"])
         trained, base = self.adaptation.begin(jax.random.fold_in(key, 0xADA97), params)
-        state = init_state(
-            trained, collections, self.optimizer, rng=rng, hyper=hyper, ema=self.ema
-        )
+        state = init_state(trained, collections, self.optimizer, rng=rng, hyper=hyper, ema=self.ema)
         return state.replace(
             loss_scale=precision.init_loss_scale(self.policy),
             memory=self.network.method.init(jax.random.fold_in(key, 0x3E3), variables),
@@ -228,5 +226,3 @@ def example_batch(features: dict[str, Any], rows: int) -> dict[str, jax.Array]:
     batch = {name: jnp.zeros((rows, *shape), dtype) for name, (shape, dtype) in features.items()}
     ids = jnp.zeros((rows,), jnp.int32)
     return {**batch, "mask": jnp.ones((rows,), jnp.float32), "sample": ids, "epoch": ids}
-
-

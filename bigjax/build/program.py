@@ -176,9 +176,7 @@ def _references(
     for name, run in runs.items():
         network, references[name] = make_reference(name, config, run, source)
         abstract = jax.eval_shape(network.variables, jax.random.key(0))
-        frozen[name] = _placed(
-            network.placements(run.section("sharding"), mesh), abstract, mesh
-        )
+        frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
     return frozen, references
 
 
@@ -216,34 +214,21 @@ def _jitted(
 ) -> dict[str, Callable[..., Any]]:
     """The functions jitted, each with where its arguments and results lie."""
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    everything = _layout_of(frozen)
-    base = _layout_of({BASE: frozen[BASE]} if BASE in frozen else {})
-    jitted = {}
-    for name in ("train_step", "diagnose"):
-        jitted[name] = jax.jit(
-            functions[name],
-            in_shardings=(layout, rows, everything),
-            out_shardings=(layout, replicated) if name == "train_step" else replicated,
+    trains = (layout, rows, _layout_of(frozen))
+    # Evaluation reads of the frozen variables those of the model itself, wherever they lie: it is
+    # given all of them after a step, and no teacher's when a run is opened.
+    takes = {"train_step": trains, "diagnose": trains, "evaluation_variables": (layout, None)}
+    # The variables stay where they lie.
+    gives = {"train_step": (layout, replicated), "evaluation_variables": None}
+    return {
+        name: jax.jit(
+            function,
+            in_shardings=takes.get(name, (layout, rows, None)),
+            out_shardings=gives.get(name, replicated),
             donate_argnums=0 if name == "train_step" else (),
         )
-    for name in ("eval_step", "predict_step"):
-        step = jax.jit(
-            functions[name], in_shardings=(layout, rows, base), out_shardings=replicated
-        )
-        jitted[name] = _with_base(step)
-    # The variables stay where they lie.
-    found = jax.jit(functions["evaluation_variables"], in_shardings=(layout, base))
-    jitted["evaluation_variables"] = lambda state, frozen: found(state, _base(frozen))
-    return jitted
-
-
-def _with_base(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step that is given of the frozen variables what belongs to the model: no teacher is read."""
-    return lambda state, batch, frozen: step(state, batch, _base(frozen))
-
-
-def _base(frozen: Mapping[str, Any]) -> dict[str, Any]:
-    return {BASE: frozen[BASE]} if BASE in frozen else {}
+        for name, function in functions.items()
+    }
 
 
 def _placed(placed: Mapping[str, Placement], abstract: Any, mesh: Mesh) -> Any:
@@ -254,9 +239,7 @@ def _layout_of(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def _scratch(
-    parts: Parts, variables: Any, rng: Any, wanted: Iterable[str]
-) -> dict[str, jax.Array]:
+def _scratch(parts: Parts, variables: Any, rng: Any, wanted: Iterable[str]) -> dict[str, jax.Array]:
     """Some leaves of the model's variables, as `Parts.init` would make them; no others are made."""
     wanted = set(wanted)
     if not wanted:

@@ -10,7 +10,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "adapter": {},
     "evaluator": {
-        "statistics": "bigjax.loop.evaluators:Statistics",
+        "statistics": "bigjax.loop.evaluate:Statistics",
     },
     "model": {
         "mlp": "bigjax.models.mlp:MLP",
@@ -39,8 +39,10 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "source": {
         "tfds": "bigjax.data.sources:TFDS",
-        "npz": "bigjax.data.files:NPZ",
-        "csv": "bigjax.data.files:CSV",
+        "npz": "bigjax.data.npz:NPZ",
+        "csv": "bigjax.data.table:csv",
+        "table": "bigjax.data.table:Table",
+        "folder": "bigjax.data.pictures:Folder",
         "markov_tokens": "bigjax.data.toy:MarkovTokens",
         "documents": "bigjax.data.documents:Documents",
         "labelled_text": "bigjax.data.text:LabelledText",
@@ -95,3 +97,5 @@ NAMED = ("evaluators", "data.sources")
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.
 DERIVE_MODEL = "bigjax.pretrained.load:derived_model"
+# Where `config.init` names no family, the checkpoint's config.json says it.
+FIND_FAMILY = "bigjax.pretrained.families:family_of_source"

@@ -21,7 +21,7 @@ from bigjax.loop.train import train
 from bigjax.mesh import distributed
 from bigjax.report.page import write_pipeline_report
 from bigjax.run.files import write_json
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 log = logging.getLogger("bigjax")
 
@@ -130,10 +130,8 @@ def train_pipeline(
 def _check_references(stages: Mapping[str, Config]) -> None:
     earlier: list[str] = []
     for name, stage in stages.items():
-        for path in ("distill.teacher", "init.source"):
-            section, key = path.split(".")
-            other = (stage.values[section] or {}).get(key)
-            if other and other.startswith("../") and other.removeprefix("../") not in earlier:
+        for path, other in stage.references.items():
+            if other.startswith("../") and other.removeprefix("../") not in earlier:
                 raise UserError(
                     f"config.stages.{name}.{path}: '{other}' names no earlier stage; "
                     f"earlier: {', '.join(earlier) or 'none'}"

@@ -20,9 +20,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.data.sources import default_data_dir
+from bigjax.pretrained.reader import read_json
 
 # name in `config.init.family` -> (module or module:object, `model_type` of the config.json it reads)
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -59,6 +62,29 @@ def open_family(name: str, where: str = "config.init.family") -> Any:
     module, _, member = FAMILIES[name][0].partition(":")
     found = importlib.import_module(f"bigjax.pretrained.{module}")
     return getattr(found, member) if member else found
+
+
+def family_of_source(source: str) -> str | None:
+    """The family of a published folder; None if the source is something else, such as a run.
+
+    Raises:
+      UserError: its config.json says a model of no family that is known.
+    """
+    weights = Path(default_data_dir()) / "weights"
+    for folder in (Path(source).expanduser(), weights / source):
+        if (folder / "config.json").is_file():
+            published = read_json(folder / "config.json")
+            if "model_type" not in published:
+                return None
+            if found := family_of_config(published):
+                return found
+            kind = published["model_type"]
+            kinds = [k for _, kinds in FAMILIES.values() for k in kinds]
+            raise UserError(
+                f"config.init.source: {folder} holds a '{kind}'{did_you_mean(str(kind), kinds)}; "
+                f"known: {', '.join(dict.fromkeys(kinds))}"
+            )
+    return None
 
 
 def family_of_config(published: Mapping[str, Any]) -> str | None:

@@ -15,13 +15,13 @@ from typing import Any
 
 from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock
 from bigjax.run.manifest import PACKAGES
-from bigjax.run.writers import table
+from bigjax.run.text import table
 from bigjax.sweep import drive, record
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Local
-from bigjax.sweep.trials import FOLDER, REFERENCES, Trial, status
+from bigjax.sweep.trials import FOLDER, Trial, status
 from bigjax.verbs.launch import FAILED, OK, Stop
 
 EQUAL, WITHIN, DIFFERENT, LEFT_OUT = "equal", "within tolerance", "different", "not run"
@@ -259,10 +259,9 @@ def _sweep(recorded: Mapping[str, Any]) -> Sweep:
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
     """A run's folder as the trial of a sweep, after the runs beside it that it needs."""
-    values, needed = json.loads((folder / "config.json").read_text()), []
-    for path in REFERENCES:
-        section, key = path.split(".")
-        other = (values[section] or {}).get(key) or ""
+    config, needed = configs.load(folder / "config.json"), []
+    values = config.values
+    for other in config.references.values():
         if other.startswith("../"):
             needed += _runs((folder / other).resolve())
     row = {
