@@ -1,5 +1,9 @@
 """The kin of Llama against transformers: logits, greedy text and the way back, each family and choice."""
 
+import functools
+import tempfile
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 SIZES = dict(
     vocab_size=50,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     hidden_size=24,
     num_attention_heads=4,
     num_key_value_heads=2,
@@ -58,7 +62,7 @@ FORMS = {
     "gemma3": (
         "gemma3",
         "Gemma3",
-        dict(**GEMMA, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+        dict(**GEMMA, layer_types=["sliding_attention", "full_attention"]),
     ),
     "gemma3-scaled": (
         "gemma3",
@@ -80,7 +84,7 @@ FORMS = {
     ),
     "phi3-part": ("phi3", "Phi3", dict(hidden_size=32, partial_rotary_factor=0.5)),
     "olmo2": ("olmo2", "Olmo2", dict(attention_bias=True)),
-    "smollm3": ("smollm3", "SmolLM3", dict(no_rope_layers=[1, 0, 1])),
+    "smollm3": ("smollm3", "SmolLM3", dict(no_rope_layers=[1, 0])),
 }
 
 
@@ -98,12 +102,12 @@ def reference(kind, options):
     return model
 
 
-@pytest.fixture(scope="module", params=FORMS)
-def both(request, tmp_path_factory):
+@functools.cache
+def both(form):
     """(family, their model, ours, our variables, the values of config.model, the published folder)."""
-    family, kind, options = FORMS[request.param]
+    family, kind, options = FORMS[form]
     theirs = reference(kind, options)
-    folder = tmp_path_factory.mktemp("decoder") / "published"
+    folder = Path(tempfile.mkdtemp()) / "published"
     theirs.save_pretrained(folder)
     return family, theirs, *parity.load(folder, family, (TOKENS,)), folder
 
@@ -113,14 +117,14 @@ def logits_of(model, tokens, **options):
         return model(torch.tensor(tokens), **options).logits.numpy()
 
 
-def test_logits_and_the_way_back(both, tmp_path):
-    family, theirs, model, variables, values, _ = both
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_and_the_way_back(form, tmp_path):
+    family, theirs, model, variables, values, _ = both(form)
+    ours = np.asarray(jax.jit(lambda v: model.apply(v, TOKENS, PACKED, train=False))(variables))
     expected = logits_of(theirs, TOKENS)
-    ours = jax.jit(lambda v: model.apply(v, TOKENS, train=False))(variables)
-    assert_equal(ours, expected, np.ones_like(TOKENS))
+    assert_equal(ours[:1], expected[:1], np.ones((1, 12)))
     # Documents of a packed row are as if alone.
-    packed = np.asarray(model.apply(variables, TOKENS, PACKED, train=False))
-    assert_equal(packed[1:2, 4:9], logits_of(theirs, TOKENS[1:2, 4:9]), np.ones((1, 5)))
+    assert_equal(ours[1:2, 4:9], logits_of(theirs, TOKENS[1:2, 4:9]), np.ones((1, 5)))
 
     assert family_of_model(values) in (family, "llama")
     folder = parity.export(variables, values, family, tmp_path / "ours")
@@ -130,25 +134,41 @@ def test_logits_and_the_way_back(both, tmp_path):
     np.testing.assert_allclose(logits_of(back.eval(), TOKENS), expected, atol=1e-5)
 
 
-def test_greedy_tokens(both):
-    """Of prompts of different length, padded left; a row of them is as long as the window twice."""
-    _, theirs, model, variables, *_ = both
+GENERATING = (
+    "llama-biases",
+    "llama-yarn",
+    "mistral",
+    "qwen2",
+    "qwen3-windows",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "olmo2",
+    "smollm3",
+)
+
+
+@pytest.mark.parametrize("form", GENERATING)
+def test_greedy_tokens(form):
+    """Of prompts of different length, padded left; with their text they are longer than the window."""
+    _, theirs, model, variables, *_ = both(form)
     segments = (np.arange(12) >= np.array([[0], [5], [11]])).astype(np.int32)
-    options = dict(max_new_tokens=12, do_sample=False, eos_token_id=None)
+    options = dict(max_new_tokens=8, do_sample=False, eos_token_id=None)
     mask = torch.tensor(segments)
     with torch.no_grad():
         tokens = torch.tensor(TOKENS * segments)
         expected = theirs.generate(tokens, attention_mask=mask, **options)[:, 12:]
-    write = jax.jit(lambda v, *prompt: generate(model.apply, v, *prompt, Sampling(12)))
+    write = jax.jit(lambda v, *prompt: generate(model.apply, v, *prompt, Sampling(8)))
     got = write(variables, TOKENS * segments, segments)["tokens"]
     np.testing.assert_array_equal(got, expected)
 
 
-def test_layers_in_one_loop_are_the_same(both):
-    family, _, model, variables, _, folder = both
-    scanned, stacked, _ = parity.load(folder, family, (TOKENS,), scan_layers=True)
-    expected = model.apply(variables, TOKENS, train=False)
-    np.testing.assert_allclose(scanned.apply(stacked, TOKENS, train=False), expected, atol=1e-4)
+@pytest.mark.parametrize("form", ["gemma3", "smollm3"])
+def test_layers_in_one_loop_are_the_same(form):
+    family, theirs, *_, folder = both(form)
+    model, variables, _ = parity.load(folder, family, (TOKENS,), scan_layers=True)
+    ours = jax.jit(lambda v: model.apply(v, TOKENS, train=False))(variables)
+    assert_equal(ours, logits_of(theirs, TOKENS), np.ones_like(TOKENS))
 
 
 @pytest.mark.parametrize("form", ["llama-dynamic", "phi3-long"])
@@ -158,7 +178,7 @@ def test_a_text_longer_than_the_first_ones_is_read_with_other_positions(form, tm
     theirs.save_pretrained(tmp_path / "published")
     model, variables, _ = parity.load(tmp_path / "published", family, (TOKENS,), context=64)
     tokens = np.random.default_rng(1).integers(3, 50, (2, 40)).astype(np.int32)
-    ours = model.apply(variables, tokens, train=False)
+    ours = jax.jit(lambda v: model.apply(v, tokens, train=False))(variables)
     assert_equal(ours, logits_of(theirs, tokens), np.ones_like(tokens))
 
 
@@ -168,9 +188,9 @@ def test_a_config_json_says_its_family_and_a_layout_refuses_what_it_cannot_say()
     config = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
     qwen3 = dict(type="llama", **open_family("qwen3").model_values(config))
     assert family_of_model(qwen3) == "qwen3"
-    with pytest.raises(UserError, match="layout of 'llama' cannot say model.qk_norm 'head'"):
+    with pytest.raises(UserError, match=r"layout of 'llama' cannot say model\.qk_norm 'head'"):
         open_family("llama").published_config(qwen3)
-    with pytest.raises(UserError, match="'mistral' cannot say model.layer_kinds"):
+    with pytest.raises(UserError, match=r"'mistral' cannot say model\.layer_kinds"):
         open_family("mistral").published_config(
             {**qwen3, "qk_norm": "none", "layer_kinds": ("no_rope",)}
         )

@@ -81,8 +81,12 @@ def open_published(source: str, where: str = "config.init.source") -> Published:
     if path.is_file():
         files = [path]
     elif (folder / INDEX).exists():
-        names = read_json(folder / INDEX).get("weight_map", {}).values()
-        files = [_inside(folder, name) for name in sorted(set(names))]
+        names = read_json(folder / INDEX).get("weight_map")
+        if not names or not isinstance(names, dict) or not all(map(_is_text, names.values())):
+            raise UserError(
+                f"{folder / INDEX}: its weight_map should say which file holds which tensor"
+            )
+        files = [_inside(folder, name) for name in sorted(set(names.values()))]
     else:
         files = [folder / SINGLE] if (folder / SINGLE).exists() else _only_weights(folder, where)
     if files[0].suffix == ".gguf":
@@ -201,6 +205,10 @@ def _inside(folder: Path, name: str) -> Path:
     if not path.exists():
         raise UserError(f"{folder / INDEX} names {name}, which is not there")
     return path
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
