@@ -22,6 +22,8 @@ from bigjax.pretrained.preprocessor import preprocessor_config
 from bigjax.pretrained.table import labels_of
 from bigjax.run.files import publish, write_json
 
+NO_IDS = dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)
+
 
 def export_folder(
     variables: Any,
@@ -56,6 +58,8 @@ def export_folder(
     if "id2label" in config:
         config |= labels_of(len(config["id2label"]), names)
     generates = getattr(layout, "GENERATES", False)
+    if "vocab" in values:  # said, or transformers has its own ids, outside our vocabulary
+        config = {**NO_IDS, **config}
     special = {} if tokenizer is None else special_ids(tokenizer, config)
     tensors = published_tensors(leaves, layout.entries(values))
     if folder.exists():

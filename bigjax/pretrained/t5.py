@@ -61,6 +61,7 @@ def published_config(model: dict[str, Any]) -> dict[str, Any]:
         model_type="t5",
         architectures=["T5ForConditionalGeneration"],
         **table.write(KEYS, {**model, **filled}),
+        pad_token_id=0,
         decoder_start_token_id=0,
     )
 
