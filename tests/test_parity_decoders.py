@@ -117,7 +117,13 @@ def logits_of(model, tokens, **options):
         return model(torch.tensor(tokens), **options).logits.numpy()
 
 
-@pytest.mark.parametrize("form", FORMS)
+# The others differ from these in a number or two.
+FAST = ("llama-biases", "llama-yarn", "qwen2", "gemma2", "gemma3", "phi3-long", "olmo2", "smollm3")
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=[pytest.mark.slow] * (form not in FAST)) for form in FORMS]
+)
 def test_logits_and_the_way_back(form, tmp_path):
     family, theirs, model, variables, values, _ = both(form)
     ours = np.asarray(jax.jit(lambda v: model.apply(v, TOKENS, PACKED, train=False))(variables))
@@ -152,7 +158,10 @@ GENERATING = (
 )
 
 
-@pytest.mark.parametrize("form", GENERATING)
+@pytest.mark.parametrize(
+    "form",
+    [pytest.param(form, marks=[pytest.mark.slow] * (form not in FAST)) for form in GENERATING],
+)
 def test_greedy_tokens(form):
     """Of prompts of different length, padded left; with their text they are longer than the window."""
     _, theirs, model, variables, *_ = both(form)

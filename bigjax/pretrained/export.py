@@ -70,7 +70,8 @@ def export_folder(
         write_json(private / "config.json", {**config, **special})
         if tokenizer is not None:
             tokenizer.save(private)
-            _tell_tokenizer(private / "tokenizer_config.json", config, generates)
+            file = private / "tokenizer_config.json"
+            _tell_tokenizer(file, config, generates, None if pad is None else tokenizer.token(pad))
         if generates and special:
             write_json(private / "generation_config.json", {**special, "do_sample": False})
         if "image" in values:
@@ -98,13 +99,15 @@ def _padding(tokenizer: Any) -> int | None:
     return tokenizer.end if tokenizer.pad is None else tokenizer.pad
 
 
-def _tell_tokenizer(file: Path, config: Mapping[str, Any], generates: bool) -> None:
-    """What the model reads, how long, and on which side a batch is filled up."""
+def _tell_tokenizer(
+    file: Path, config: Mapping[str, Any], generates: bool, padding: str | None
+) -> None:
+    """What the model reads, and with what and on which side a batch is filled up."""
     types = config.get("type_vocab_size", 0) > 1
     settings = json.loads(file.read_text(encoding="utf-8"))
     settings["model_input_names"] = ["input_ids", *["token_type_ids"] * types, "attention_mask"]
     decoder = generates and "decoder_start_token_id" not in config
-    settings["padding_side"] = "left" if decoder else "right"
+    settings |= dict(padding_side="left" if decoder else "right", pad_token=padding)
     write_json(file, settings)
 
 
