@@ -113,6 +113,10 @@ class Pictures:
         columns = {"image": np.stack([self._decode(self.files[i]) for i in ids])}
         return columns if self._labels is None else {**columns, "label": self._labels[ids]}
 
+    def column(self, key: str) -> np.ndarray:
+        """The labels: all that is known without decoding."""
+        return self._labels
+
     def fingerprint(self) -> str:
         """Of names and sizes, as reading every byte of a large set would take hours."""
         digest = hashlib.sha256(f"{self.features} {self.class_names}".encode())

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax.build.assemble import Setup, assemble
+from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
@@ -56,7 +56,8 @@ class Opened:
         """The task's metrics over one of `config.data.splits`."""
         source = self.setup.sources.get(split)
         if source is None:
-            source = self.config.section("data").open(check_split(self.config, split))
+            check_split(self.config, split)
+            source = open_sources(self.config, [split])[split]
         found = evaluate(self.setup, self.state, self.frozen, source)
         assert found is not None
         return found[0]

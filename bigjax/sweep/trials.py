@@ -18,6 +18,7 @@ from typing import Any
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.data.sources import open_splits
 from bigjax.loop import stages
 from bigjax.sweep.describe import Sweep, check_metrics
 from bigjax.sweep.grid import Point
@@ -106,9 +107,7 @@ def check_data(trials: Iterable[Trial]) -> None:
         splits = dict.fromkeys(("train", *config.get("evaluate.splits")))
         key = configs.canonical([config.get("data"), tuple(splits)])
         if key not in lengths:
-            data = config.section("data")
-            opened = {name: data.source.open(data.splits[name]) for name in splits}
-            lengths[key] = len(opened["train"])
+            lengths[key] = len(open_splits(config.section("data"), splits)["train"])
         total_steps = config.section("train").total_steps(lengths[key])
         config.section("optimizer").schedule.check(total_steps)
 

@@ -24,6 +24,9 @@ class TokenTagging(Task):
     input: Sequence[str] = ("tokens", "segments")
     labels: str = "labels"
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None]:
+        return self.labels, outputs, tokens.IGNORED
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, tags), and the accuracy on this batch."""
         sums = tokens.sums(outputs, *self._labels(outputs, batch))
