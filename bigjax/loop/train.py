@@ -6,7 +6,6 @@ What is computed is in `core.steps`; what the parts are, in `build`; here they a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from bigjax.loop.record import Record, describe, result_of
 from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
-from bigjax.run.files import workdir_lock
+from bigjax.run.files import read_json, workdir_lock
 
 log = logging.getLogger("bigjax")
 
@@ -90,9 +89,12 @@ def _sitting(
     with Record(setup, workdir, session, asked) as record:
         # State: this run's newest good checkpoint, or other weights, or scratch.
         start, state = record.checkpoints.restore_newest(setup.program.state) or (0, None)
-        if start == setup.total_steps and (workdir / "result.json").exists():
+        result = read_json(workdir / "result.json") if start == setup.total_steps else None
+        if result is not None:
             log.info("%s is finished (step %d)", workdir, start)
-            return json.loads((workdir / "result.json").read_text())
+            if not (workdir / "report.html").exists():  # killed between the two
+                record.finish(result)
+            return result
         if state is None:
             state, frozen = setup.start()
         else:

@@ -133,7 +133,7 @@ def check_config(config: Config, workdir: Path, allowed: Sequence[str] = ()) -> 
                 "fingerprint): use that one, another --workdir, or --allow_changed=config"
             )
         return []
-    old = configs.load(path)
+    old = configs.load(path, trusted=config.trusted)
     free = (*configs.FREE_ON_RESUME, *allowed)
     if changed := differences(old.values, config.values, ignore=free):
         raise UserError(

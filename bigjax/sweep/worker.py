@@ -79,7 +79,7 @@ def _alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Pruning 
     name, folder = trial["name"], Path(trial["folder"])
     watch = None
     try:
-        config = configs.resolve(trial["config"])
+        config = configs.resolve(trial["config"], trusted=trial["trusted"])
         if pruning:
             from bigjax.sweep.pruning import Watch
 
@@ -101,7 +101,7 @@ def _alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Pruning 
 def _together(train_together, trials, stop) -> Iterator[Event]:
     folders = [Path(trial["folder"]) for trial in trials]
     try:
-        resolved = [configs.resolve(trial["config"]) for trial in trials]
+        resolved = [configs.resolve(trial["config"], trusted=trial["trusted"]) for trial in trials]
         with contextlib.ExitStack() as locks:
             for folder in folders:
                 locks.enter_context(workdir_lock(folder))

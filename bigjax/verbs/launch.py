@@ -127,6 +127,9 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     parser.add_argument(
         "--allow_changed", action="append", default=[], metavar="KEY", help="resume: may differ"
     )
+    parser.add_argument(
+        "--trust", action="store_true", help="a run's folder may name any code, and it is run"
+    )
     parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")

@@ -19,9 +19,9 @@ def train_verb(
     """Trains, or goes on with, the run in the folder; ends in a table."""
     if stages.is_pipeline(raw):
         allowed = options.allow_changed
-        print(stages.train_pipeline(raw, overrides, options.workdir, stop, allowed))
+        print(stages.train_pipeline(raw, overrides, options.workdir, stop, allowed, options.trust))
         return
-    config = configs.resolve(raw, overrides)
+    config = configs.resolve(raw, overrides, [configs.TRUST_ALL] * options.trust)
     result = train(config, options.workdir, stop=stop, allow_changed=options.allow_changed)
     print(metrics_table(result["metrics"]))
     if "time" in result:
