@@ -38,6 +38,7 @@ class Source(Protocol):
     # What some have too:
     #   vocab_size: token ids are below it; tokenizer; texts; encode(lines) -> columns.
     #   read_inputs(path) -> Inputs: reads a user's file as it reads its own.
+    #   fitted: plain values, all that the train split decided; saved with a run.
     #   feature_names: of the numbers in "features".
     #   column(key): a feature of all examples, where that is cheap.
 

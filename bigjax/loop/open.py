@@ -18,6 +18,7 @@ from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.state import TrainState
 from bigjax.loop.evaluate import Metrics, eval_batches, evaluate
 from bigjax.mesh import distributed
+from bigjax.run import manifest
 from bigjax.run.checkpoint import Checkpoints
 
 log = logging.getLogger("bigjax")
@@ -108,6 +109,7 @@ def open_run(
         log.info("%s holds no run: these are the weights of %s", workdir, source)
         state, frozen = setup.start()
     else:
+        manifest.check_fitted(workdir, setup.sources["train"])
         state, frozen = newest_state(setup, workdir), setup.frozen(references=False)
     return Opened(workdir, config, setup, state, frozen)
 
