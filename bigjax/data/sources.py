@@ -89,13 +89,20 @@ def open_splits(data: settings.Data, names: Iterable[str]) -> dict[str, Source]:
         name, part = part_of(data.splits[split])
         opened[split] = targets[name].open(part)
     for split, source in opened.items():
-        names_of, theirs = opened.get("train", source).class_names, source.class_names
-        if names_of and theirs and names_of != theirs:
-            raise UserError(
-                f"config.data.splits.{split}: its classes are {', '.join(theirs)}; "
-                f"those of train are {', '.join(names_of)}"
-            )
+        _check_alike(split, source, opened.get("train", source))
     return opened
+
+
+def _check_alike(split: str, source: Source, train: Source) -> None:
+    """Refuses a split of another target that numbers classes, or makes features, otherwise."""
+    for what in ("class_names", "fitted"):
+        ours, theirs = getattr(train, what, None), getattr(source, what, None)
+        if ours and theirs and ours != theirs:
+            named = f": {', '.join(theirs)} instead of {', '.join(ours)}" * (what == "class_names")
+            raise UserError(
+                f"config.data.splits.{split}: what is fitted ({what}) is not that of train{named}; "
+                "make it a split of the same source"
+            )
 
 
 def check_classes(

@@ -63,7 +63,8 @@ class TokenTagging(Task):
         names = source.class_names
         words_BT = batch[self.labels] != tokens.IGNORED
         rows = [tags[words] for tags, words in zip(predicted["tags"], words_BT, strict=True)]
-        return {"tags": [[names[i] if names else int(i) for i in row] for row in rows]}
+        known = dict(enumerate(names or ()))  # a model may have more outputs than there are names
+        return {"tags": [[known.get(int(i), int(i)) for i in row] for row in rows]}
 
     def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         labels_BT = scores.field(batch, self.labels, "task.labels")

@@ -88,6 +88,20 @@ def test_other_splits_take_all_that_is_fitted_from_train(folder):
         open_splits(Table(str(folder)), {"train": "train[:1]", "test": "test[1:]"})
 
 
+def test_another_table_that_is_fitted_to_itself_is_refused(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.csv").write_text(TRAIN.replace("Oslo", "Lima"))
+    splits = {"train": "train", "other": "other:train"}
+    data = Data(Table(str(folder)), splits, sources={"other": Table(str(tmp_path / "other"))})
+    with pytest.raises(
+        UserError, match=r"splits.other: what is fitted .fitted. is not .*the same source"
+    ):
+        sources.open_splits(data, splits)
+    (tmp_path / "other" / "train.csv").write_text(TRAIN.replace("other", "share"))
+    with pytest.raises(UserError, match=r"buy, rent, share instead of buy, other, rent"):
+        sources.open_splits(data, splits)
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "arrow", "stream", "jsonl"])
 def test_typed_files_hold_the_same(folder, suffix, tmp_path):
     frame = pd.read_csv(folder / "train.csv", skipinitialspace=True)
@@ -237,6 +251,8 @@ def test_hub_names_without_a_network_are_one_line(monkeypatch):
         ("a,a,label\n1,2,3\n", {}, ["two columns are called 'a'"]),
         ("a,label\n1,\n", {}, ["line 2", "'label' is ''"]),
         ("a,label\n1,3\n", dict(class_names=["x", "y"]), ["line 2", "2 class names"]),
+        ("a,label\n1,2.5\n2,x\n", {}, ["line 3", "'label' is 'x', not a number"]),
+        ("a,label\n1,2\n2,nan\n", {}, ["line 3", "'label' is 'nan', not a number"]),
         ("a,label\n1,z\n", dict(class_names=["x", "y"]), ["'z', no class of train"]),
         ("a,label\n9007199254740993,1\n", dict(columns={"a": "boolean"}), ["is no boolean"]),
         ("a,label\n", {}, ["no examples"]),
