@@ -21,6 +21,7 @@ from bigjax.core.optimizers import build as build_optimizer
 from bigjax.core.rules import paths
 from bigjax.core.state import TrainState, init_state
 from bigjax.core.transforms import apply_transforms
+from bigjax.data.sources import open_splits
 from bigjax.mesh.placement import Placement, logical_names, place, vocabulary
 from bigjax.tasks.base import Task
 
@@ -175,7 +176,7 @@ def make_reference(
     theirs = source
     fits = any(hasattr(transform, "fit") for transform in run.make("data.preprocess"))
     if fits and run.get("data") != config.get("data"):
-        theirs = run.section("data").open("train")
+        theirs = open_splits(run.section("data"), ["train"])["train"]
     network = make_network(run, source.features, theirs)
     try:
         jax.eval_shape(network.variables, jax.random.key(0))

@@ -114,6 +114,7 @@ def describe(config: Config, mesh: Any, sources: dict[str, Any]) -> dict[str, An
             for split, source in sources.items()
         },
         "class_names": sources["train"].class_names,
+        "fitted": getattr(sources["train"], "fitted", None),
     }
 
 
@@ -196,6 +197,23 @@ def read_manifest(workdir: Path) -> dict[str, Any] | None:
         log.warning("%s is damaged and counts as lost (it is no run's manifest)", path)
         return None
     return found
+
+
+def check_fitted(workdir: Path, source: Any) -> None:
+    """Refuses a train split by which a run's predictions would be read wrongly.
+
+    Raises:
+      UserError: its class names, or what else a source fits to it, are not those of the run.
+    """
+    first = read_manifest(workdir) or {"resumes": []}
+    known = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+    for part in ("class_names", "fitted"):
+        old, new = known.get(part), plain(getattr(source, part, None))
+        if old is not None and old != new:
+            raise UserError(
+                f"{workdir}: the train split is not the run's: what is fitted to it ({part}) differs; "
+                "bring the data back as it was, or train anew"
+            )
 
 
 def record(workdir: Path, config: Config, session: Session, step: int) -> None:
