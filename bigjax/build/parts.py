@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from bigjax.config.resolve import Config
 from bigjax.core import precision, settings
+from bigjax.core.exact import exactly
 from bigjax.core.optimizers import build as build_optimizer
 from bigjax.core.state import TrainState, init_state
 from bigjax.data.transforms import apply_transforms
@@ -47,7 +48,8 @@ class Parts:
         batch = apply_transforms(self.preprocess, example_batch(self.features, rows=1), init_key)
         params_key, dropout_key = jax.random.split(init_key)
         rngs = {"params": params_key, "dropout": dropout_key}
-        return model.init(rngs, *self.task.inputs(batch), train=False)
+        init = exactly(functools.partial(model.init, train=False))
+        return init(rngs, *self.task.inputs(batch))
 
     def variables(self, model: Any, init_key: jax.Array) -> Any:
         """A model's variables: plain arrays."""

@@ -34,7 +34,7 @@ class TokenTagging:
         return sums.pop("loss"), sums
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
-        """Sums over the tags: loss and confusion matrix (K, K)."""
+        """Sums over the tags: loss and confusion matrix (K + 1, K)."""
         labels_BT, mask_BT = self._labels(outputs, batch)
         predicted_BT = jnp.argmax(hide_masked(outputs, mask_BT), axis=-1)
         rows = (labels_BT.reshape(-1), predicted_BT.reshape(-1), mask_BT.reshape(-1))
@@ -62,7 +62,8 @@ class TokenTagging:
         names = source.class_names
         words_BT = columns[self.labels] != tokens.IGNORED
         rows = [tags[words] for tags, words in zip(columns["tags"], words_BT, strict=True)]
-        return {"tags": [[names[i] if names else int(i) for i in row] for row in rows]}
+        known = range(len(names or ()))
+        return {"tags": [[names[i] if i in known else int(i) for i in row] for row in rows]}
 
     def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         labels_BT = scores.field(batch, self.labels, "task.labels")
