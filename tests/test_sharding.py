@@ -17,10 +17,10 @@ from jax.sharding import PartitionSpec as P
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError
+from bigjax.core.layout import constrain
 from bigjax.core.rules import paths
 from bigjax.mesh import sharding
 from bigjax.mesh.placement import Vocabulary, logical_names, place, vocabulary
-from bigjax.models.common import constrain
 from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
 from bigjax.models.rnn import RNN

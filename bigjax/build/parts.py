@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,105 +14,206 @@ from jax.sharding import Mesh
 
 from bigjax.config.resolve import Config
 from bigjax.core import precision, settings
-from bigjax.core.exact import exactly
+from bigjax.core.adapt import Adaptation
+from bigjax.core.errors import UserError
+from bigjax.core.method import Method, Reference
 from bigjax.core.optimizers import build as build_optimizer
+from bigjax.core.rules import paths
 from bigjax.core.state import TrainState, init_state
-from bigjax.data.transforms import apply_transforms
+from bigjax.core.transforms import apply_transforms
 from bigjax.mesh.placement import Placement, logical_names, place, vocabulary
+from bigjax.tasks.base import Task
+
+ADAPTER_RULES = ((".*", "fsdp:65536"),)  # where the leaves of parametrizations lie
+
+
+@dataclass(frozen=True)
+class Network:
+    """A Linen module with what decides its variables: how a run's examples reach it.
+
+    model: the module; `applied` is the same under the run's precision policy.
+    features: name -> (shape, dtype) of what the data source gives.
+    """
+
+    model: Any
+    applied: Any
+    task: Any
+    method: Method
+    preprocess: tuple[Any, ...]
+    features: dict[str, Any]
+
+    def boxed_variables(self, key: jax.Array) -> Any:
+        """The variables as Linen makes them, logical axis names around the parameters."""
+        params_key, dropout_key = jax.random.split(key)
+        rngs = {"params": params_key, "dropout": dropout_key}
+        inputs = self.inputs(example_batch(self.features, rows=1), key)
+        return self.model.init(rngs, *inputs, train=False)
+
+    def inputs(self, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        """What the model reads of a batch that the source gives."""
+        batch = apply_transforms(self.preprocess, batch, key)
+        return self.task.inputs(self.method.view(batch, key))
+
+    def flops(self, batch: dict[str, jax.Array]) -> dict[str, float]:
+        """A training step's FLOPs by the model's own formula; {} if it has none. Nothing is computed."""
+        if not hasattr(self.model, "flops"):
+            return {}
+        key = jax.random.key(0)
+        params = jax.eval_shape(self.variables, key)["params"]
+        return self.model.flops(params, *jax.eval_shape(self.inputs, batch, key))
+
+    def variables(self, key: jax.Array) -> Any:
+        """The variables: plain arrays."""
+        return nn.unbox(self.boxed_variables(key))
+
+    def placements(self, options: settings.Sharding, mesh: Mesh) -> dict[str, Placement]:
+        """Parameter path -> where it lies, without making the parameter."""
+        boxed = jax.eval_shape(self.boxed_variables, jax.random.key(0))
+        params, words = boxed["params"], vocabulary(self.model, options)
+        return place(options.rules, nn.unbox(params), mesh, logical_names(params), words)
 
 
 @dataclass(frozen=True)
 class Parts:
     """What a run is made of.
 
-    Attributes:
-      model: a Linen module; `applied` is the same model under the precision policy.
-      task, optimizer: see `bigjax.tasks` and `bigjax.core.optimizers`.
-      augment, preprocess: transforms of training alone, and of every batch.
-      features: name -> (shape, dtype) of what the data source gives.
-      ema: whether a moving average of the parameters is kept.
+    network: the model, its task and method, and what they are fed.
+    augment: transforms of training alone.
+    ema: whether a moving average of the trained leaves is kept.
     """
 
-    model: Any
-    applied: Any
-    task: Any
+    network: Network
     optimizer: Any
+    adaptation: Adaptation
     policy: settings.Precision
     augment: tuple[Any, ...]
-    preprocess: tuple[Any, ...]
-    features: dict[str, Any]
     ema: bool
 
-    def boxed_variables(self, model: Any, init_key: jax.Array) -> Any:
-        """A model's variables as Linen makes them, logical axis names around the parameters."""
-        batch = apply_transforms(self.preprocess, example_batch(self.features, rows=1), init_key)
-        params_key, dropout_key = jax.random.split(init_key)
-        rngs = {"params": params_key, "dropout": dropout_key}
-        init = exactly(functools.partial(model.init, train=False))
-        return init(rngs, *self.task.inputs(batch))
+    def init(self, rng: jax.Array, hyper: dict[str, jax.Array]) -> tuple[TrainState, Any]:
+        """(the state before step 1, base), from scratch: rng uint32 (2,), hyper as `traced_hyper` gives."""
+        init_key, run_rng = split_key(rng)
+        return self.init_from(self.network.variables(init_key), run_rng, hyper)
 
-    def variables(self, model: Any, init_key: jax.Array) -> Any:
-        """A model's variables: plain arrays."""
-        return nn.unbox(self.boxed_variables(model, init_key))
+    def init_from(
+        self, variables: Any, rng: jax.Array, hyper: dict[str, jax.Array]
+    ) -> tuple[TrainState, Any]:
+        """(the state before step 1, base), from given variables.
+
+        base: the leaves that a parametrization freezes, {} without.
+        """
+        key = jax.random.wrap_key_data(rng)
+        collections = {name: value for name, value in variables.items() if name != "params"}
+        params = precision.stored_params(self.policy, variables["params"])
+        trained, base = self.adaptation.begin(jax.random.fold_in(key, 0xADA97), params)
+        state = init_state(trained, collections, self.optimizer, rng=rng, hyper=hyper, ema=self.ema)
+        return state.replace(
+            loss_scale=precision.init_loss_scale(self.policy),
+            memory=self.network.method.init(jax.random.fold_in(key, 0x3E3), variables),
+        ), base
 
     def placements(
-        self, model: Any, options: settings.Sharding, mesh: Mesh
+        self, options: settings.Sharding, mesh: Mesh, trained: Any
     ) -> dict[str, Placement]:
-        """Parameter path -> where it lies, without making the parameter."""
-        boxed = jax.eval_shape(functools.partial(self.boxed_variables, model), jax.random.key(0))
-        params, words = boxed["params"], vocabulary(model, options)
-        return place(options.rules, nn.unbox(params), mesh, logical_names(params), words)
-
-    def init(self, rng: jax.Array, hyper: dict[str, jax.Array]) -> TrainState:
-        """The state before step 1, from scratch: rng uint32 (2,), hyper as `traced_hyper` gives."""
-        init_key, run_key = jax.random.split(jax.random.wrap_key_data(rng))
-        variables = self.variables(self.model, init_key)
-        return self.init_from(variables, jax.random.key_data(run_key), hyper)
-
-    def init_from(self, variables: Any, rng: jax.Array, hyper: dict[str, jax.Array]) -> TrainState:
-        """The state before step 1, from given variables."""
-        state = init_state(variables, self.optimizer, rng=rng, hyper=hyper, ema=self.ema)
-        return state.replace(
-            params=precision.stored_params(self.policy, state.params),
-            loss_scale=precision.init_loss_scale(self.policy),
-        )
+        """Path of a trained or frozen leaf -> where it lies; trained: the abstract trained leaves."""
+        placed = self.network.placements(options, mesh)
+        if self.adaptation.parts:
+            own = {name: tree for name, tree in trained.items() if name != "model"}
+            placed |= place(ADAPTER_RULES, own, mesh) if paths(own) else {}
+        return placed
 
 
 def make_parts(config: Config, source: Any, total_steps: int) -> Parts:
     """The parts that a config names, fitted to the train split."""
-    model, policy = config.make("model"), config.section("precision")
     optimizer = build_optimizer(
         config.section("optimizer"),
         config.get("optimizer.type"),
         config.keywords("optimizer"),
         total_steps,
     )
+    policy = config.section("precision")
     if policy.policy == "full_bfloat16":
         optimizer = precision.MasterCopy(optimizer)
     return Parts(
-        model=model,
-        applied=precision.ModelInPrecision(model, policy),
-        task=config.make("task"),
+        network=make_network(config, source.features, source),
         optimizer=optimizer,
+        adaptation=Adaptation(config.make("adapt")),
         policy=policy,
         augment=fitted(config.make("data.augment"), source),
-        preprocess=fitted(config.make("data.preprocess"), source),
-        features=source.features,
         ema=config.get("train.ema_decay") is not None,
     )
 
 
+def make_network(config: Config, features: Mapping[str, Any], source: Any) -> Network:
+    """The network that a config names; its preprocessing is fitted to `source`.
+
+    Raises:
+      UserError: the task is none of ours.
+    """
+    task, model, policy = config.make("task"), config.make("model"), config.section("precision")
+    if not isinstance(task, Task):
+        raise UserError(
+            f"config.task.type: {type(task).__name__} must inherit from bigjax.tasks.base.Task"
+        )
+    return Network(
+        model=model,
+        applied=precision.ModelInPrecision(model, policy),
+        task=task,
+        method=config.make("method"),
+        preprocess=fitted(config.make("data.preprocess"), source),
+        features=dict(features),
+    )
+
+
+def make_reference(
+    name: str, config: Config, run: Config, source: Any
+) -> tuple[Network, Reference]:
+    """Another run's network on this run's examples, with its own preprocessing.
+
+    Raises:
+      UserError: it cannot read this run's examples.
+    """
+    theirs = source
+    fits = any(hasattr(transform, "fit") for transform in run.make("data.preprocess"))
+    if fits and run.get("data") != config.get("data"):
+        theirs = run.section("data").open("train")
+    network = make_network(run, source.features, theirs)
+    try:
+        jax.eval_shape(network.variables, jax.random.key(0))
+    except Exception as error:  # whatever a model makes of inputs that are not its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"config.method.{name}: its preprocessing and model cannot read this run's examples "
+            f"({reason})"
+        ) from None
+    return network, Reference(network.applied, network.task, network.preprocess)
+
+
 def traced_hyper(config: Config) -> dict[str, np.ndarray]:
     """The config's traced scalars, as the state holds them."""
-    names = ["optimizer.learning_rate", "optimizer.weight_decay"]
-    if config.values["distill"]:
-        names += ["distill.temperature", "distill.alpha"]
-    return {name: np.float32(config.get(name)) for name in names}
+    return {hyper_name(config, path): np.float32(config.get(path)) for path in config.traced}
+
+
+def method_hyper(config: Config) -> dict[str, str]:
+    """Field of the method -> the name of its traced scalar in the state."""
+    own = [path for path in config.traced if path.startswith("method.")]
+    return {path.removeprefix("method."): hyper_name(config, path) for path in own}
+
+
+def hyper_name(config: Config, path: str) -> str:
+    """A traced scalar's name in the state: a method's begins with its type, "distill.temperature"."""
+    section, _, field = path.partition(".")
+    return f"{config.get('method.type')}.{field}" if section == "method" else path
 
 
 def key_data(seed: int) -> np.ndarray:
     """The random key of a run, as plain uint32 (2,) data."""
     return np.asarray(jax.random.key_data(jax.random.key(seed)))
+
+
+def split_key(rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(the key that initialises, the data of the run's own key) from a run's key data."""
+    init_key, run_key = jax.random.split(jax.random.wrap_key_data(rng))
+    return init_key, jax.random.key_data(run_key)
 
 
 def fitted(transforms: tuple[Any, ...], source: Any) -> tuple[Any, ...]:

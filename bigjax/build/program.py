@@ -1,4 +1,4 @@
-"""From a config to the jitted functions of a run: model, task, optimizer, state layout, steps.
+"""From a config to the jitted functions of a run: model, task, method, state layout, steps.
 
 Configs that differ only in traced scalars (learning rate, temperature, seed, ...) share one program,
 and so one compilation, within a process.
@@ -6,21 +6,33 @@ and so one compilation, within a process.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from bigjax.build.parts import Parts, key_data, make_parts, traced_hyper
+from bigjax.build.parts import (
+    Parts,
+    key_data,
+    make_parts,
+    make_reference,
+    method_hyper,
+    split_key,
+    traced_hyper,
+)
 from bigjax.config.resolve import Config
-from bigjax.core import precision, steps
+from bigjax.core import steps
+from bigjax.core.adapt import BASE
+from bigjax.core.exact import exactly
+from bigjax.core.method import Facts
+from bigjax.core.rules import map_with_path, paths
 from bigjax.core.state import TrainState
 from bigjax.mesh import offload, sharding
 from bigjax.mesh.placement import Placement, vocabulary
-from bigjax.methods import distill
 from bigjax.run.checkpoint import abstract_with
 
 
@@ -29,78 +41,106 @@ class Program:
     """The pure functions of a run, jitted, with the layout of what they take and give.
 
     Attributes:
-      init: (rng key data, hyper) -> TrainState, sharded from the first byte.
-      init_from: (variables, rng key data, hyper) -> TrainState that starts from these variables.
+      init: (rng key data, hyper) -> (TrainState, base), sharded from the first byte.
+      init_from: (variables, rng key data, hyper) -> the same, starting from these variables, which
+        are donated.
+      scratch: (rng key data, paths) -> path -> that leaf of the model's variables, from scratch.
       train_step: (state, batch, frozen) -> (state, metrics); the state is donated.
       diagnose: (state, batch, frozen) -> where the numbers of a step stop being finite.
-      eval_step: (state, batch) -> (statistics, collected).
-      predict_step: (state, batch) -> predictions.
-      evaluation_variables: (state) -> the Linen variables that a run is judged by.
+      eval_step: (state, batch, frozen) -> (statistics, collected).
+      predict_step: (state, batch, frozen) -> predictions.
+      evaluation_variables: (state, frozen) -> the Linen variables that a run is judged by.
       state: the abstract TrainState, with shardings.
-      teacher: the abstract variables of the teacher, with shardings, or None.
+      frozen: name -> abstract variables that are read but never trained, with shardings.
+      variables: the abstract variables of the model, with shardings.
       placed: parameter path -> where it lies and the rule that says so.
+      formula: batch -> a step's FLOPs by the model's own formula.
+      trials: how many runs these functions train at once (see `bigjax.build.together`), or None.
     """
 
     mesh: Mesh
     task: Any
-    init: Callable[..., TrainState]
-    init_from: Callable[..., TrainState]
+    method: Any
+    model: Any
+    init: Callable[..., tuple[TrainState, Any]]
+    init_from: Callable[..., tuple[TrainState, Any]]
+    scratch: Callable[..., dict[str, jax.Array]]
     train_step: Callable[..., Any]
     diagnose: Callable[..., Any]
     eval_step: Callable[..., Any]
     predict_step: Callable[..., Any]
     evaluation_variables: Callable[..., Any]
     state: TrainState
-    teacher: Any
+    frozen: dict[str, Any]
+    variables: Any
     placed: dict[str, Placement]
+    formula: Callable[[Any], dict[str, float]]
+    trials: int | None = None
 
 
 _PROGRAMS: dict[Any, Program] = {}
 
 
 def build_program(
-    config: Config, source: Any, teacher: Config | None = None, mesh: Mesh | None = None
+    config: Config,
+    source: Any,
+    references: Mapping[str, Config] | None = None,
+    mesh: Mesh | None = None,
 ) -> Program:
     """The program of a config, from this process's cache if an equal one was built.
 
     Args:
       config: the run's config.
       source: the train split; its features shape the batch, its length the schedule.
-      teacher: the config of the teacher's run, for distillation.
+      references: field of the method -> config of the run that it names.
       mesh: where it runs; default what `config.mesh` says, over all devices.
     """
+    references = references or {}
     mesh = sharding.make_mesh(config.section("mesh")) if mesh is None else mesh
     total_steps = config.section("train").total_steps(len(source))
     key = (
         config.program_fingerprint,
-        teacher and teacher.program_fingerprint,
+        tuple((name, run.program_fingerprint) for name, run in sorted(references.items())),
         total_steps,
         source.fingerprint(),
         mesh,
     )
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = _build(config, source, teacher, total_steps, mesh)
+        _PROGRAMS[key] = _build(config, source, references, total_steps, mesh)
     return _PROGRAMS[key]
 
 
 def _build(
-    config: Config, source: Any, teacher: Config | None, total_steps: int, mesh: Mesh
+    config: Config,
+    source: Any,
+    references: Mapping[str, Config],
+    total_steps: int,
+    mesh: Mesh,
 ) -> Program:
     train, options = config.section("train"), config.section("sharding")
     sharding.check_batch("config.train.batch_size", train.batch_size, train.accumulate, mesh)
     parts = make_parts(config, source, total_steps)
-    abstract = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
-    placed = parts.placements(parts.model, options, mesh)
+    network = parts.network
+    variables = jax.eval_shape(network.variables, jax.random.key(0))
+    facts = Facts(
+        network.task, source, variables, train, options, parts.policy, total_steps, mesh.shape
+    )
+    network.method.check(facts)
+    abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
+    placed = parts.placements(options, mesh, abstract.params)
+    sharding.check_axes(mesh, placed, network.model)
     layout = on_device = sharding.layout(placed, abstract, mesh)
-    replicated, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    objective, frozen = _objective(parts, teacher, mesh)
-    frozen_layout = jax.tree.map(lambda leaf: leaf.sharding, frozen)
+    frozen, recipe_references = _references(config, references, source, mesh)
+    frozen |= {BASE: _placed(placed, base, mesh)} if base else {}
 
     by_hand = options.mode == "shard_map"
     if by_hand:
         sharding.check_per_device(placed, mesh)
-    functions = _steps(parts, objective, config, sharding.per_device(mesh) if by_hand else None)
-    constrained = sharding.activations(mesh, vocabulary(parts.model, options))
+    recipe = _recipe(config, parts, recipe_references)
+    if by_hand:
+        recipe = dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
+    functions = _functions(recipe)
+    constrained = sharding.activations(mesh, vocabulary(network.model, options))
     for name in functions:
         # Inside shard_map an array is a device's own and has no layout to constrain.
         if not (by_hand and name in ("train_step", "diagnose")):
@@ -109,68 +149,111 @@ def _build(
         layout = offload.on_host(on_device, abstract, mesh)
         functions = {name: offload.fetching(f, on_device) for name, f in functions.items()}
 
-    takes = {"train_step": (layout, rows, frozen_layout), "diagnose": (layout, rows, frozen_layout)}
-    takes["evaluation_variables"] = (layout,)
+    replicated, base_layout = sharding.replicated(mesh), _layout_of(frozen.get(BASE, {}))
+    model_variables = _placed(placed, variables, mesh)
+    outputs = (layout, base_layout)
+    return Program(
+        mesh=mesh,
+        task=network.task,
+        method=network.method,
+        model=network.applied,
+        init=jax.jit(exactly(parts.init), in_shardings=replicated, out_shardings=outputs),
+        init_from=jax.jit(exactly(parts.init_from), out_shardings=outputs, donate_argnums=0),
+        scratch=functools.partial(_scratch, parts, model_variables),
+        **_jitted(functions, layout, frozen, mesh),
+        state=abstract_with(layout, abstract),
+        frozen=frozen,
+        variables=model_variables,
+        placed=placed,
+        formula=network.flops,
+    )
+
+
+def _references(
+    config: Config, runs: Mapping[str, Config], source: Any, mesh: Mesh
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(name -> abstract variables with shardings, name -> `Reference`) of the runs that are read."""
+    frozen, references = {}, {}
+    for name, run in runs.items():
+        network, references[name] = make_reference(name, config, run, source)
+        abstract = jax.eval_shape(network.variables, jax.random.key(0))
+        frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
+    return frozen, references
+
+
+def _recipe(config: Config, parts: Parts, references: Mapping[str, Any]) -> steps.Recipe:
+    train, check, network = config.section("train"), config.section("check"), parts.network
+    return steps.Recipe(
+        method=network.method,
+        model=network.applied,
+        task=network.task,
+        optimizer=parts.optimizer,
+        adaptation=parts.adaptation,
+        references=references,
+        hyper=method_hyper(config),
+        augment=parts.augment,
+        preprocess=network.preprocess,
+        accumulate=train.accumulate,
+        ema_decay=train.ema_decay,
+        check=None if check.policy == "off" else check,
+    )
+
+
+def _functions(recipe: steps.Recipe) -> dict[str, Callable[..., Any]]:
+    """The pure functions of a run, by the names they have in `Program`."""
+    return {
+        "train_step": steps.build_train_step(recipe),
+        "diagnose": steps.build_diagnosis(recipe),
+        "eval_step": steps.build_eval_step(recipe),
+        "predict_step": steps.build_predict_step(recipe),
+        "evaluation_variables": steps.build_evaluation_variables(recipe),
+    }
+
+
+def _jitted(
+    functions: Mapping[str, Callable[..., Any]], layout: Any, frozen: Any, mesh: Mesh
+) -> dict[str, Callable[..., Any]]:
+    """The functions jitted, each with where its arguments and results lie."""
+    rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    trains = (layout, rows, _layout_of(frozen))
+    # Evaluation reads of the frozen variables those of the model itself, wherever they lie: it is
+    # given all of them after a step, and no teacher's when a run is opened.
+    takes = {"train_step": trains, "diagnose": trains, "evaluation_variables": (layout, None)}
     # The variables stay where they lie.
     gives = {"train_step": (layout, replicated), "evaluation_variables": None}
-    jitted = {
+    return {
         name: jax.jit(
             function,
-            in_shardings=takes.get(name, (layout, rows)),
+            in_shardings=takes.get(name, (layout, rows, None)),
             out_shardings=gives.get(name, replicated),
             donate_argnums=0 if name == "train_step" else (),
         )
         for name, function in functions.items()
     }
-    return Program(
-        mesh=mesh,
-        task=parts.task,
-        init=jax.jit(parts.init, in_shardings=replicated, out_shardings=layout),
-        init_from=jax.jit(parts.init_from, out_shardings=layout),
-        **jitted,
-        state=abstract_with(layout, abstract),
-        teacher=frozen,
-        placed=placed,
-    )
 
 
-def _objective(
-    parts: Parts, teacher: Config | None, mesh: Mesh
-) -> tuple[steps.Objective, dict[str, Any] | None]:
-    """What the run descends, and the abstract variables of its teacher (None without one)."""
-    if teacher is None:
-        return steps.supervised(parts.applied, parts.task), None
-    model = teacher.make("model")
-    applied = precision.ModelInPrecision(model, teacher.section("precision"))
-    frozen = jax.eval_shape(functools.partial(parts.variables, model), jax.random.key(0))
-    placed = parts.placements(model, teacher.section("sharding"), mesh)
-    objective = distill.distillation(parts.applied, parts.task, applied)
-    return objective, abstract_with(sharding.layout(placed, frozen, mesh), frozen)
+def _placed(placed: Mapping[str, Placement], abstract: Any, mesh: Mesh) -> Any:
+    return abstract_with(sharding.layout(placed, abstract, mesh), abstract)
 
 
-def _steps(
-    parts: Parts, objective: steps.Objective, config: Config, distribute: Callable[..., Any] | None
-) -> dict[str, Callable[..., Any]]:
-    """The pure functions of a run, by the names they have in `Program`."""
-    train, check = config.section("train"), config.section("check")
-    options: dict[str, Any] = dict(
-        transforms=(*parts.augment, *parts.preprocess), accumulate=train.accumulate
-    )
-    if distribute is not None:
-        options["distribute"] = distribute
-    evaluated = (parts.applied, parts.task, parts.optimizer)
-    return {
-        "train_step": steps.build_train_step(
-            objective,
-            parts.optimizer,
-            **options,
-            ema_decay=train.ema_decay,
-            check=None if check.policy == "off" else check,
-        ),
-        "diagnose": steps.build_diagnosis(
-            steps.build_gradients(objective, parts.optimizer, **options)
-        ),
-        "eval_step": steps.build_eval_step(*evaluated, transforms=parts.preprocess),
-        "predict_step": steps.build_predict_step(*evaluated, transforms=parts.preprocess),
-        "evaluation_variables": steps.build_evaluation_variables(parts.optimizer),
-    }
+def _layout_of(abstract: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
+def _scratch(parts: Parts, variables: Any, rng: Any, wanted: Iterable[str]) -> dict[str, jax.Array]:
+    """Some leaves of the model's variables, as `Parts.init` would make them; no others are made."""
+    wanted = set(wanted)
+    if not wanted:
+        return {}
+
+    def some(rng: jax.Array) -> dict[str, jax.Array]:
+        leaves = paths(parts.network.variables(split_key(rng)[0]))
+        return {path: leaves[path] for path in sorted(wanted)}
+
+    layout = {path: leaf.sharding for path, leaf in paths(variables).items() if path in wanted}
+    return jax.jit(some, out_shardings=layout)(rng)
+
+
+def from_leaves(abstract: Any, leaves: Mapping[str, jax.Array]) -> Any:
+    """The tree of `abstract` with the leaves of these paths."""
+    return map_with_path(lambda path, _: leaves[path], abstract)

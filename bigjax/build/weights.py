@@ -1,45 +1,56 @@
-"""Weights from other runs: a teacher's, or those that `config.init` starts from.
+"""Weights from elsewhere: a teacher's, or those that `config.init` starts from.
 
 Which leaves come from where is said by rules; what is missing or of another shape is an error that
-names it. Reads run folders through `checkpoint`, and writes nothing.
+names it. Reads run folders through `run.checkpoint`, and writes nothing.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from bigjax.build.parts import key_data, traced_hyper
-from bigjax.build.program import Program
+from bigjax.build.parts import key_data, split_key, traced_hyper
+from bigjax.build.program import Program, from_leaves
 from bigjax.config.resolve import Config, load
+from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
-from bigjax.core.rules import map_with_path, match_rules, paths
+from bigjax.core.rules import match_rules, paths
 from bigjax.core.state import TrainState
+from bigjax.pretrained.load import check_published, read_published
 from bigjax.run.checkpoint import has_checkpoints, restore_leaves
+from bigjax.run.files import read_json
 
 
-def initial_state(config: Config, program: Program, workdir: Path) -> TrainState:
-    """The state before step 1: from scratch, or with weights from the run that `config.init` names."""
-    state = program.init(key_data(config.seed), traced_hyper(config))
-    init = config.section("init")
+def initial_state(config: Config, program: Program, workdir: Path) -> tuple[TrainState, Any]:
+    """(the state before step 1, base): from scratch, or with the weights that `config.init` names.
+
+    Nothing is made twice: a leaf is read, or it is drawn from scratch.
+    """
+    rng, hyper, init = key_data(config.seed), traced_hyper(config), config.section("init")
     if init is None:
-        return state
-    variables = {"params": state.params, **state.collections}
-    wanted = _source_paths(init.rules, variables)
-    leaves = {path: paths(variables)[target] for target, path in wanted.items()}
-    if init.family is None:
-        values = read_leaves(run_folder(workdir, init.source, "config.init.source"), leaves)
-    else:
-        from bigjax.pretrained.load import read_published
+        return program.init(rng, hyper)
+    leaves = paths(program.variables)
+    wanted = _source_paths(init.rules, leaves)
+    asked = {path: leaves[target] for target, path in wanted.items()}
+    back = {path: target for target, path in wanted.items()}
 
-        values = read_published(init, config.get("model"), leaves)
-    variables = map_with_path(
-        lambda path, leaf: values[wanted[path]] if path in wanted else leaf, variables
-    )
-    return program.init_from(variables, state.rng, state.hyper)
+    def scratch(names: list[str]) -> dict[str, jax.Array]:
+        made = program.scratch(rng, [back[name] for name in names])
+        return {name: made[back[name]] for name in names}
+
+    if init.family is None:
+        values = read_leaves(run_folder(workdir, init.source, "config.init.source"), asked)
+    else:
+        values = read_published(init, config.get("model"), asked, scratch)
+    found = {target: values[path] for target, path in wanted.items()}
+    found |= program.scratch(rng, leaves.keys() - found.keys())
+    variables = from_leaves(program.variables, found)
+    return program.init_from(variables, np.asarray(split_key(rng)[1]), hyper)
 
 
 def check_init(config: Config, workdir: Path) -> None:
@@ -54,17 +65,15 @@ def check_init(config: Config, workdir: Path) -> None:
     if init.family is None:
         run_folder(workdir, init.source, "config.init.source")
     else:
-        from bigjax.pretrained.load import check_published
-
         check_published(init, config.get("model"))
 
 
-def _source_paths(rules: Any, variables: Any) -> dict[str, str]:
+def _source_paths(rules: Any, leaves: Mapping[str, Any]) -> dict[str, str]:
     """Path in this run's variables -> path in the source's, for every leaf that a rule takes over.
 
     Rules see paths without their collection: "head/kernel" of "params/head/kernel".
     """
-    names = {path: path.partition("/")[2] for path in paths(variables)}
+    names = {path: path.partition("/")[2] for path in leaves}
     short = dict.fromkeys(names.values(), 0)
     matched = match_rules([(p, (p, t)) for p, t in rules], short, what="config.init.rules")
     found = {}
@@ -76,10 +85,10 @@ def _source_paths(rules: Any, variables: Any) -> dict[str, str]:
     return found
 
 
-def with_hyper(state: TrainState, config: Config) -> TrainState:
-    """The state with this config's traced scalars, where a resume allows other ones than it saved."""
+def with_hyper(state: TrainState, hyper: Mapping[str, np.ndarray]) -> TrainState:
+    """The state with these traced scalars, where a resume allows other ones than it saved."""
     place = lambda old, new: jax.device_put(new, old.sharding)  # noqa: E731
-    return state.replace(hyper=jax.tree.map(place, state.hyper, traced_hyper(config)))
+    return state.replace(hyper=jax.tree.map(place, state.hyper, dict(hyper)))
 
 
 def run_folder(workdir: Path, path: str, where: str) -> Path:
@@ -88,32 +97,43 @@ def run_folder(workdir: Path, path: str, where: str) -> Path:
     Raises:
       UserError: there is no run.
     """
-    folder = (workdir / path).resolve() if path.startswith(".") else Path(path)
+    folder = (workdir / path).resolve() if path.startswith(".") else Path(path).expanduser()
     if not (folder / "config.json").exists():
         raise UserError(f"{where}: {folder} holds no run (no config.json)")
     return folder
 
 
-def load_teacher(config: Config, program: Program, workdir: Path) -> Any:
-    """The teacher's variables from its run's newest checkpoint; None without distillation."""
-    if program.teacher is None:
-        return None
-    folder = run_folder(workdir, config.get("distill.teacher"), "config.distill.teacher")
-    return read_variables(folder, program.teacher)
+def reference_folders(config: Config, workdir: Path) -> dict[str, Path]:
+    """Field of the method -> folder of the run that it names."""
+    return {
+        path.removeprefix("method."): run_folder(workdir, folder, f"config.{path}")
+        for path, folder in config.references.items()
+        if path.startswith("method.")
+    }
 
 
-def teacher_config(config: Config, workdir: Path) -> Config | None:
-    """The config of the run that `config.distill` names; None without distillation."""
-    if config.values["distill"] is None:
-        return None
-    folder = run_folder(workdir, config.get("distill.teacher"), "config.distill.teacher")
-    return load(folder / "config.json")
+def reference_configs(config: Config, workdir: Path) -> dict[str, Config]:
+    """Field of the method -> config of the run that it names."""
+    folders = reference_folders(config, workdir)
+    return {
+        name: load(folder / "config.json", trusted=config.trusted)
+        for name, folder in folders.items()
+    }
+
+
+def read_frozen(config: Config, program: Program, workdir: Path) -> dict[str, Any]:
+    """name -> variables of the runs that the method names, from their newest checkpoints."""
+    folders = reference_folders(config, workdir)
+    return {
+        name: read_variables(folders[name], abstract)
+        for name, abstract in program.frozen.items()
+        if name != BASE
+    }
 
 
 def read_variables(folder: Path, abstract: Any) -> Any:
     """A run's Linen variables from its newest checkpoint, laid out as `abstract` says."""
-    leaves = read_leaves(folder, paths(abstract))
-    return map_with_path(lambda path, _: leaves[path], abstract)
+    return from_leaves(abstract, read_leaves(folder, paths(abstract)))
 
 
 def read_leaves(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
@@ -127,9 +147,16 @@ def read_leaves(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
         shape, dtype and sharding to come in.
 
     Raises:
-      UserError: the run lacks a leaf, or has it in another shape.
+      UserError: the run lacks a leaf, has it in another shape, or keeps adapted leaves alone.
     """
-    params = "ema" if load(folder / "config.json").get("train.ema_decay") else "params"
+    values = read_json(folder / "config.json")  # as it is: nothing that it names is imported
+    if not values or not isinstance(values.get("train"), dict):
+        raise UserError(f"{folder / 'config.json'}: not a readable config.json")
+    if values.get("adapt"):
+        raise UserError(
+            f"{folder}: holds adapters, not a whole model; `export` it, and name the exported folder"
+        )
+    params = "ema" if values["train"].get("ema_decay") else "params"
 
     def in_state(path: str) -> str:
         collection, _, rest = path.partition("/")

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-# A new model, task, source, transform or schedule is one new file and one line here.
+# A new model, task, method, source, transform or schedule is one new file and one line here.
 NAMES: dict[str, dict[str, str]] = {
+    "method": {
+        "supervised": "bigjax.methods.supervised:Supervised",
+        "distill": "bigjax.methods.distill:Distill",
+    },
+    "adapter": {},
+    "evaluator": {
+        "statistics": "bigjax.loop.evaluate:Statistics",
+    },
     "model": {
         "mlp": "bigjax.models.mlp:MLP",
         "cnn": "bigjax.models.cnn:CNN",
@@ -31,8 +39,10 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "source": {
         "tfds": "bigjax.data.sources:TFDS",
-        "npz": "bigjax.data.files:NPZ",
-        "csv": "bigjax.data.files:CSV",
+        "npz": "bigjax.data.npz:NPZ",
+        "csv": "bigjax.data.table:csv",
+        "table": "bigjax.data.table:Table",
+        "folder": "bigjax.data.pictures:Folder",
         "markov_tokens": "bigjax.data.toy:MarkovTokens",
         "documents": "bigjax.data.documents:Documents",
         "labelled_text": "bigjax.data.text:LabelledText",
@@ -71,9 +81,19 @@ NAMES: dict[str, dict[str, str]] = {
 KINDS = {
     "model": "model",
     "task": "task",
+    "method": "method",
+    "adapt": "adapter",
+    "evaluators": "evaluator",
     "data.source": "source",
+    "data.sources": "source",
     "data.augment": "transform",
     "data.preprocess": "transform",
     "optimizer": "optimizer",
     "optimizer.schedule": "schedule",
 }
+
+# Sections whose keys are names of the user's, each with a typed section of its own.
+NAMED = ("evaluators", "data.sources")
+
+# What `config.model` does not say is taken from the published checkpoint that `config.init` names.
+DERIVE_MODEL = "bigjax.pretrained.load:derived_model"

@@ -16,20 +16,21 @@ import functools
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from bigjax.config.names import KINDS, NAMES
+from bigjax.config.names import DERIVE_MODEL, KINDS, NAMED, NAMES
 from bigjax.config.signature import MISSING, bind, parameters
 from bigjax.config.when import When
-from bigjax.core import settings
+from bigjax.core import marks, settings
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.marks import marked_fields
 from bigjax.core.optimizers import REPLACED_BY_RULES, OptimizerSettings
 
-# Sections with a fixed set of keys. `model` and `task` have none: all their keys are their type's.
+# Sections with a fixed set of keys. The others have none: all their keys are their type's.
 SETTINGS: dict[str, type] = {
     "train": settings.Train,
     "data": settings.Data,
@@ -41,21 +42,13 @@ SETTINGS: dict[str, type] = {
     "checkpoint": settings.Checkpoint,
     "log": settings.Log,
     "check": settings.Check,
-    "distill": settings.Distill,
     "init": settings.Init,
 }
 
-# Typed sections inside a section that has a default.
+# Typed sections that have a default, and those inside another section.
+DEFAULTS: dict[str, Any] = {"method": {"type": "supervised"}, "adapt": (), "evaluators": {}}
 NESTED_DEFAULTS = {"optimizer": {"schedule": {"type": "constant"}}}
-
-# Scalars that enter the compiled step as inputs, so that changing them compiles nothing.
-TRACED = (
-    "seed",
-    "optimizer.learning_rate",
-    "optimizer.weight_decay",
-    "distill.temperature",
-    "distill.alpha",
-)
+TYPED = ("model", "task", *DEFAULTS)
 
 # Keys that say where, how often and how fast, never what: free to change between resumes.
 FREE_ON_RESUME = (
@@ -67,9 +60,13 @@ FREE_ON_RESUME = (
     "check",
     "checkpoint",
     "evaluate",
+    "evaluators",
     "data.source.data_dir",
     "data.workers",
 )
+
+
+TRUST_ALL = "*"  # among `trusted`: a folder's config may import anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +75,7 @@ class Config:
 
     values: dict[str, Any]
     origins: dict[str, str]  # path -> "default" | "experiment" | "checkpoint" | "command line"
+    trusted: frozenset[str] = frozenset()  # what the configs of other runs' folders may import
 
     @property
     def seed(self) -> int:
@@ -104,11 +102,44 @@ class Config:
         return {key: value for key, value in self.values[name].items() if key not in own}
 
     def make(self, path: str) -> Any:
-        """The object (or tuple of objects) that the typed section at `path` describes."""
-        values = self.get(path)
+        """The object (or tuple, or dict by name) that the typed section at `path` describes."""
+        values, kind = self.get(path), KINDS[path]
         if isinstance(values, tuple):
-            return tuple(_construct(KINDS[path], path, value) for value in values)
-        return None if values is None else _construct(KINDS[path], path, values)
+            return tuple(_construct(kind, path, value) for value in values)
+        if path in NAMED:
+            return {
+                name: _construct(kind, f"{path}.{name}", value)
+                for name, value in (values or {}).items()
+            }
+        return None if values is None else _construct(kind, path, values)
+
+    def marked(self, mark: str) -> list[str]:
+        """Paths of the keys whose field is annotated with a mark (see `bigjax.core.marks`)."""
+        found = []
+        for name in (*TYPED, *SETTINGS):
+            values = self.values[name]
+            targets = [SETTINGS[name]] if name in SETTINGS else []
+            if isinstance(values, dict) and isinstance(values.get("type"), str):
+                targets.append(target_of(KINDS[name], values["type"], f"config.{name}"))
+            for target in targets:
+                own = marked_fields(target, mark) if isinstance(values, dict) else ()
+                found += [f"{name}.{key}" for key in own if values.get(key) is not None]
+        return found
+
+    @property
+    def traced(self) -> list[str]:
+        """Paths of the scalars that are inputs of the compiled step: other values compile nothing."""
+        return self.marked(marks.TRACED)
+
+    @property
+    def references(self) -> dict[str, str]:
+        """Path -> folder, for every key that names another run."""
+        published = (self.values["init"] or {}).get("family")
+        return {
+            path: self.get(path)
+            for path in self.marked(marks.RUN)
+            if not (path == "init.source" and published)
+        }
 
     def with_value(self, path: str, value: Any) -> Config:
         """This config with one value changed, e.g. the seed of a stage."""
@@ -125,26 +156,30 @@ class Config:
     @property
     def program_fingerprint(self) -> str:
         """sha256 of the values that shape the compiled program: configs that share it can share it."""
+        free = ("seed", *self.traced, *self.references)
+        elsewhere = ("log", "checkpoint", "evaluate", "evaluators", "init")
         kept = {
             path: value
             for path, value in flatten(self.values).items()
-            if path not in (*TRACED, "distill.teacher")
-            and path.split(".")[0] not in ("log", "checkpoint", "evaluate", "init")
+            if path not in free and path.split(".")[0] not in elsewhere
         }
         return hashlib.sha256(canonical(kept).encode()).hexdigest()
 
 
-def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def resolve(
+    raw: Mapping[str, Any], overrides: Sequence[str] = (), trusted: Collection[str] = ()
+) -> Config:
     """Checks a raw config and returns it complete.
 
     Args:
       raw: the experiment's `ConfigDict`.
       overrides: command-line strings "KEY=VALUE", KEY a dotted path such as "train.steps".
+      trusted: what folders of other runs may import, besides what this config names; see `load`.
 
     Raises:
       UserError: unknown, missing or ill-typed key; contradictory or out-of-range values.
     """
-    experiment = plain(raw)
+    experiment = _without_shorthand(plain(raw))
     given = copy.deepcopy(experiment)
     written = [_override(given, text) for text in overrides]
     said = set(flatten(given))
@@ -158,9 +193,19 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
         from_file = "experiment" if path in in_experiment else "default"
         from_file = "checkpoint" if path in in_checkpoint else from_file
         origins[path] = "command line" if from_command_line else from_file
-    config = Config(values, origins)
+    config = Config(values, origins, frozenset(trusted) | targets(given))
     _check_whole(config)
     return config
+
+
+def _without_shorthand(values: dict[str, Any]) -> dict[str, Any]:
+    """`distill` as what it stands for: the method of that type."""
+    section = values.pop("distill", None)
+    if section is None:
+        return values
+    if "method" in values:
+        raise UserError("config.distill: a run has one method; leave config.method out, or distill")
+    return {**values, "method": {"type": "distill", **section}}
 
 
 def starts_published(raw: Mapping[str, Any]) -> bool:
@@ -168,25 +213,56 @@ def starts_published(raw: Mapping[str, Any]) -> bool:
     return bool((plain(raw).get("init") or {}).get("family"))
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads the `config.json` of a run's folder."""
+def load(path: Path, overrides: Sequence[str] = (), trusted: Collection[str] = ()) -> Config:
+    """Reads the `config.json` of a run's folder, which may be a stranger's.
+
+    Args:
+      overrides: as for `resolve`.
+      trusted: the targets "package.module:Name" that the user named elsewhere, so that a folder may
+        name them too; `TRUST_ALL` for any.
+
+    Raises:
+      UserError: it cannot be read, is no config, or names what is not trusted; nothing is imported.
+    """
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = plain(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable config.json ({error})") from None
-    return resolve(values, overrides)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a readable config.json (no JSON object)")
+    said: dict[str, Any] = {}
+    written = copy.deepcopy(values)
+    for text in overrides:
+        _override(said, text), _override(written, text)
+    trusted = frozenset(trusted) | targets(said)
+    check_trusted(path, written, trusted)
+    return resolve(values, overrides, trusted)
 
 
-def difference(old: Config, new: Config, ignore: Sequence[str] = ()) -> list[str]:
-    """Lines "key: old -> new" for every key that differs and is not under one of `ignore`."""
-    before, after = flatten(old.values), flatten(new.values)
-    missing = "(absent)"
-    return [
-        f"{path}: {before.get(path, missing)!r} -> {after.get(path, missing)!r}"
-        for path in sorted(before.keys() | after.keys())
-        if before.get(path, missing) != after.get(path, missing)
-        and not any(path == free or path.startswith(free + ".") for free in ignore)
-    ]
+def targets(node: Any) -> frozenset[str]:
+    """All that plain values name to be imported: a `type` like "package.module:Name"."""
+    if isinstance(node, Mapping):
+        own = node.get("type")
+        inner = frozenset().union(*map(targets, node.values()))
+        return inner | {own} if isinstance(own, str) and ":" in own else inner
+    if isinstance(node, list | tuple):
+        return frozenset().union(*map(targets, node))
+    return frozenset()
+
+
+def check_trusted(path: Path, values: Mapping[str, Any], trusted: Collection[str]) -> None:
+    """Refuses a config from a folder that would import what its user has not named.
+
+    Raises:
+      UserError: names the first such `type`, and the ways to trust it.
+    """
+    strange = sorted(targets(values) - frozenset(trusted))
+    if strange and TRUST_ALL not in trusted:
+        raise UserError(
+            f"{path}: names '{strange[0]}', which would be imported and run. A folder may name only "
+            "bigjax's own short names, and what your experiment file or command line names; "
+            "if you trust the folder, give --trust"
+        )
 
 
 def show(config: Config) -> str:
@@ -265,6 +341,10 @@ def _override(values: dict[str, Any], text: str) -> str:
     path, equals, literal = text.partition("=")
     if not equals or not path:
         raise UserError(f"--config.{text}: write --config.KEY=VALUE")
+    if path.startswith("distill."):
+        path = f"method.{path.removeprefix('distill.')}"
+        if (values.get("method") or {}).get("type") != "distill":
+            values["method"] = {"type": "distill"}
     try:
         value = plain(ast.literal_eval(literal), f"config.{path}")
     except (ValueError, SyntaxError):
@@ -286,7 +366,7 @@ def _override(values: dict[str, Any], text: str) -> str:
 
 def _complete(given: dict[str, Any]) -> dict[str, Any]:
     """Every section checked against its target's signature and filled with its defaults."""
-    known = ["seed", "model", "task", *SETTINGS]
+    known = ["seed", *TYPED, *SETTINGS]
     for key in given:
         if key not in known:
             raise UserError(
@@ -303,38 +383,41 @@ def _with_published(model: Any, init: Any) -> Any:
     """The raw model section, what it does not say taken from the checkpoint that `init` names."""
     if not (isinstance(model, dict) and isinstance(init, dict) and init.get("family")):
         return model
-    from bigjax.pretrained.load import derived_model
-
+    module, _, derive = DERIVE_MODEL.partition(":")
     own = parameters(target_of("model", str(model.get("type")), "config.model"))
     needed = [key for key, parameter in own.items() if parameter.default is MISSING]
-    return derived_model(init, model, needed)
+    return getattr(importlib.import_module(module), derive)(init, model, needed)
 
 
-def _complete_section(path: str, given: Any) -> Any:
-    """One section, and the typed sections inside it."""
-    settings, kind = SETTINGS.get(path), KINDS.get(path)
+def _complete_section(path: str, given: Any, where: str = "") -> Any:
+    """One section, and the typed sections inside it; `where` is its path for messages."""
+    settings, kind, where = SETTINGS.get(path), KINDS.get(path), where or path
+    if path in NAMED and isinstance(given, dict) and where == path:
+        return {n: _complete_section(path, one, f"{path}.{n}") for n, one in given.items()}
     if given is None and (settings is None or getattr(settings, "OPTIONAL", False)):
-        if path in ("model", "task"):
+        if path in DEFAULTS:
+            return _complete_section(path, DEFAULTS[path])
+        if path in TYPED:
             raise UserError(f"config.{path} is missing: it needs at least a type")
         return None
     if isinstance(given, tuple) and path not in SETTINGS:
-        return tuple(_complete_section(path, item) for item in given)
+        return tuple(_complete_section(path, item, f"{where}[{i}]") for i, item in enumerate(given))
     given = {} if given is None else given
     if not isinstance(given, dict):
-        raise UserError(f"config.{path}: {given!r} must be a section (a dict of keys)")
+        raise UserError(f"config.{where}: {given!r} must be a section (a dict of keys)")
     accepted = dict(parameters(settings)) if settings else {}
-    what = f"the section {path}"
+    what = f"the section {where}"
     if kind:
         if not isinstance(given.get("type"), str):
-            raise UserError(f"config.{path}.type is missing: it names the {kind}")
+            raise UserError(f"config.{where}.type is missing: it names the {kind}")
         what = given["type"]
-        own = parameters(target_of(kind, what, f"config.{path}"))
+        own = parameters(target_of(kind, what, f"config.{where}"))
         hidden = ("learning_rate", *REPLACED_BY_RULES) if kind == "optimizer" else ()
         accepted = {**{key: own[key] for key in own if key not in hidden}, **accepted}
     given = {key: value for key, value in given.items() if key != "type"}
     for key, default in NESTED_DEFAULTS.get(path, {}).items():
         given[key] = {**default, **(given.get(key) or {})}
-    values = bind(f"config.{path}", what, accepted, given)
+    values = bind(f"config.{where}", what, accepted, given)
     for key in values:
         if f"{path}.{key}" in KINDS:
             values[key] = _complete_section(f"{path}.{key}", values[key])
@@ -353,13 +436,18 @@ def _check_whole(config: Config) -> None:
     """Builds every target once and checks what no single section can see."""
     for name in SETTINGS:
         config.section(name)
-    config.make("model"), config.make("task")
+    for name in TYPED:
+        config.make(name)
     for name in ("evaluate.every", "checkpoint.every", "log.profile"):
         When(config.get(name), total_steps=1, key=f"config.{name}")
     splits = config.get("data.splits")
-    for split in config.get("evaluate.splits"):
+    wanted = [("evaluate.splits", split) for split in config.get("evaluate.splits")]
+    for name, values in config.get("evaluators").items():
+        When(values["every"], total_steps=1, key=f"config.evaluators.{name}.every")
+        wanted += [(f"evaluators.{name}.data", values["data"])] if values["data"] else []
+    for key, split in wanted:
         if split not in splits:
             raise UserError(
-                f"config.evaluate.splits: no split '{split}' in config.data.splits"
+                f"config.{key}: no split '{split}' in config.data.splits"
                 f"{did_you_mean(split, splits)}; known: {', '.join(splits)}"
             )

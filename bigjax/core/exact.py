@@ -30,7 +30,7 @@ SQRT_HALF_BITS = 0x3F3504F3  # of the float32 sqrt(1/2)
 def exactly(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with every `erf_inv` replaced and every sum kept apart from products. Pure; for jit.
 
-    `function` is a model's initialisation: its draws are integers, which are exact anyway.
+    `function` makes a run's first state. Its draws are integers, which are exact anyway.
     """
 
     def rounded_alike(*arguments: Any) -> Any:
@@ -113,8 +113,8 @@ def _evaluate(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) ->
 
 
 def _needed(jaxpr: Any) -> list[Any]:
-    """The equations that the results depend on: of a model's initialisation, not its forward pass."""
-    wanted, kept = set(v for v in jaxpr.outvars if not isinstance(v, Literal)), []
+    """The equations that the results depend on: of initialisation, not of the forward pass that Linen runs with it."""
+    wanted, kept = {v for v in jaxpr.outvars if not isinstance(v, Literal)}, []
     for equation in reversed(jaxpr.eqns):
         if wanted.intersection(equation.outvars):
             wanted.update(v for v in equation.invars if not isinstance(v, Literal))

@@ -7,7 +7,7 @@ configs, and no label is looked up in a batch: that is the tasks' work.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,19 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 class Loss(NamedTuple):
-    """What an objective returns.
+    """What a method's `loss` returns.
 
     sum, weight: the loss as a pair; the gradient is taken of `sum` and divided by `weight`.
     metrics: name -> pair, shown during training.
-    state: the mutable collections after this step, such as {"batch_stats": ...}.
+    collections: the model's mutable collections after this step, such as {"batch_stats": ...}.
+    memory: the method's memory after this step; None: it is as it was.
     """
 
     sum: jax.Array
     weight: jax.Array
     metrics: dict[str, Pair]
-    state: dict
+    collections: dict
+    memory: Any = None
 
 
 def hide_masked(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -128,6 +130,23 @@ def kl_divergence(
     log_t = jax.nn.log_softmax(hide_masked(teacher_logits, mask) / temperature)
     log_s = jax.nn.log_softmax(hide_masked(student_logits, mask) / temperature)
     return masked_sum(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1), mask)
+
+
+def bernoulli_kl(
+    teacher_logits: jax.Array,
+    student_logits: jax.Array,
+    mask: jax.Array,
+    temperature: float | jax.Array = 1.0,
+) -> Pair:
+    """sum_k KL(Bernoulli(s(t_k / T)) || Bernoulli(s(s_k / T))) in nats, s the logistic function.
+
+    teacher_logits, student_logits (B, K); mask (B,).
+    """
+    t, s = _same_shape(teacher_logits, student_logits, mask)
+    t, s = t / temperature, s / temperature
+    log = jax.nn.log_sigmoid
+    kl = jax.nn.sigmoid(t) * (log(t) - log(s)) + jax.nn.sigmoid(-t) * (log(-t) - log(-s))
+    return masked_sum(jnp.sum(kl, axis=-1), mask)
 
 
 def scaled_similarity(

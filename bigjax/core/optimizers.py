@@ -22,6 +22,7 @@ import optax
 import optax.contrib
 
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.marks import Traced
 from bigjax.core.precision import stored_state
 from bigjax.core.rules import Rules, map_with_path, match_rules, paths
 from bigjax.core.schedules import Constant, Schedule
@@ -79,9 +80,9 @@ class OptimizerSettings:
         UserError: a number is negative or not finite, or clip_norm is 0.
     """
 
-    learning_rate: float = 1e-3
+    learning_rate: Traced = 1e-3
     schedule: Schedule = field(default_factory=Constant)
-    weight_decay: float = 0.0
+    weight_decay: Traced = 0.0
     clip_norm: float | None = None
     state_dtype: Literal["float32", "bfloat16"] = "float32"
     learning_rate_rules: Rules = ((".*", 1.0),)

@@ -168,7 +168,7 @@ def without_overflow(old: Any, new: Any, loss: Any, grads: Any) -> tuple[Any, ja
         good=jnp.where(overflow | grown, 0, scale.good + 1),
     )
     state = jax.tree.map(lambda n, o: jnp.where(overflow, o, n), new, old)
-    return state.replace(step=new.step, loss_scale=next_scale), overflow
+    return state.replace(loss_scale=next_scale), overflow
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from bigjax.core.errors import UserError
+from bigjax.core.marks import RunReference
 
 
 def _positive(section: str, **values: float | None) -> None:
@@ -61,7 +62,10 @@ class Data:
     """Where examples come from and what happens to them on the way to the model."""
 
     source: Any
-    splits: Mapping[str, str]  # "train" and the names that `evaluate.splits` may use
+    # "train" and the names that `evaluate.splits` and evaluators may use -> a part of the source, such
+    # as "train[:90%]", or of one of `sources`: "NAME:train"
+    splits: Mapping[str, str]
+    sources: Mapping[str, Any] | None = None  # other sources, by name
     augment: Sequence[Any] = ()  # training only, first
     preprocess: Sequence[Any] = ()  # always, after `augment`
     workers: int = 2  # reading threads
@@ -70,6 +74,13 @@ class Data:
         if "train" not in self.splits:
             raise UserError("config.data.splits: needs a split named 'train'")
         _positive("data", workers=self.workers)
+
+    def open(self, split: str) -> Any:
+        """The source of one of `splits`."""
+        name, colon, rest = self.splits[split].partition(":")
+        if colon and name in (self.sources or {}):
+            return self.sources[name].open(rest)
+        return self.source.open(self.splits[split])
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Check:
-    """What is done about numbers that cannot be right (see `bigjax.core.guard` and `bigjax.loop.replay`)."""
+    """What is done about numbers that cannot be right (see `bigjax.core.guard`, `bigjax.run.ledger`, `bigjax.loop.replay`)."""
 
     # stop: exit 1 with a dump; skip: go on without that update; rewind: back to the newest
     # checkpoint and on without those examples; off: no check at all
@@ -181,29 +192,13 @@ class Sharding:
 
 
 @dataclass(frozen=True)
-class Distill:
-    """Knowledge distillation from another run's model (Hinton et al. 2015)."""
-
-    OPTIONAL: ClassVar[bool] = True
-
-    teacher: str  # the teacher's run folder; "../NAME" names an earlier stage of a pipeline
-    temperature: float = 2.0
-    alpha: float = 0.5  # weight of the teacher's term; the labels' term has 1 - alpha
-
-    def __post_init__(self) -> None:
-        _positive("distill", temperature=self.temperature)
-        if not 0 <= self.alpha <= 1:
-            raise UserError(f"config.distill.alpha: {self.alpha} must lie between 0 and 1")
-
-
-@dataclass(frozen=True)
 class Init:
     """Initial weights from another run or a published checkpoint; the optimizer starts fresh."""
 
     OPTIONAL: ClassVar[bool] = True
 
     # a run folder ("../NAME" names an earlier stage of a pipeline); with `family`: see pretrained.reader
-    source: str
+    source: RunReference
     # of a published checkpoint: bert, gpt2, llama, ... (see `bigjax.pretrained.families`)
     family: str | None = None
     # regex -> parameter path in the source (may use \1), or None: initialised from scratch.

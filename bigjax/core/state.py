@@ -21,14 +21,15 @@ class TrainState:
 
     Attributes:
       step: int32 scalar, completed updates.
-      params: trained and frozen parameters.
+      params: the model's parameters; with `config.adapt`, the trained leaves alone.
       opt_state: Optax's own state, for the trained parameters only.
       collections: the model's mutable collections, e.g. {"batch_stats": ...}.
       ema: moving average of the parameters, or None.
       guard: what the check of bad numbers remembers (`bigjax.core.guard`).
       rng: uint32 (2,), the run's random key; the key of a step is folded in from `step`.
-      hyper: float32 scalars that are inputs of the compiled step, by config path.
+      hyper: float32 scalars that are inputs of the compiled step, by name.
       loss_scale: dynamic loss scaling's own state, or None (`bigjax.core.precision`).
+      memory: what the method keeps between steps, or None (`bigjax.core.method`).
     """
 
     step: jax.Array
@@ -40,6 +41,7 @@ class TrainState:
     rng: jax.Array
     hyper: dict[str, jax.Array]
     loss_scale: LossScale | None = None
+    memory: Any = None
 
     @property
     def key(self) -> jax.Array:
@@ -47,19 +49,18 @@ class TrainState:
 
 
 def init_state(
-    variables: Any, optimizer: Any, *, rng: jax.Array, hyper: Any, ema: bool
+    params: Any, collections: Any, optimizer: Any, *, rng: jax.Array, hyper: Any, ema: bool
 ) -> TrainState:
     """The state before the first step. Pure.
 
     Args:
-      variables: a Linen variables dict, {"params": ..., other collections}.
+      params: the trained leaves.
+      collections: the model's other collections.
       optimizer: a `bigjax.core.optimizers.Optimizer`.
       rng: uint32 (2,) key data.
-      hyper: float32 scalars by config path.
+      hyper: float32 scalars by name.
       ema: whether to keep a moving average of the parameters.
     """
-    collections = {name: value for name, value in variables.items() if name != "params"}
-    params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -1,226 +1,249 @@
-"""The train step and the evaluation step: pure functions, built once for every kind of objective.
+"""The train step and the evaluation step: pure functions, built once for every method.
 
 `train_step(state, batch, frozen) -> (state, metrics)`. Nothing here knows a device, a file or a
-config: `train.py` jits what these builders return and says where the arrays lie.
+config: `bigjax.build` jits what these builders return and says where the arrays lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from bigjax.core.adapt import Adaptation
 from bigjax.core.guard import guarded, non_finite
-from bigjax.core.losses import Loss
+from bigjax.core.method import Batch, Method, Reference, Scope, Sums, of_the_mean, split_rows
 from bigjax.core.optimizers import global_norm
-from bigjax.core.precision import loss_factor, without_overflow
+from bigjax.core.precision import without_overflow
 from bigjax.core.settings import Check
 from bigjax.core.state import TrainState
-from bigjax.data.transforms import apply_transforms
+from bigjax.core.transforms import apply_transforms
 
-Batch = dict[str, jax.Array]
-
-
-class Objective(Protocol):
-    """What a method is: a pure function from parameters and a batch to a loss to descend."""
-
-    def __call__(
-        self,
-        params: Any,
-        batch: Batch,
-        *,
-        rng: jax.Array,
-        state: Any,
-        frozen: Any,
-        hyper: dict[str, jax.Array],
-        train: bool,
-    ) -> Loss: ...
+Frozen = Mapping[str, Any]
 
 
-def supervised(model: Any, task: Any) -> Objective:
-    """The objective of plain training: the task's loss of the model's output."""
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that decides what a step computes.
 
-    def objective(params, batch, *, rng, state, frozen, hyper, train):
-        del frozen, hyper
-        outputs, new_state = apply_model(
-            model, task, params, batch, rng=rng, state=state, train=train
-        )
-        (loss_sum, weight), metrics = task.loss(outputs, batch)
-        return Loss(loss_sum, weight, metrics, new_state)
-
-    return objective
-
-
-def apply_model(model, task, params, batch, *, rng, state, train) -> tuple[Any, Any]:
-    """The model's outputs on a batch, and its mutable collections after it."""
-    variables = {"params": params, **state}
-    inputs = task.inputs(batch)
-    if not train:
-        return model.apply(variables, *inputs, train=False), state
-    return model.apply(variables, *inputs, train=True, rngs={"dropout": rng}, mutable=list(state))
-
-
-def build_gradients(
-    objective: Objective,
-    optimizer: Any,
-    *,
-    transforms: Sequence[Any] = (),
-    accumulate: int = 1,
-    distribute: Callable[..., Any] = lambda sums: sums,
-) -> Callable[[TrainState, Batch, Any], tuple[Any, dict[str, Any], Any]]:
-    """`step_gradients(state, batch, frozen) -> (gradients, metrics, mutable collections)`.
-
-    Arguments as in `build_train_step`. The gradients are of the summed loss, for trained leaves only;
-    `of_the_mean` makes them those of the mean.
+    method: see `bigjax.core.method`.
+    model, task: the model (`apply` under the run's precision), and what its batches mean.
+    optimizer: a `bigjax.core.optimizers.Optimizer`.
+    adaptation: how the trained leaves become the model's parameters.
+    references: name -> model that is read but not trained; its variables are `frozen[name]`.
+    hyper: field of the method -> the name of its traced scalar in the state.
+    augment: transforms of the raw batch, in training only; all references see what they give.
+    preprocess: transforms of every batch, after them.
+    accumulate: microbatches; sums and weights are added over them and divided once.
+    distribute: how the sums over a batch are taken: as they stand, or by `mesh.sharding.per_device`.
+    ema_decay: decay of the moving average of the trained leaves.
+    check: which numbers are bad, and then not applied (`bigjax.core.guard`); None applies all.
     """
 
-    def gradients(state: TrainState, batch: Batch, frozen: Any, rng: jax.Array, collections: Any):
-        trained, fixed = optimizer.split(state.params)
-
-        def loss_sum(trained):
-            params = optimizer.merge(trained, fixed)
-            loss = objective(
-                params,
-                batch,
-                rng=rng,
-                state=collections,
-                frozen=frozen,
-                hyper=state.hyper,
-                train=True,
-            )
-            return loss.sum * loss_factor(state.loss_scale, loss.weight), loss
-
-        grads, loss = jax.grad(loss_sum, has_aux=True)(trained)
-        grads = jax.tree.map(lambda g: g / loss_factor(state.loss_scale, loss.weight), grads)
-        pairs = {"loss": (loss.sum, loss.weight), **loss.metrics}
-        return grads, pairs, loss.state
-
-    def accumulated(state: TrainState, batch: Batch, frozen: Any, rng: jax.Array):
-        if accumulate == 1:
-            return gradients(state, batch, frozen, rng, state.collections)
-
-        def body(carry, xs):
-            index, microbatch = xs
-            sums, collections = carry
-            grads, pairs, collections = gradients(
-                state, microbatch, frozen, jax.random.fold_in(rng, index), collections
-            )
-            return (jax.tree.map(jnp.add, sums, (grads, pairs)), collections), None
-
-        microbatches = jax.tree.map(lambda x: split_microbatches(x, accumulate), batch)
-        first = jax.tree.map(lambda x: x[0], microbatches)
-        shapes = jax.eval_shape(gradients, state, first, frozen, rng, state.collections)
-        # float32 sums, also of narrower gradients
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes[:2]
-        )
-        (sums, collections), _ = jax.lax.scan(
-            body, (zeros, state.collections), (jnp.arange(accumulate), microbatches)
-        )
-        return *sums, collections
-
-    def step_gradients(state: TrainState, batch: Batch, frozen: Any):
-        augment_key, dropout_key = jax.random.split(state.key)
-        batch = apply_transforms(transforms, batch, augment_key)
-        rng = jax.random.fold_in(dropout_key, state.step)
-        return distribute(accumulated)(state, batch, frozen, rng)
-
-    return step_gradients
-
-
-def of_the_mean(grad_sums: Any, metrics: dict[str, Any]) -> Any:
-    """Gradients (or their norm) of the mean loss, from the summed one's and the metrics beside them."""
-    weight = jnp.maximum(metrics["loss"][1], 1e-8)
-    return jax.tree.map(lambda g: g / weight, grad_sums)
+    method: Method
+    model: Any
+    task: Any
+    optimizer: Any
+    adaptation: Adaptation = dataclasses.field(default_factory=Adaptation)
+    references: Mapping[str, Reference] = dataclasses.field(default_factory=dict)
+    hyper: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    augment: Sequence[Any] = ()
+    preprocess: Sequence[Any] = ()
+    accumulate: int = 1
+    distribute: Callable[..., Any] = lambda sums: sums
+    ema_decay: float | None = None
+    check: Check | None = None
 
 
 def build_train_step(
-    objective: Objective,
-    optimizer: Any,
-    *,
-    transforms: Sequence[Any] = (),
-    accumulate: int = 1,
-    distribute: Callable[..., Any] = lambda sums: sums,
-    ema_decay: float | None = None,
-    check: Check | None = None,
-) -> Callable[[TrainState, Batch, Any], tuple[TrainState, dict[str, Any]]]:
-    """The one train step.
+    recipe: Recipe,
+) -> Callable[[TrainState, Batch, Frozen], tuple[TrainState, dict[str, Any]]]:
+    """The one train step: `train_step(state, batch, frozen) -> (state, metrics)`.
 
-    Args:
-      objective: see `Objective`.
-      optimizer: a `bigjax.core.optimizers.Optimizer`.
-      transforms: augmentation and preprocessing, applied to the whole batch first.
-      accumulate: microbatches; sums and weights are added over them and divided once.
-      distribute: how the sums over a batch are taken: as they stand, or by `sharding.per_device`.
-      ema_decay: decay of the moving average of the parameters.
-      check: which numbers are bad, and then not applied (`bigjax.core.guard`); None applies all.
-
-    Returns:
-      `train_step(state, batch, frozen) -> (state, metrics)`; metrics are (sum, weight) pairs.
+    Metrics are (sum, weight) pairs. A method that asks for several updates of one batch gets them in
+    a scan inside the step, each guarded by itself.
     """
-    step_gradients = build_gradients(
-        objective,
-        optimizer,
-        transforms=transforms,
-        accumulate=accumulate,
-        distribute=distribute,
-    )
+    prepared, summed = build_prepare(recipe), build_sums(recipe)
+    passes, minibatches = recipe.method.updates
 
-    def train_step(state: TrainState, batch: Batch, frozen: Any):
-        grad_sums, metrics, collections = step_gradients(state, batch, frozen)
+    def one_update(state: TrainState, data: Any, frozen: Frozen, rng: jax.Array):
+        sums = summed(state, data, frozen, rng)
+        return apply_sums(recipe, state, sums, scope_of(recipe, state, frozen, rng))
 
-        def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-            # In here, where it is one pass with the update itself.
-            grads = of_the_mean(grad_sums, metrics)
-            params, opt_state, info = optimizer.update(
-                grads, state.opt_state, state.params, hyper=state.hyper, step=state.step
-            )
-            ema = state.ema
-            if ema_decay is not None:
-                precise = optimizer.precise_params(params, opt_state)
-                ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, precise)
-            new = state.replace(
-                step=state.step + 1,
-                params=params,
-                opt_state=opt_state,
-                collections=collections,
-                ema=ema,
-            )
-            if state.loss_scale is not None:
-                new, overflow = without_overflow(state, new, metrics["loss"], grads)
-                info = {**info, "loss_scale": state.loss_scale.value, "overflow": overflow}
-            return new, info
+    def train_step(state: TrainState, batch: Batch, frozen: Frozen):
+        start = state.step
+        state, data, rng = prepared(state, batch, frozen)
+        if passes * minibatches == 1:
+            new, metrics, halted = one_update(state, data, frozen, rng)
+            return new.replace(step=start + ~halted), metrics
 
-        if check is None:
-            new, info = update(state)
-        else:
-            grad_norm = judged = of_the_mean(global_norm(grad_sums), metrics)
-            if state.loss_scale is not None:  # an overflow is dealt with: not bad
-                _, overflow = without_overflow(state, state, metrics["loss"], grad_sums)
-                judged = jnp.where(overflow, 0.0, grad_norm)
-            new, info = guarded(state, update, metrics["loss"], judged, check)
-            info = {**info, "grad_norm": grad_norm}
-        one = jnp.ones((), jnp.float32)
-        return new, {**metrics, **{name: (value, one) for name, value in info.items()}}
+        def body(state: TrainState, number: jax.Array):
+            key = jax.random.fold_in(rng, number)
+            # All minibatches of a pass see one order of the rows, another pass another one.
+            order_key = jax.random.fold_in(rng, -1 - number // minibatches)
+            rows = jax.random.permutation(order_key, len(data[0]["mask"]))
+            turn = number % minibatches
+            part = jax.tree.map(lambda x: split_rows(x[rows], minibatches)[turn], data)
+            new, metrics, halted = one_update(state, part, frozen, key)
+            return new, (metrics, halted)
+
+        new, (metrics, halted) = jax.lax.scan(body, state, jnp.arange(passes * minibatches))
+        metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+        return new.replace(step=start + ~jnp.any(halted)), metrics
 
     return train_step
 
 
-def build_diagnosis(
-    step_gradients: Callable[..., Any],
-) -> Callable[[TrainState, Batch, Any], dict[str, Any]]:
+def build_prepare(recipe: Recipe) -> Callable[..., tuple[TrainState, Any, jax.Array]]:
+    """`prepared(state, batch, frozen) -> (state with the method's new memory, data, rng)`.
+
+    Data is (batch, views): what the method learns from, and the same examples as each reference's
+    own preprocessing gives them.
+    """
+
+    def prepared(state: TrainState, batch: Batch, frozen: Frozen):
+        augment_key, step_key = jax.random.split(state.key)
+        batch = apply_transforms(recipe.augment, batch, augment_key)
+        first = len(recipe.augment)
+        views = {
+            name: apply_transforms(reference.preprocess, batch, augment_key, first)
+            for name, reference in recipe.references.items()
+            if reference.preprocess != recipe.preprocess
+        }
+        batch = apply_transforms(recipe.preprocess, batch, augment_key, first)
+        rng = jax.random.fold_in(step_key, state.step)
+        params = recipe.adaptation.params(state.params, frozen, state.step)
+        scope = scope_of(recipe, state, frozen, rng, views)
+        batch, memory = recipe.method.prepare(params, batch, scope)
+        return state.replace(memory=memory), (batch, views), rng
+
+    return prepared
+
+
+def build_sums(recipe: Recipe) -> Callable[..., Sums]:
+    """`summed(state, data, frozen, rng) -> Sums` over the microbatches and devices."""
+    method, optimizer, adaptation = recipe.method, recipe.optimizer, recipe.adaptation
+
+    def gradients(state: TrainState, data: Any, frozen: Frozen, rng: jax.Array, carried: Any):
+        batch, views = data
+        collections, memory = carried
+        trained, fixed = optimizer.split(state.params)
+        scope = scope_of(recipe, state, frozen, rng, views)
+        scope = scope.replace(collections=collections, memory=memory)
+
+        def loss(trained: Any, batch: Batch, scope: Scope):
+            params = adaptation.params(optimizer.merge(trained, fixed), frozen, state.step)
+            return method.loss(params, batch, scope)
+
+        return method.gradients(loss, trained, batch, scope)
+
+    def accumulated(state: TrainState, data: Any, frozen: Frozen, rng: jax.Array) -> Sums:
+        carried = (state.collections, state.memory)
+        if recipe.accumulate == 1:
+            return gradients(state, data, frozen, rng, carried)
+
+        def body(carry, xs):
+            index, microbatch = xs
+            sums, carried = carry
+            key = jax.random.fold_in(rng, index)
+            new = gradients(state, microbatch, frozen, key, carried)
+            sums = jax.tree.map(jnp.add, sums, (new.gradients, new.pairs))
+            return (sums, (new.collections, new.memory)), None
+
+        microbatches = jax.tree.map(lambda x: split_rows(x, recipe.accumulate), data)
+        first = jax.tree.map(lambda x: x[0], microbatches)
+        shapes = jax.eval_shape(gradients, state, first, frozen, rng, carried)
+        # float32 sums, also of narrower gradients
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes[:2]
+        )
+        (sums, carried), _ = jax.lax.scan(
+            body, (zeros, carried), (jnp.arange(recipe.accumulate), microbatches)
+        )
+        return Sums(*sums, *carried)
+
+    return recipe.distribute(accumulated)
+
+
+def apply_sums(
+    recipe: Recipe, state: TrainState, sums: Sums, scope: Scope
+) -> tuple[TrainState, dict[str, Any], jax.Array]:
+    """One guarded update: (new state, metrics, whether the run is halted). The step is not counted."""
+    optimizer, check = recipe.optimizer, recipe.check
+    loss = sums.pairs["loss"]
+
+    def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+        # In here, where it is one pass with the update itself.
+        grads = recipe.method.finish(sums, scope)
+        params, opt_state, info = optimizer.update(
+            grads, state.opt_state, state.params, hyper=state.hyper, step=state.step
+        )
+        ema, decay = state.ema, recipe.ema_decay
+        if decay is not None:
+            precise = optimizer.precise_params(params, opt_state)
+            ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, precise)
+        new = state.replace(
+            params=params,
+            opt_state=opt_state,
+            collections=sums.collections,
+            memory=sums.memory,
+            ema=ema,
+        )
+        if state.loss_scale is not None:
+            new, overflow = without_overflow(state, new, loss, grads)
+            info = {**info, "loss_scale": state.loss_scale.value, "overflow": overflow}
+        return new, info
+
+    if check is None:
+        new, info = update(state)
+        halted = jnp.zeros((), bool)
+    else:
+        grad_norm = judged = of_the_mean(global_norm(sums.gradients), sums.pairs)
+        if state.loss_scale is not None:  # an overflow is dealt with: not bad
+            _, overflow = without_overflow(state, state, loss, sums.gradients)
+            judged = jnp.where(overflow, 0.0, grad_norm)
+        new, info = guarded(state, update, loss, judged, check)
+        info, halted = {**info, "grad_norm": grad_norm}, info["halted"]
+    one = jnp.ones((), jnp.float32)
+    shown = {name: (value, one) for name, value in info.items()}
+    return new, {**sums.pairs, **shown}, halted
+
+
+def scope_of(
+    recipe: Recipe, state: TrainState, frozen: Frozen, rng: jax.Array, views: Any = None
+) -> Scope:
+    """What the method may read in this step."""
+    return Scope(
+        model=recipe.model,
+        task=recipe.task,
+        rng=rng,
+        step=state.step,
+        collections=state.collections,
+        ema=state.ema,
+        memory=state.memory,
+        frozen=frozen,
+        hyper={field: state.hyper[name] for field, name in recipe.hyper.items()},
+        references=recipe.references,
+        views=views or {},
+        loss_scale=state.loss_scale,
+    )
+
+
+def build_diagnosis(recipe: Recipe) -> Callable[[TrainState, Batch, Frozen], dict[str, Any]]:
     """`diagnose(state, batch, frozen) -> counts`: where a step's numbers stop being finite.
 
     Counts are path -> how many, for the batch as read, the params, the loss (and the other metrics'
     sums) and the gradients, in the order in which a step meets them; "rows" (B,) says which
     examples bring such numbers with them.
     """
+    prepared, summed = build_prepare(recipe), build_sums(recipe)
 
-    def diagnose(state: TrainState, batch: Batch, frozen: Any):
-        grad_sums, metrics, _ = step_gradients(state, batch, frozen)
-        grads = of_the_mean(grad_sums, metrics)
+    def diagnose(state: TrainState, batch: Batch, frozen: Frozen):
+        state, data, rng = prepared(state, batch, frozen)
+        sums = summed(state, data, frozen, rng)
         rows = jnp.zeros(batch["mask"].shape, bool)
         for column in batch.values():
             if jnp.issubdtype(column.dtype, jnp.inexact):
@@ -228,26 +251,24 @@ def build_diagnosis(
         return {
             "batch": non_finite(batch),
             "params": non_finite(state.params),
-            "loss": non_finite({name: total for name, (total, _) in metrics.items()}),
-            "gradients": non_finite(grads),
+            "loss": non_finite({name: total for name, (total, _) in sums.pairs.items()}),
+            "gradients": non_finite(of_the_mean(sums.gradients, sums.pairs)),
             "rows": rows,
         }
 
     return diagnose
 
 
-def build_eval_step(
-    model: Any, task: Any, optimizer: Any, *, transforms: Sequence[Any] = ()
-) -> Callable[[TrainState, Batch], tuple[Any, Any]]:
-    """`eval_step(state, batch) -> (statistics, collected)`: see the task's methods of these names."""
-    prepared = _evaluated(optimizer, transforms)
+def build_eval_step(recipe: Recipe) -> Callable[[TrainState, Batch, Frozen], tuple[Any, Any]]:
+    """`eval_step(state, batch, frozen) -> (statistics, collected)`: see the task's methods so named."""
+    shown, task = build_shown(recipe), recipe.task
 
-    def eval_step(state: TrainState, batch: Batch):
-        variables, batch = prepared(state, batch)
-        outputs = model.apply(variables, *task.inputs(batch), train=False)
+    def eval_step(state: TrainState, batch: Batch, frozen: Frozen):
+        variables, batch = shown(state, batch, frozen)
+        outputs = recipe.model.apply(variables, *task.inputs(batch), train=False)
         collected = dict(task.collect(outputs, batch))
-        if getattr(task, "decodes", False):
-            collected |= task.decode(model.apply, variables, batch)
+        if task.decodes:
+            collected |= task.decode(recipe.model.apply, variables, batch)
         if collected:
             collected = {**collected, "mask": batch["mask"]}
         return task.statistics(outputs, batch), collected
@@ -255,48 +276,38 @@ def build_eval_step(
     return eval_step
 
 
-def build_predict_step(
-    model: Any, task: Any, optimizer: Any, *, transforms: Sequence[Any] = ()
-) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
-    """`predict_step(state, batch) -> predictions`, one row an example."""
-    prepared = _evaluated(optimizer, transforms)
+def build_predict_step(recipe: Recipe) -> Callable[[TrainState, Batch, Frozen], dict]:
+    """`predict_step(state, batch, frozen) -> predictions`, one row an example."""
+    shown, task = build_shown(recipe), recipe.task
 
-    def predict_step(state: TrainState, batch: Batch):
-        variables, batch = prepared(state, batch)
-        outputs = model.apply(variables, *task.inputs(batch), train=False)
-        predicted = dict(task.predict(outputs))
-        if hasattr(task, "decode"):  # what takes more than one forward pass, such as writing text
-            predicted |= task.decode(model.apply, variables, batch)
-        return predicted
+    def predict_step(state: TrainState, batch: Batch, frozen: Frozen):
+        variables, batch = shown(state, batch, frozen)
+        outputs = recipe.model.apply(variables, *task.inputs(batch), train=False)
+        # What takes more than one forward pass, such as writing text, the task decodes.
+        return {**task.predict(outputs), **task.decode(recipe.model.apply, variables, batch)}
 
     return predict_step
 
 
-def _evaluated(optimizer: Any, transforms: Sequence[Any]) -> Callable:
-    """(state, batch) -> (variables meant for evaluation, transformed batch)."""
-    evaluation_variables = build_evaluation_variables(optimizer)
+def build_shown(recipe: Recipe) -> Callable[..., tuple[Any, Batch]]:
+    """`shown(state, batch, frozen)`: the variables that the run is judged by, and the batch they see."""
+    evaluation_variables = build_evaluation_variables(recipe)
 
-    def prepared(state: TrainState, batch: Batch):
-        return evaluation_variables(state), apply_transforms(transforms, batch, state.key)
+    def shown(state: TrainState, batch: Batch, frozen: Frozen):
+        batch = apply_transforms(recipe.preprocess, batch, state.key)
+        return evaluation_variables(state, frozen), recipe.method.view(batch, state.key)
 
-    return prepared
+    return shown
 
 
-def build_evaluation_variables(optimizer: Any) -> Callable[[TrainState], Any]:
-    """`evaluation_variables(state)`: the Linen variables that a run is judged by."""
+def build_evaluation_variables(recipe: Recipe) -> Callable[[TrainState, Frozen], Any]:
+    """`evaluation_variables(state, frozen)`: the Linen variables that a run is judged by."""
 
-    def evaluation_variables(state: TrainState):
-        params = state.ema
-        if params is None:
-            params = optimizer.evaluation_params(state.params, state.opt_state)
+    def evaluation_variables(state: TrainState, frozen: Frozen):
+        trained = state.ema
+        if trained is None:
+            trained = recipe.optimizer.evaluation_params(state.params, state.opt_state)
+        params = recipe.adaptation.params(trained, frozen, state.step)
         return {"params": params, **state.collections}
 
     return evaluation_variables
-
-
-def split_microbatches(x: jax.Array, count: int) -> jax.Array:
-    """(B, ...) -> (count, B / count, ...), rows dealt out in turn.
-
-    Dealt, not cut in blocks: a row then stays on the device that holds it when B is sharded.
-    """
-    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
-from bigjax.data.transforms import Example, at_least, example_keys
+from bigjax.core.transforms import Example, example_keys
+from bigjax.data.transforms import at_least
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import jax
@@ -33,6 +33,7 @@ def train_batches(
     workers: int = 2,
     prefetch: int = 4,
     leave_out: frozenset[tuple[int, int]] = frozenset(),
+    order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
 ) -> Iterator[Batch]:
     """Yields the global batches of steps start_step, start_step + 1, ... for ever.
 
@@ -45,6 +46,8 @@ def train_batches(
       workers: reading threads.
       prefetch: batches read ahead, already on the devices.
       leave_out: (epoch, sample) pairs whose rows are not read, and come as zeros with mask 0.
+      order: a method's own `rows_of(steps) -> ids, epochs, mask` (`Method.order`); None: the shuffled
+        stream of all examples.
 
     Returns:
       An iterator of {features..., "mask", "sample", "epoch"}, each with leading axis B; its
@@ -55,16 +58,20 @@ def train_batches(
     steps_per_block = max(1, ORDER_BLOCK // batch_size)
 
     @functools.lru_cache(maxsize=4)
-    def block_ids(block: int) -> tuple[np.ndarray, np.ndarray]:
+    def block_rows(block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         steps = block * steps_per_block + np.arange(steps_per_block)
-        return sample_ids(seed, steps[:, None] * batch_size + rows, size)
+        if order is not None:
+            return tuple(x[:, rows] for x in order(steps))
+        ids, epochs = sample_ids(seed, steps[:, None] * batch_size + rows, size)
+        return ids, epochs, np.ones(ids.shape, np.float32)
 
     def batch_of(step: int) -> Batch:
-        ids, epochs = (x[step % steps_per_block] for x in block_ids(step // steps_per_block))
-        mask = np.ones(len(rows), np.float32)
+        found = block_rows(step // steps_per_block)
+        ids, epochs, mask = (x[step % steps_per_block] for x in found)
+        mask = mask.copy()
         if leave_out:
             pairs = zip(epochs.tolist(), ids.tolist(), strict=True)
-            mask[:] = [pair not in leave_out for pair in pairs]
+            mask *= [pair not in leave_out for pair in pairs]
         columns = read_unmasked(source, ids, mask)
         return _place(columns, ids, epochs, mask, rows, batch_size, sharding)
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
+from bigjax.core.transforms import Example
 from bigjax.data.sources import Source
 from bigjax.data.text_rows import NOT_SCORED
-from bigjax.data.transforms import Example
 
 
 @dataclasses.dataclass(frozen=True)

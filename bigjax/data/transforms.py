@@ -1,14 +1,14 @@
-"""Transforms of examples: pure functions of (example, key), run on the device inside the jitted step.
+"""Transforms of examples that come with bigjax: images and columns. Pure; `core/transforms.py` applies them.
 
-Per-example transforms see one example without a batch axis; those with `batch_level = True` see the
-whole batch. The key of an example comes from its epoch and its id, so what happens to it depends on
-no mesh, host, batch size or neighbour.
+A transform is a function (example, key) -> example. Per-example transforms see one example without a
+batch axis; those with `batch_level = True` see the whole batch. A transform with `fit(source)` is
+replaced by what that returns for the train split.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -16,37 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
+from bigjax.core.transforms import Example, example_keys
+from bigjax.data.moments import Moments
 from bigjax.data.sources import Source
-
-Example = dict[str, jax.Array]
-
-
-def apply_transforms(transforms: Iterable, batch: Example, key: jax.Array) -> Example:
-    """Applies transforms in order; pure, jittable.
-
-    The n-th transform gives example s of epoch e the key fold_in(fold_in(fold_in(key, n), e), s).
-
-    Args:
-      transforms: per-example or batch-level transforms.
-      batch: flat dict with leading axis B, including "sample" and "epoch", int32 (B,).
-      key: a PRNG key; the same for every step of a run.
-    """
-    for number, transform in enumerate(transforms):
-        key_n = jax.random.fold_in(key, number)
-        if getattr(transform, "batch_level", False):
-            batch = transform(batch, key_n)
-        else:
-            batch = jax.vmap(transform)(batch, example_keys(batch, key_n))
-    return batch
-
-
-def example_keys(batch: Example, key: jax.Array) -> jax.Array:
-    """One key per example, (B,)."""
-
-    def example_key(epoch, sample):
-        return jax.random.fold_in(jax.random.fold_in(key, epoch), sample)
-
-    return jax.vmap(example_key)(batch["epoch"], batch["sample"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +36,13 @@ class Normalize:
 
     def __call__(self, example: Example, key: jax.Array) -> Example:
         x = example[self.key].astype(jnp.float32) / self.scale
-        x = (x - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+        mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
+        x = (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+        # Of a mean far larger than the deviation, what float32 cut off counts. It is subtracted after
+        # the division, because XLA makes one of two subtractions of constants in a row.
+        rest = (mean - mean.astype(np.float32)) / std
+        rest = np.where(np.abs(rest) > 1e-4, rest, 0.0)
+        x = x - jnp.asarray(rest, jnp.float32) if rest.any() else x
         return {**example, self.key: x}
 
 
@@ -76,15 +54,11 @@ class Standardize:
 
     def fit(self, source: Source) -> Normalize:
         """Reads the whole split once; statistics (population deviation) in float64."""
-        total = square = 0.0
+        moments = Moments()
         for start in range(0, len(source), 8192):
-            ids = np.arange(start, min(start + 8192, len(source)))
-            x = source.read(ids)[self.key].astype(np.float64)
-            total, square = total + x.sum(0), square + (x**2).sum(0)
-        mean = total / len(source)
-        std = np.sqrt(np.maximum(square / len(source) - mean**2, 0.0))
-        std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
-        return Normalize(tuple(mean.tolist()), tuple(std.tolist()), key=self.key)
+            moments.add(source.read(np.arange(start, min(start + 8192, len(source))))[self.key])
+        std = np.where(moments.std > 0, moments.std, 1.0)
+        return Normalize(tuple(moments.mean.tolist()), tuple(std.tolist()), key=self.key)
 
 
 @dataclasses.dataclass(frozen=True)

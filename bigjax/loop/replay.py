@@ -6,6 +6,9 @@ computed wrongly once, or that the program is not deterministic. Writes nothing.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +17,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bigjax.build.assemble import Setup
 from bigjax.build.program import Program
-from bigjax.build.weights import initial_state, load_teacher
-from bigjax.config.resolve import Config
-from bigjax.core import guard
 from bigjax.core.errors import RunFailed, UserError
-from bigjax.data import pipeline
-from bigjax.mesh import sharding
+from bigjax.loop.record import train_batches
+from bigjax.run import ledger
 from bigjax.run.checkpoint import Checkpoints
 from bigjax.run.writers import finalize, read_metrics
 
@@ -35,16 +36,13 @@ class Different(RunFailed):
     """A step executed again gave something else."""
 
 
-def replay(
-    config: Config, program: Program, source: Any, workdir: Path, start: int, steps: int | None
-) -> str:
-    """Executes steps start + 1, ..., start + steps of a run again and compares.
+def replay(setup: Setup, workdir: Path, start: int, steps: int | None) -> str:
+    """Executes steps start + 1, ..., start + steps of a run again, through the one loop, and compares.
 
     Compared are all training metrics in `metrics.jsonl`, as exact numbers, and the whole state with
     every checkpoint on the way.
 
     Args:
-      source: the train split.
       workdir: the run's folder.
       start: step of the checkpoint to start from; 0 is the beginning of the run.
       steps: how many; None for all that are recorded.
@@ -56,48 +54,101 @@ def replay(
       Different: names the first step and metric or leaves that differ.
       UserError: there is no such checkpoint, or nothing to compare with.
     """
-    recorded = recorded_metrics(workdir)
-    checkpoints = Checkpoints(workdir, config.section("checkpoint"))
-    saved = checkpoints.steps()
-    if start and start not in saved:
-        raise UserError(f"--from={start}: {workdir} has checkpoints of {saved}, and step 0")
-    last = max([*recorded, *saved], default=0) if steps is None else start + steps
-    expected = [step for step in (*recorded, *saved) if start < step <= last]
-    if not expected:
-        raise UserError(f"{workdir}: nothing is recorded of steps {start + 1} to {last}")
-    if start:
-        state = checkpoints.restore(program.state, start)
-    else:
-        state = initial_state(config, program, workdir)
-    frozen = load_teacher(config, program, workdir)
-    batches = pipeline.train_batches(
-        source,
-        batch_size=config.get("train.batch_size"),
-        seed=config.seed,
-        start_step=start,
-        sharding=sharding.batch_sharding(program.mesh),
-        workers=config.get("data.workers"),
-        leave_out=guard.left_out(workdir),
-    )
-    numbers = states = 0
-    for step in range(start + 1, max(expected) + 1):
-        state, metrics = program.train_step(state, next(batches), frozen)
-        bad, halted = guard.flags(metrics)
-        values = finalize(metrics) | ({"bad": 1} if bad else {})
-        numbers += compare_metrics(step, recorded.get(step, {}), values)
-        if halted:
-            break
-        if step in saved:
-            differ = differing(checkpoints.restore(program.state, step), state)
-            if differ:
-                raise Different(f"step {step}: {some(differ)} differ from the checkpoint")
-            states += 1
-    batches.close()
-    checkpoints.close()
+    from bigjax.loop.train import run_steps  # which imports this file
+
+    with Comparison(setup, workdir) as comparison:
+        saved = comparison.saved
+        if start and start not in saved:
+            raise UserError(f"--from={start}: {workdir} has checkpoints of {saved}, and step 0")
+        known = (*comparison.recorded, *saved)
+        last = max(known, default=0) if steps is None else start + steps
+        expected = [step for step in known if start < step <= last]
+        if not expected:
+            raise UserError(f"{workdir}: nothing is recorded of steps {start + 1} to {last}")
+        if start:
+            state, frozen = comparison.restored(start), setup.frozen()
+        else:
+            state, frozen = setup.start()
+        end = max(expected)
+        try:
+            run_steps(
+                comparison.setup, comparison, state, frozen, range(start + 1, end + 1), Idle()
+            )
+        except Halted as halted:
+            end = halted.step
     return (
-        f"equal: steps {start + 1} to {step}, {numbers} recorded numbers, {states} checkpoints"
-        + (f"; step {step} halts, as recorded" if halted else "")
+        f"equal: steps {start + 1} to {end}, {comparison.numbers} recorded numbers, "
+        f"{comparison.states} checkpoints"
+        + (f"; step {end} halts, as recorded" if comparison.halted else "")
     )
+
+
+class Halted(Exception):
+    """The run halts at this step, as it did when it was recorded."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+
+class Comparison:
+    """What the loop keeps when a run is replayed: nothing; each number is held against the record."""
+
+    def __init__(self, setup: Setup, workdir: Path) -> None:
+        never = dataclasses.replace(setup.log, profile="never")
+        once = dataclasses.replace(setup.check, replay_every=None)
+        self.setup = dataclasses.replace(setup, log=never, check=once)
+        self.workdir = workdir
+        self.batches = functools.partial(train_batches, setup, workdir)
+        self.recorded = recorded_metrics(workdir)
+        self._checkpoints = Checkpoints(workdir, setup.checkpoint)
+        self.saved = self._checkpoints.steps()
+        self.numbers = self.states = 0
+        self.halted = False
+
+    def __enter__(self) -> Comparison:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._checkpoints.close()
+
+    def restored(self, step: int) -> Any:
+        return self._checkpoints.restore(self.setup.program.state, step)
+
+    def log(self, step: int, found: dict[str, Any], state: Any, frozen: Any) -> None:
+        bad, halted = ledger.flags(found)
+        values = finalize(found) | ({"bad": 1} if bad else {})
+        self.numbers += compare_metrics(step, self.recorded.get(step, {}), values)
+        if halted:
+            self.halted = True
+            raise Halted(step)
+
+    def evaluate(self, step: int, state: Any, frozen: Any) -> dict[str, Any]:
+        return {}
+
+    def check(self) -> None:
+        pass
+
+    def save_due(self, step: int) -> bool:
+        return step in self.saved
+
+    def save(self, step: int, state: Any, metrics: Any) -> None:
+        if differ := differing(self.restored(step), state):
+            raise Different(f"step {step}: {some(differ)} differ from the checkpoint")
+        self.states += 1
+
+
+class Idle:
+    """A clock that measures nothing and writes nothing."""
+
+    def __call__(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def mark(self, step: int) -> None:
+        pass
+
+    def save(self) -> None:
+        pass
 
 
 def recorded_metrics(workdir: Path) -> dict[int, dict[str, float]]:

@@ -130,7 +130,7 @@ def fsdp(min_size: int, spec: Spec, mesh: Mesh, path: str, leaf: Any, names: Nam
     Zhao et al. 2023, "PyTorch FSDP"; Rajbhandari et al. 2020, "ZeRO", stage 3.
     """
     size = mesh.shape["fsdp"]
-    if size == 1 or math.prod(leaf.shape) < min_size or "fsdp" in _axes_of(spec):
+    if size == 1 or math.prod(leaf.shape) < min_size or "fsdp" in axes_of(spec):
         return spec
     for dim in sorted(range(len(spec)), key=lambda d: -leaf.shape[d]):
         if spec[dim] is None and leaf.shape[dim] >= size and leaf.shape[dim] % size == 0:
@@ -191,13 +191,13 @@ def explicit(
                 f"{where}: {split} does not divide dimension {size}; {any_of(divisors(size))} would"
             )
         entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
-    used = _axes_of(entries)
+    used = axes_of(entries)
     if len(used) != len(set(used)):
         raise UserError(f"{where}: a mesh axis can split one dimension only")
     return (*entries, *(None,) * (len(leaf.shape) - len(entries)))
 
 
-def _axes_of(spec: Sequence[Any]) -> list[str]:
+def axes_of(spec: Sequence[Any]) -> list[str]:
     """Every mesh axis that a spec uses."""
     return [axis for axes in spec for axis in ((axes,) if isinstance(axes, str) else axes or ())]
 

@@ -17,9 +17,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError
+from bigjax.core.layout import laid_out
+from bigjax.core.method import Sums
 from bigjax.core.rules import path_of
-from bigjax.mesh.placement import Placement, Vocabulary, any_of, divisors, logical
-from bigjax.models.common import laid_out
+from bigjax.mesh.placement import Placement, Vocabulary, any_of, axes_of, divisors, logical
 
 # Slow to change first: the last axis lies on the nearest devices, the first over the slow network.
 AXES = ("dcn", "pipeline", "data", "fsdp", "expert", "sequence", "tensor")
@@ -128,18 +129,19 @@ def activations(mesh: Mesh, words: Vocabulary) -> Iterator[None]:
 def per_device(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The other way to run a step: each device sums over its own rows, then all add up, by hand.
 
-    Takes and returns `sums(state, batch, frozen, rng) -> (gradient sums, pairs, collections)`. The
-    random key is folded with the device's place, so that dropout differs between devices; sums and
+    Takes and returns `sums(state, data, frozen, rng) -> Sums` (see `bigjax.core.method`). The random
+    key is folded with the device's place, so that dropout differs between devices; sums and
     weights are added by `psum`; collections, whose BatchNorm statistics are already those of all
-    devices (`models.common.batch_axes`), are averaged.
+    devices (`core.layout.batch_axes`), are averaged.
     """
 
     def distribute(sums: Callable[..., Any]) -> Callable[..., Any]:
         def local(state: Any, batch: Any, frozen: Any, rng: jax.Array):
             rng = jax.random.fold_in(rng, jax.lax.axis_index(BATCH_AXES))
-            grads, pairs, collections = sums(state, batch, frozen, rng)
-            grads, pairs = jax.lax.psum((grads, pairs), BATCH_AXES)
-            return grads, pairs, jax.lax.pmean(collections, BATCH_AXES)
+            found = sums(state, batch, frozen, rng)
+            gradients, pairs = jax.lax.psum((found.gradients, found.pairs), BATCH_AXES)
+            collections = jax.lax.pmean(found.collections, BATCH_AXES)
+            return Sums(gradients, pairs, collections, found.memory)
 
         whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
         return jax.shard_map(
@@ -151,6 +153,25 @@ def per_device(mesh: Mesh) -> Callable[[Callable[..., Any]], Callable[..., Any]]
         )
 
     return distribute
+
+
+def check_axes(mesh: Mesh, placed: Mapping[str, Placement], model: Any) -> None:
+    """Refuses a mesh axis above 1 that nothing in the run uses: its devices would repeat work.
+
+    Batches use dcn, data and fsdp; another axis must split a parameter, or be among the model's
+    MESH_AXES.
+
+    Raises:
+      UserError: names the axis, and what would use it.
+    """
+    split = {axis for placement in placed.values() for axis in axes_of(placement.spec)}
+    used = {"dcn", "data", "fsdp", *split, *getattr(model, "MESH_AXES", ())}
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in used:
+            raise UserError(
+                f"config.mesh.{axis}: nothing in {type(model).__name__} is split over '{axis}', so "
+                f"{size} devices would repeat the same work; use mesh.data or mesh.fsdp"
+            )
 
 
 def check_per_device(placed: Mapping[str, Placement], mesh: Mesh) -> None:

@@ -1,54 +1,52 @@
-"""Knowledge distillation: a pure step of the same shape as `train_step`, from the same builder.
+"""Knowledge distillation from another run's model (Hinton, Vinyals & Dean 2015).
 
-The teacher is `frozen`: read by the step, never in the optimizer state, never in a checkpoint. It
-sees the very batch that the student sees, after augmentation.
+The teacher is `frozen["teacher"]`: read by the step, never in the optimizer state, never in a
+checkpoint. It sees the very examples that the student sees, after augmentation.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-import jax
+from bigjax.core.errors import UserError
+from bigjax.core.losses import Loss
+from bigjax.core.marks import RunReference, Traced
+from bigjax.core.method import Batch, Facts, Method, Scope
 
-from bigjax.core import losses
-from bigjax.core.steps import Objective, apply_model, build_train_step
 
+@dataclasses.dataclass(frozen=True)
+class Distill(Method):
+    """(1 - alpha) loss(labels, student) + alpha T^2 D(teacher, student; T).
 
-def distillation(student: Any, task: Any, teacher: Any) -> Objective:
-    """The objective of Hinton, Vinyals & Dean 2015, "Distilling the Knowledge in a Neural Network".
+    D is the task's own divergence: for classes KL(softmax(t / T) || softmax(s / T)); see
+    `Task.divergence`. T^2 keeps the two gradients of one size when T changes (section 2). Both terms
+    are sums over examples with weights of their own.
 
-        (1 - alpha) H(labels, student) + alpha T^2 KL(softmax(teacher / T) || softmax(student / T))
-
-    T^2 keeps the two gradients of one size when T changes (their section 2). T and alpha are the
-    traced scalars `hyper["distill.temperature"]` and `hyper["distill.alpha"]`. Both terms are
-    sums over examples with the same weight. `frozen` is the teacher's variables dict.
+    teacher: the teacher's run folder; "../NAME" names an earlier stage of a pipeline.
+    temperature: T.
+    alpha: weight of the teacher's term; the labels' term has 1 - alpha.
     """
 
-    def objective(params, batch, *, rng, state, frozen, hyper, train):
-        temperature, alpha = hyper["distill.temperature"], hyper["distill.alpha"]
-        outputs, new_state = apply_model(
-            student, task, params, batch, rng=rng, state=state, train=train
-        )
-        teacher_outputs = teacher.apply(
-            jax.lax.stop_gradient(frozen), *task.inputs(batch), train=False
-        )
-        (hard, weight), metrics = task.loss(outputs, batch)
-        soft, _ = losses.kl_divergence(teacher_outputs, outputs, batch["mask"], temperature)
-        loss = (1 - alpha) * hard + alpha * temperature**2 * soft
-        metrics = {**metrics, "label_loss": (hard, weight), "teacher_kl": (soft, weight)}
-        return losses.Loss(loss, weight, metrics, new_state)
+    teacher: RunReference
+    temperature: Traced = 2.0
+    alpha: Traced = 0.5
 
-    return objective
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(f"temperature: {self.temperature!r} must be more than 0")
+        if not 0 <= self.alpha <= 1:
+            raise UserError(f"alpha: {self.alpha} must lie between 0 and 1")
 
+    def check(self, facts: Facts) -> None:
+        facts.task.check_divergence()
 
-def build_distill_step(student: Any, task: Any, teacher: Any, optimizer: Any, **options: Any):
-    """`distill_step(state, batch, teacher_variables) -> (state, metrics)`, pure.
-
-    Args:
-      student: Linen module that is trained.
-      task: gives the inputs and the loss on labels.
-      teacher: Linen module whose outputs have the student's shape.
-      optimizer: a `bigjax.core.optimizers.Optimizer`.
-      **options: as `bigjax.core.steps.build_train_step`.
-    """
-    return build_train_step(distillation(student, task, teacher), optimizer, **options)
+    def loss(self, params: Any, batch: Batch, scope: Scope) -> Loss:
+        temperature, alpha = scope.hyper["temperature"], scope.hyper["alpha"]
+        outputs, collections = scope.apply(params, batch)
+        (hard, weight), metrics = scope.task.loss(outputs, batch)
+        taught = scope.read("teacher", batch)
+        soft, soft_weight = scope.task.divergence(taught, outputs, batch, temperature)
+        metrics = {**metrics, "label_loss": (hard, weight), "teacher_kl": (soft, soft_weight)}
+        total = (1 - alpha) * hard + alpha * temperature**2 * soft
+        return Loss(total, weight, metrics, collections)

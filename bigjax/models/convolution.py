@@ -13,8 +13,8 @@ import jax
 from jax import lax
 
 from bigjax.core.errors import UserError
+from bigjax.core.layout import batch_axes
 from bigjax.models import on_cpu
-from bigjax.models.common import batch_axes
 
 # He et al. 2015 in its fan-out form: the variance of the gradient is kept through the layers.
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

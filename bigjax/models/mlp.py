@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from bigjax.models.common import activation, batch_axes, kernel_init
+from bigjax.core.layout import batch_axes
+from bigjax.models.common import activation, kernel_init
 
 
 class MLP(nn.Module):

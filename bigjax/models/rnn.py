@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
-from bigjax.models.common import choose, constrain
+from bigjax.core.layout import constrain
+from bigjax.models.common import choose
 
 CELLS = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 

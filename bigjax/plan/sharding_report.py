@@ -21,7 +21,7 @@ from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.mesh.placement import Placement
 from bigjax.mesh.sharding import batch_sharding
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 REPLICATED_LIMIT = 2**20  # bytes; a larger parameter is replicated only where a rule says so
 SPLITTING_AXES = ("fsdp", "tensor")
@@ -67,7 +67,7 @@ def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[
             "optimizer": bytes_per_device(state.opt_state),
             "moving average": bytes_per_device(state.ema),
             "other state": bytes_per_device(rest),
-            "teacher": bytes_per_device(program.teacher),
+            **{name: bytes_per_device(tree) for name, tree in program.frozen.items()},
             "activations": None if memory is None else memory.temp_size_in_bytes,
         },
         "collectives": collectives_of(compiled),
@@ -81,7 +81,7 @@ def compile_step(program: Program, features: dict[str, Any], batch_size: int) ->
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
         for name, leaf in jax.eval_shape(lambda: example_batch(features, batch_size)).items()
     }
-    return program.train_step.lower(program.state, batch, program.teacher).compile()
+    return program.train_step.lower(program.state, batch, program.frozen).compile()
 
 
 def parameter_rows(program: Program) -> list[dict[str, Any]]:

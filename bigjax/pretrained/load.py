@@ -7,7 +7,7 @@ never holds more than one leaf. Nothing on disk is changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -105,15 +105,19 @@ def check_published(init: Any, model: Mapping[str, Any]) -> tuple[Published, Mod
 
 
 def read_published(
-    init: Any, model: Mapping[str, Any], wanted: Mapping[str, jax.Array]
+    init: Any,
+    model: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    scratch: Callable[[list[str]], Mapping[str, jax.Array]],
 ) -> dict[str, jax.Array]:
     """Leaves from a published checkpoint.
 
     Args:
       init: the settings of `config.init`.
       model: the values of `config.model`.
-      wanted: path of a leaf, as `Entry.paths` writes them -> our array, from scratch: its shape,
-        dtype and sharding, and its numbers where `init.resize` adds rows.
+      wanted: path of a leaf, as `Entry.paths` writes them -> its shape, dtype and sharding.
+      scratch: paths -> these leaves from scratch: where `init.resize` adds rows, or the checkpoint
+        lacks an optional one. Called once, with no others.
 
     Returns:
       path -> array, floating-point ones in float32.
@@ -123,10 +127,11 @@ def read_published(
     """
     published, family = check_published(init, model)
     source = _Source(published, family.entries(dict(model)))
-    problems, found = [], {}
+    problems, found, unfilled = [], {}, []
     for path, leaf in wanted.items():
         try:
-            found[path] = source.leaf(path, leaf, _matches(init.resize, path))
+            found[path], whole = source.leaf(path, leaf, _matches(init.resize, path))
+            unfilled += [] if whole else [path]
         except ValueError as error:
             problems.append(f"{path} {error}")
     unread = set(published.shapes) - source.known
@@ -136,7 +141,8 @@ def read_published(
     if problems:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise UserError(f"{published.path}: {'; '.join(problems[:SHOWN])}{more}")
-    return {path: place() for path, place in found.items()}
+    made = scratch(unfilled) if unfilled else {}
+    return {path: place(made.get(path)) for path, place in found.items()}
 
 
 class _Source:
@@ -151,8 +157,10 @@ class _Source:
         self._entries = {path: (e, part) for e in entries for part, path in enumerate(e.paths)}
         self.known = {entry.name for entry in entries}
 
-    def leaf(self, path: str, ours: jax.Array, resize: bool) -> Any:
-        """A function that reads and places the leaf `path`, after all that can be checked unread.
+    def leaf(self, path: str, ours: Any, resize: bool) -> tuple[Callable[..., jax.Array], bool]:
+        """(`place(scratch)`, which reads and places the leaf `path`; whether it needs no scratch).
+
+        All that can be checked unread is checked here.
 
         Raises:
           ValueError: what keeps the leaf from being read.
@@ -162,15 +170,16 @@ class _Source:
         if absent:
             entry = self._entries[absent[0]][0]
             if entry.optional:
-                return lambda: ours
+                return lambda scratch: scratch, False
             raise ValueError(f"needs '{entry.name}', which the checkpoint lacks")
-        shape = ours.shape if layers == [path] else ours.shape[1:]
+        shape, whole = ours.shape if layers == [path] else ours.shape[1:], True
         for layer in layers:
             theirs = self._shape(layer)
             if theirs != shape and not (resize and len(theirs) == len(shape)):
                 name = self._entries[layer][0].name
                 raise ValueError(f"has shape {shape}, '{name}' gives {theirs}")
-        return lambda: self._place(layers, layers != [path], ours)
+            whole &= theirs == shape
+        return lambda scratch: self._place(layers, layers != [path], ours, scratch), whole
 
     def _unrolled(self, path: str, ours: jax.Array) -> Iterator[str]:
         """The paths of a leaf's layers in the name map: itself, or one a layer where they are stacked."""
@@ -198,7 +207,7 @@ class _Source:
         entry, part = self._entries[path]
         return entry.load(self._published.read(entry.name))[part].astype(dtype)
 
-    def _place(self, layers: list[str], stacked: bool, ours: jax.Array) -> jax.Array:
+    def _place(self, layers: list[str], stacked: bool, ours: Any, scratch: Any) -> jax.Array:
         floating = jnp.issubdtype(ours.dtype, jnp.floating)
         dtype = np.float32 if floating else ours.dtype
         if stacked:
@@ -208,7 +217,7 @@ class _Source:
         else:
             whole = self._read(layers[0], dtype)
             if whole.shape != ours.shape:
-                whole = _overlaid(np.array(ours, dtype), whole)
+                whole = _overlaid(np.array(scratch, dtype), whole)
 
             def part(index: tuple[slice, ...]) -> np.ndarray:
                 return whole[index]

@@ -80,7 +80,7 @@ def jobs(trials: Sequence[Trial], plan: Plan) -> list[Job]:
     """The trials as jobs: each alone, or those that can run together, together."""
     if not plan.vectorize:
         return [Job((trial,), pruning=plan.pruning) for trial in trials]
-    from bigjax.sweep.vectorize import group_key
+    from bigjax.loop.together import group_key
 
     groups: dict[str, list[Trial]] = {}
     for trial in trials:

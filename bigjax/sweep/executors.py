@@ -52,7 +52,12 @@ class Job:
         """The job as plain JSON, all that a worker needs."""
         return {
             "trials": [
-                {"name": t.name, "folder": str(t.folder(workdir)), "config": t.config.values}
+                {
+                    "name": t.name,
+                    "folder": str(t.folder(workdir)),
+                    "config": t.config.values,
+                    "trusted": sorted(t.config.trusted),
+                }
                 for t in self.trials
             ],
             "vectorize": self.vectorize,

@@ -22,7 +22,6 @@ from bigjax.loop import stages
 from bigjax.sweep.describe import Sweep, check_metrics
 from bigjax.sweep.grid import Point
 
-REFERENCES = ("distill.teacher", "init.source")  # where a config names another run
 FOLDER = "trials"
 LONGEST_NAME = 120
 
@@ -161,10 +160,8 @@ def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Confi
 def _runs(resolved: Mapping[str, Config], chosen: str, point: Point, seed: int) -> list[Trial]:
     """The trial of stage `chosen` with this seed, after the trials that it needs."""
     config, needed = resolved[chosen].with_value("seed", seed), []
-    for path in REFERENCES:
-        section, key = path.split(".")
-        other = (config.values[section] or {}).get(key)
-        if other and other.startswith("../"):
+    for path, other in config.references.items():
+        if other.startswith("../"):
             stage = other.removeprefix("../")
             runs = _runs(resolved, stage, {"stage": stage}, seed)
             needed += [replace(trial, in_table=False) for trial in runs]

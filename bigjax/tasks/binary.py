@@ -10,16 +10,18 @@ import jax.numpy as jnp
 from bigjax.core.errors import UserError
 from bigjax.core.losses import (
     Pair,
+    bernoulli_kl,
     hide_masked,
     is_probability,
     masked_sum,
     sigmoid_cross_entropy,
 )
 from bigjax.tasks import scores
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Binary:
+class Binary(Task):
     """Logits (B, 1) or (B,), labels (B, 1) or (B,): 0 or 1, or a probability of class 1.
 
     input, label: keys of the batch. Class 1 is predicted where the logit is above 0.
@@ -27,9 +29,6 @@ class Binary:
 
     input: str = "features"
     label: str = "label"
-
-    def inputs(self, batch: dict) -> tuple:
-        return (scores.field(batch, self.input, "task.input"),)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""
@@ -66,6 +65,11 @@ class Binary:
         result["roc_auc"] = scores.roc_auc(collected["label"], collected["score"])
         result["ece"] = scores.calibration_error(statistics["calibration"])
         return result
+
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """KL between the two Bernoulli distributions, of logits over T."""
+        one = (len(batch["mask"]), 1)
+        return bernoulli_kl(teacher.reshape(one), student.reshape(one), batch["mask"], temperature)
 
     def predict(self, outputs: jax.Array) -> dict:
         """The predicted class, 0 or 1, and the probability of that class; both (B,)."""

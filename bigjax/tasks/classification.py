@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair, hide_masked, masked_sum, softmax_cross_entropy
+from bigjax.core.losses import Pair, hide_masked, kl_divergence, masked_sum, softmax_cross_entropy
 from bigjax.tasks import scores
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Softmax over logits (B, K), against labels (B,) of integers or (B, K) of probabilities.
 
     input: key of the batch, or keys in the order in which the model takes them.
@@ -34,9 +35,6 @@ class Classification:
             raise UserError(f"task.label_smoothing must be in [0, 1), not {self.label_smoothing}")
         if self.top_k < 1:
             raise UserError(f"task.top_k must be at least 1, not {self.top_k}")
-
-    def inputs(self, batch: dict) -> tuple:
-        return scores.inputs(batch, self.input)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""
@@ -61,9 +59,6 @@ class Classification:
             sums["top_k"] = masked_sum(jnp.any(best == true[:, None], axis=-1), mask)
         return sums
 
-    def collect(self, outputs: jax.Array, batch: dict) -> dict:
-        return {}
-
     def summarize(self, statistics: dict, collected: dict) -> dict:
         """Mean loss, accuracy, errors, top-k, macro and per-class scores, confusion matrix, ECE."""
         top = (
@@ -75,6 +70,10 @@ class Classification:
             **top,
             "ece": scores.calibration_error(statistics["calibration"]),
         }
+
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """KL(softmax(t / T) || softmax(s / T)) (Hinton et al. 2015, section 2)."""
+        return kl_divergence(teacher, student, batch["mask"], temperature)
 
     def predict(self, outputs: jax.Array) -> dict:
         """The most likely class (B,) and its probability (B,)."""

@@ -6,8 +6,6 @@ Knows nothing of devices.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +15,17 @@ from bigjax.core.errors import UserError
 from bigjax.core.losses import (
     Pair,
     hide_masked,
+    kl_divergence,
     masked_sum,
     scaled_similarity,
     softmax_cross_entropy,
 )
 from bigjax.tasks import scores
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(Task):
     """InfoNCE over the batch: each first text must find its second among all second texts.
 
     van den Oord et al. 2018, eq. 4; with `b` None the two are one text under two draws of dropout
@@ -102,18 +102,22 @@ class Contrastive:
             result["spearman"] = float(spearmanr(collected["cosine"], collected["label"])[0])
         return result
 
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """KL between the rows of the two similarity matrices, as distributions over the batch."""
+        mask, scale = batch["mask"], self.temperature * temperature
+        rows = [scaled_similarity(*_pairs(x), mask, scale) for x in (teacher, student)]
+        return kl_divergence(*rows, mask)
+
     def predict(self, outputs: jax.Array) -> dict:
         """The embedding of each first text, (B, D)."""
         return {"embedding": _pairs(outputs)[0]}
 
-    def present(
-        self, columns: Mapping[str, np.ndarray], source: Any, corpus: Any = None
-    ) -> dict[str, list]:
+    def present(self, predicted, batch, source, corpus=None) -> dict[str, list]:
         """The embeddings, or the nearest lines of the corpus and their cosines.
 
         corpus: the lines, and what `predict` gives of them.
         """
-        embedding_BD = columns["embedding"]
+        embedding_BD = predicted["embedding"]
         if corpus is None:
             return {"embedding": embedding_BD}
         lines, found = corpus

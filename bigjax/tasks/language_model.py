@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bigjax.config.signature import bind, parameters
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair
+from bigjax.core.losses import Pair, kl_divergence
 from bigjax.models.blocks import last_token
 from bigjax.models.generate import Sampling, generate
 from bigjax.tasks import scores, tokens
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModel:
+class LanguageModel(Task):
     """Cross-entropy of logits (B, T, V) at position t against token t + 1; every token weighs the same.
 
     input: key of the batch that holds the tokens, int (B, T); or two, of the tokens and their segments
@@ -32,6 +32,8 @@ class LanguageModel:
     generate: what `predict` writes after each row: keywords of `bigjax.models.generate.Sampling`, such as
         dict(max_new_tokens=100, temperature=0.7, stop=(2,)). None: it gives the most likely next token.
     """
+
+    MAIN_METRIC: ClassVar[tuple[str, str]] = ("loss", "min")
 
     input: str | Sequence[str] = "tokens"
     token_mask: str | None = None
@@ -47,9 +49,6 @@ class LanguageModel:
         keywords = bind("config.task.generate", "generate", parameters(Sampling), self.generate)
         return Sampling(**keywords)
 
-    def inputs(self, batch: dict) -> tuple:
-        return scores.inputs(batch, self.input)
-
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, tokens), and the accuracy on this batch."""
         sums = tokens.sums(outputs, *self._labels(outputs, batch))
@@ -61,9 +60,6 @@ class LanguageModel:
         if self.bytes in batch and self.token_mask is None:
             sums["bytes"] = jnp.sum(batch[self.bytes] * batch["mask"])
         return sums
-
-    def collect(self, outputs: jax.Array, batch: dict) -> dict:
-        return {}
 
     def summarize(self, statistics: dict, collected: dict) -> dict:
         """Loss in nats per token, its perplexity exp(loss), bits per token and per byte, accuracy."""
@@ -78,6 +74,11 @@ class LanguageModel:
             bits = float(statistics["loss"][0]) / math.log(2)
             result["bits_per_byte"] = bits / float(statistics["bytes"])
         return result
+
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """KL(softmax(t / T) || softmax(s / T)) at each token that the loss counts."""
+        _, mask_BT = self._labels(student, batch)
+        return kl_divergence(teacher, student, mask_BT, temperature)
 
     def predict(self, outputs: jax.Array) -> dict:
         return {}
@@ -105,17 +106,17 @@ class LanguageModel:
         real_BL = jnp.arange(sampling.max_new_tokens) < found["length"][:, None]
         return {"written": jnp.where(real_BL, found["tokens"], -1)}
 
-    def present(self, columns: Mapping[str, np.ndarray], source: Any) -> dict[str, Any]:
+    def present(self, predicted, batch, source, corpus=None) -> dict[str, Any]:
         """Text in place of ids, where the source has a tokenizer."""
         tokenizer = getattr(source, "tokenizer", None)
-        if "written" in columns:
-            written = columns["written"]
+        if "written" in predicted:
+            written = predicted["written"]
             if tokenizer is None:
                 return {"tokens": [row[row >= 0].tolist() for row in written]}
             return {"text": [tokenizer.decode(row[row >= 0]) for row in written]}
-        shown = {name: columns[name] for name in ("token", "probability")}
+        shown = {name: predicted[name] for name in ("token", "probability")}
         if tokenizer is not None:
-            shown["text"] = [tokenizer.decode([token]) for token in columns["token"]]
+            shown["text"] = [tokenizer.decode([token]) for token in predicted["token"]]
         return shown
 
     def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.core.losses import Pair
+from bigjax.core.losses import Pair, kl_divergence
 from bigjax.tasks import scores, tokens
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Task):
     """Cross-entropy of logits (B, T, V) against the tokens before masking (Devlin et al. 2019, 3.1).
 
     input: keys of the tokens, their segments, and what else the model reads; with "places" among them
@@ -25,11 +26,10 @@ class MaskedLM:
         "mask_tokens" makes it.
     """
 
+    MAIN_METRIC: ClassVar[tuple[str, str]] = ("loss", "min")
+
     input: Sequence[str | None] = ("tokens", "segments")
     labels: str = "labels"
-
-    def inputs(self, batch: dict) -> tuple:
-        return scores.inputs(batch, self.input)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, hidden tokens), and the accuracy on this batch."""
@@ -41,9 +41,6 @@ class MaskedLM:
         labels_BT = scores.field(batch, self.labels, "task.labels")
         return tokens.sums(outputs, *tokens.scored(outputs, labels_BT, batch["mask"]))
 
-    def collect(self, outputs: jax.Array, batch: dict) -> dict:
-        return {}
-
     def summarize(self, statistics: dict, collected: dict) -> dict:
         """Loss in nats per hidden token, its perplexity exp(loss), bits, accuracy."""
         loss = scores.mean(statistics["loss"])
@@ -54,15 +51,21 @@ class MaskedLM:
             "accuracy": scores.mean(statistics["accuracy"]),
         }
 
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """KL(softmax(t / T) || softmax(s / T)) at each hidden token."""
+        labels_BT = scores.field(batch, self.labels, "task.labels")
+        _, mask_BT = tokens.scored(student, labels_BT, batch["mask"])
+        return kl_divergence(teacher, student, mask_BT, temperature)
+
     def predict(self, outputs: jax.Array) -> dict:
         """The most likely token at every place, (B, T)."""
         return {"likely": jnp.argmax(outputs, axis=-1).astype(jnp.int32)}
 
-    def present(self, columns: Mapping[str, np.ndarray], source: Any) -> dict[str, list]:
+    def present(self, predicted, batch, source, corpus=None) -> dict[str, list]:
         """Each text with its mask tokens filled in, and what they were filled with."""
-        tokens_BT, segments_BT = (columns[key] for key in self.input[:2])
+        tokens_BT, segments_BT = (batch[key] for key in self.input[:2])
         filled = {"text": [], "filled": []}
-        for read, likely, real in zip(tokens_BT, columns["likely"], segments_BT > 0, strict=True):
+        for read, likely, real in zip(tokens_BT, predicted["likely"], segments_BT > 0, strict=True):
             masked = np.flatnonzero((read == source.tokenizer.mask) & real)[: len(likely)]
             # The model has looked at the mask tokens alone, or at every place.
             likely = likely[: len(masked)] if "places" in self.input else likely[masked]

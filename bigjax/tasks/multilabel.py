@@ -11,16 +11,18 @@ import numpy as np
 from bigjax.core.errors import UserError
 from bigjax.core.losses import (
     Pair,
+    bernoulli_kl,
     hide_masked,
     is_probability,
     masked_sum,
     sigmoid_cross_entropy,
 )
 from bigjax.tasks import scores
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiLabel:
+class MultiLabel(Task):
     """One sigmoid per label: logits (B, K), labels (B, K) in [0, 1].
 
     input, label: keys of the batch. A label is predicted where its logit is above 0.
@@ -28,9 +30,6 @@ class MultiLabel:
 
     input: str = "features"
     label: str = "label"
-
-    def inputs(self, batch: dict) -> tuple:
-        return (scores.field(batch, self.input, "task.input"),)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (mean over labels), and the share of examples wholly right."""
@@ -82,6 +81,10 @@ class MultiLabel:
             "roc_auc": float(np.mean(defined)) if defined else float("nan"),
             "roc_auc_per_class": areas,
         }
+
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """The sum of the labels' KLs between Bernoulli distributions, of logits over T."""
+        return bernoulli_kl(teacher, student, batch["mask"], temperature)
 
     def predict(self, outputs: jax.Array) -> dict:
         """Each label, 0 or 1, and the probability that it holds; both (B, K)."""

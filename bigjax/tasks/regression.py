@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -10,16 +11,19 @@ import numpy as np
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.losses import Pair, absolute_error, hide_masked, squared_error
 from bigjax.tasks import scores
+from bigjax.tasks.base import Task
 
 LOSSES = {"mse": squared_error, "mae": absolute_error}
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression:
+class Regression(Task):
     """Outputs (B,) or (B, K) against labels of as many values, (B,) and (B, 1) being the same.
 
     input, label: keys of the batch. criterion: "mse" (squared error) or "mae" (absolute error).
     """
+
+    MAIN_METRIC: ClassVar[tuple[str, str]] = ("r2", "max")
 
     input: str = "features"
     label: str = "label"
@@ -29,9 +33,6 @@ class Regression:
         if self.criterion not in LOSSES:
             hint = did_you_mean(self.criterion, LOSSES)
             raise UserError(f"task.criterion: unknown '{self.criterion}'{hint}; known: mse, mae")
-
-    def inputs(self, batch: dict) -> tuple:
-        return (scores.field(batch, self.input, "task.input"),)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The pair of the chosen error, and the mean absolute error on this batch."""
@@ -67,6 +68,11 @@ class Regression:
             "mae": float(np.mean(np.abs(error))),
             "r2": float(np.mean(r2)),
         }
+
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """((t - s) / T)^2: up to a factor, the KL of two normal distributions of deviation T."""
+        teacher, student = (x.reshape(len(batch["mask"]), -1) for x in (teacher, student))
+        return squared_error(student / temperature, teacher / temperature, batch["mask"])
 
     def predict(self, outputs: jax.Array) -> dict:
         """The value: (B,) for a single output, else (B, K)."""

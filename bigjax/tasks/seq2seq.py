@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.core.losses import Pair, softmax_cross_entropy
+from bigjax.core.losses import Pair, kl_divergence, softmax_cross_entropy
 from bigjax.models.common import choose
 from bigjax.models.generate import Sampling, decode
 from bigjax.tasks import scores, tokens
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2Seq:
+class Seq2Seq(Task):
     """Cross-entropy of logits (B, T, V) at each target token against the next; all weigh the same.
 
     input: keys of the source, its segments, the target and its segments; a target begins with a start
@@ -27,6 +28,8 @@ class Seq2Seq:
     label_smoothing: mass spread evenly over the vocabulary in the training loss; evaluation reports
         the plain cross-entropy.
     """
+
+    MAIN_METRIC: ClassVar[tuple[str, str]] = ("loss", "min")
 
     input: Sequence[str] = ("source", "source_segments", "target", "target_segments")
     scores: Sequence[str] = ("bleu",)
@@ -39,9 +42,6 @@ class Seq2Seq:
     @property
     def decodes(self) -> bool:
         return bool(self.scores)
-
-    def inputs(self, batch: dict) -> tuple:
-        return scores.inputs(batch, self.input)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, tokens), and the accuracy on this batch."""
@@ -90,12 +90,12 @@ class Seq2Seq:
         real = jnp.arange(T - 1) < written["length"][:, None]
         return {"written": jnp.where(real, written["tokens"], -1)}
 
-    def present(self, columns: Mapping[str, np.ndarray], source: Any) -> dict[str, list]:
+    def present(self, predicted, batch, source, corpus=None) -> dict[str, list]:
         """Texts in place of ids."""
         names = {"written": "text", "reference": "reference"}
         return {
             names[key]: [source.tokenizer.decode(row[row >= 0]) for row in column]
-            for key, column in columns.items()
+            for key, column in predicted.items()
             if key in names
         }
 
@@ -110,6 +110,11 @@ class Seq2Seq:
         for name in self.scores:
             result.update(TEXT_SCORES[name](collected["text"], collected["reference"]))
         return result
+
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """KL(softmax(t / T) || softmax(s / T)) at each token that the loss counts."""
+        _, mask_BT = self._labels(batch)
+        return kl_divergence(teacher, student, mask_BT, temperature)
 
     def predict(self, outputs: jax.Array) -> dict:
         return {}

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from bigjax.core.losses import Pair, hide_masked
+from bigjax.core.losses import Pair, hide_masked, kl_divergence
 from bigjax.tasks import scores, tokens
+from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenTagging:
+class TokenTagging(Task):
     """Softmax over logits (B, T, K) at the tokens that carry a tag; every tag weighs the same.
 
     input: keys of the batch that the model reads.
@@ -24,9 +23,6 @@ class TokenTagging:
 
     input: Sequence[str] = ("tokens", "segments")
     labels: str = "labels"
-
-    def inputs(self, batch: dict) -> tuple:
-        return scores.inputs(batch, self.input)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, tags), and the accuracy on this batch."""
@@ -43,9 +39,6 @@ class TokenTagging:
             "confusion": scores.confusion_matrix(*rows, outputs.shape[-1]),
         }
 
-    def collect(self, outputs: jax.Array, batch: dict) -> dict:
-        return {}
-
     def summarize(self, statistics: dict, collected: dict) -> dict:
         """Mean loss, accuracy, errors, macro and per-tag precision, recall, F1, confusion matrix."""
         return {
@@ -53,15 +46,20 @@ class TokenTagging:
             **scores.confusion_scores(statistics["confusion"]),
         }
 
+    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
+        """KL(softmax(t / T) || softmax(s / T)) at each token that the loss counts."""
+        _, mask_BT = self._labels(student, batch)
+        return kl_divergence(teacher, student, mask_BT, temperature)
+
     def predict(self, outputs: jax.Array) -> dict:
         """The most likely tag at every token, (B, T)."""
         return {"tags": jnp.argmax(outputs, axis=-1).astype(jnp.int32)}
 
-    def present(self, columns: Mapping[str, np.ndarray], source: Any) -> dict[str, list]:
+    def present(self, predicted, batch, source, corpus=None) -> dict[str, list]:
         """The tag of each word, by name where the source knows names."""
         names = source.class_names
-        words_BT = columns[self.labels] != tokens.IGNORED
-        rows = [tags[words] for tags, words in zip(columns["tags"], words_BT, strict=True)]
+        words_BT = batch[self.labels] != tokens.IGNORED
+        rows = [tags[words] for tags, words in zip(predicted["tags"], words_BT, strict=True)]
         known = range(len(names or ()))
         return {"tags": [[names[i] if i in known else int(i) for i in row] for row in rows]}
 

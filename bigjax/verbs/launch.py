@@ -18,11 +18,27 @@ from typing import Any
 from bigjax.core.errors import RunFailed, UserError, did_you_mean
 from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
-from bigjax.verbs import verbs
+from bigjax.run.screen import LogLines
+from bigjax.verbs.export import export_verb
+from bigjax.verbs.inspect import checkpoints_verb, config_verb, replay_verb, sharding_verb
+from bigjax.verbs.predict import evaluate_verb, predict_verb
+from bigjax.verbs.train import train_verb
 
 log = logging.getLogger("bigjax")
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75
+
+# A new verb is one function of (raw config, overrides, options, stop), and one line here.
+VERBS = {
+    "train": train_verb,
+    "evaluate": evaluate_verb,
+    "predict": predict_verb,
+    "replay": replay_verb,
+    "checkpoints": checkpoints_verb,
+    "sharding": sharding_verb,
+    "export": export_verb,
+    "config": config_verb,
+}
 
 
 def run(get_config: Callable[[], Any]) -> None:
@@ -43,7 +59,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     Returns:
       The exit code. Exceptions other than the user's errors and stops pass through.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogLines()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
@@ -55,7 +71,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
             distributed.simulate_devices(options.simulate_devices)
         distributed.initialize(options.coordinator, options.processes, options.process_id)
         with distributed.one_voice():
-            verbs.VERBS[options.verb](get_config(), overrides, options, stop)
+            VERBS[options.verb](get_config(), overrides, options, stop)
         distributed.end()
     except UserError as error:
         return fail(WRONG_INPUT, str(error))
@@ -95,7 +111,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
         exit_on_error=False,
         epilog="--config.KEY=VALUE overrides any value; the verb `config` shows them all",
     )
-    parser.add_argument("verb", nargs="?", default="train", help=", ".join(verbs.VERBS))
+    parser.add_argument("verb", nargs="?", default="train", help=", ".join(VERBS))
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs", short), help="the run's folder"
     )
@@ -110,6 +126,9 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     )
     parser.add_argument(
         "--allow_changed", action="append", default=[], metavar="KEY", help="resume: may differ"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="a run's folder may name any code, and it is run"
     )
     parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")
@@ -133,10 +152,10 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
         word = unknown[0].partition("=")[0]
         near = did_you_mean(word.partition(".")[0], flags)
         raise UserError(f"unknown argument {word}{near}")
-    if options.verb not in verbs.VERBS:
+    if options.verb not in VERBS:
         raise UserError(
-            f"unknown verb '{options.verb}'{did_you_mean(options.verb, verbs.VERBS)}; "
-            f"verbs: {', '.join(verbs.VERBS)}"
+            f"unknown verb '{options.verb}'{did_you_mean(options.verb, VERBS)}; "
+            f"verbs: {', '.join(VERBS)}"
         )
     return options, overrides
 

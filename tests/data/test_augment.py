@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from bigjax.core.errors import UserError
+from bigjax.core.transforms import apply_transforms
 from bigjax.data import augment as a
-from bigjax.data.transforms import Flip, Normalize, apply_transforms
+from bigjax.data.transforms import Flip, Normalize
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bigjax.core.errors import UserError
+from bigjax.core.transforms import apply_transforms
 from bigjax.data import transforms as t
 from bigjax.data.sources import Arrays
 
@@ -30,7 +31,7 @@ RANDOM = (t.Shift(pixels=2), t.Flip(), t.RandomCrop(padding=1, size=4))
 @pytest.mark.parametrize("jit", [False, True])
 def test_an_example_is_transformed_alike_in_any_batch(jit):
     def apply(batch):
-        return t.apply_transforms(RANDOM, batch, KEY)
+        return apply_transforms(RANDOM, batch, KEY)
 
     apply = jax.jit(apply) if jit else apply
     whole = apply(batch_of(range(12)))
@@ -41,7 +42,7 @@ def test_an_example_is_transformed_alike_in_any_batch(jit):
 
 def test_a_new_epoch_a_new_key_or_another_place_in_the_chain_draws_anew():
     def images(epoch=0, key=KEY, transforms=RANDOM):
-        return t.apply_transforms(transforms, batch_of(range(16), epoch), key)["image"]
+        return apply_transforms(transforms, batch_of(range(16), epoch), key)["image"]
 
     assert np.array_equal(images(), images())
     assert not np.array_equal(images(), images(epoch=1))
@@ -53,7 +54,7 @@ def test_a_new_epoch_a_new_key_or_another_place_in_the_chain_draws_anew():
 def test_normalize_turns_bytes_into_float32():
     batch = batch_of(range(4))
     image = np.asarray(batch["image"], np.float64)
-    out = t.apply_transforms((t.Normalize(mean=(0.5, 0.2), std=(0.1, 2), scale=255),), batch, KEY)
+    out = apply_transforms((t.Normalize(mean=(0.5, 0.2), std=(0.1, 2), scale=255),), batch, KEY)
     assert out["image"].dtype == jnp.float32
     expected = (image / 255 - [0.5, 0.2]) / [0.1, 2]
     assert np.allclose(out["image"], expected, rtol=1e-5, atol=1e-6)
@@ -70,8 +71,22 @@ def test_standardize_takes_its_numbers_from_the_training_split():
     assert out[3] == 0 and np.all(np.isfinite(out))
 
 
+@pytest.mark.parametrize("spread", [347.0, 3e4, 0.0])
+def test_standardize_follows_scikit_learn_far_from_zero(spread):
+    """Unix seconds: the deviation is a 5-millionth of the mean; a constant column is one of rounding."""
+    from sklearn.preprocessing import StandardScaler
+
+    x = np.random.default_rng(0).normal(1.7e9, spread, (20_000, 1)).astype(np.float32)
+    expected = StandardScaler().fit(x.astype(np.float64))
+    fitted = t.Standardize().fit(Arrays({"features": x}))
+    np.testing.assert_allclose(fitted.std, expected.scale_, rtol=1e-9)
+    ours = jax.jit(jax.vmap(lambda row: fitted({"features": row}, KEY)["features"]))(x)
+    np.testing.assert_allclose(ours, expected.transform(x.astype(np.float64)), atol=2e-6)
+    assert np.asarray(ours).std() == pytest.approx(1.0 if spread else 0.0, abs=1e-4)
+
+
 def test_flatten_and_one_hot():
-    out = t.apply_transforms((t.Flatten(), t.OneHot(num_classes=3)), batch_of(range(4)), KEY)
+    out = apply_transforms((t.Flatten(), t.OneHot(num_classes=3)), batch_of(range(4)), KEY)
     assert out["image"].shape == (4, 60)
     assert out["label"].tolist() == np.eye(3)[[0, 1, 2, 0]].tolist()
 
@@ -80,7 +95,7 @@ def test_a_crop_is_a_window_of_the_padded_image_and_every_place_occurs():
     batch = batch_of([4] * 400)
     batch["sample"] = jnp.arange(400)
     image = np.pad(batch["image"][0], ((1, 1), (1, 1), (0, 0)))
-    out = np.asarray(t.apply_transforms((t.RandomCrop(padding=1, size=4),), batch, KEY)["image"])
+    out = np.asarray(apply_transforms((t.RandomCrop(padding=1, size=4),), batch, KEY)["image"])
     windows = {
         image[top : top + 4, left : left + 4].tobytes() for top in range(5) for left in range(4)
     }
@@ -90,7 +105,7 @@ def test_a_crop_is_a_window_of_the_padded_image_and_every_place_occurs():
 
 def test_shift_moves_and_fills_with_zeros():
     batch = batch_of(range(200))
-    out = np.asarray(t.apply_transforms((t.Shift(pixels=1),), batch, KEY)["image"])
+    out = np.asarray(apply_transforms((t.Shift(pixels=1),), batch, KEY)["image"])
     assert out.shape == batch["image"].shape
     blank_top = np.all(out[:, 0] == 0, axis=(1, 2)).mean()
     assert 0.2 < blank_top < 0.46  # one third; the images hold no zeros
@@ -99,11 +114,11 @@ def test_shift_moves_and_fills_with_zeros():
 def test_flip_mirrors_about_half_of_the_images():
     batch = batch_of(range(300))
     image = np.asarray(batch["image"])
-    out = np.asarray(t.apply_transforms((t.Flip(),), batch, KEY)["image"])
+    out = np.asarray(apply_transforms((t.Flip(),), batch, KEY)["image"])
     flipped = np.all(out == image[:, :, ::-1], axis=(1, 2, 3))
     assert np.all(flipped | np.all(out == image, axis=(1, 2, 3)))
     assert 0.4 < flipped.mean() < 0.6
-    always = t.apply_transforms((t.Flip(p=1.0),), batch, KEY)["image"]
+    always = apply_transforms((t.Flip(p=1.0),), batch, KEY)["image"]
     assert np.array_equal(always, image[:, :, ::-1])
 
 
@@ -111,7 +126,7 @@ def test_mixup_mixes_images_and_labels_by_the_same_ratio():
     batch = batch_of(range(8))
     batch["mask"] = batch["mask"].at[7].set(0)
     mix = t.Mixup(alpha=1.0, num_classes=3)
-    out = jax.jit(lambda b: t.apply_transforms((mix,), b, KEY))(batch)
+    out = jax.jit(lambda b: apply_transforms((mix,), b, KEY))(batch)
     x, labels = np.asarray(batch["image"], np.float64), np.eye(3)[np.asarray(batch["label"])]
     ratios = []
     for i in range(8):
@@ -133,7 +148,7 @@ def test_mixup_mixes_images_and_labels_by_the_same_ratio():
         lambda: t.RandomCrop(padding=1, size=0),
         lambda: t.OneHot(num_classes=0),
         lambda: t.Mixup(alpha=0.0, num_classes=3),
-        lambda: t.apply_transforms((t.RandomCrop(padding=0, size=9),), batch_of([1]), KEY),
+        lambda: apply_transforms((t.RandomCrop(padding=0, size=9),), batch_of([1]), KEY),
     ],
 )
 def test_values_out_of_range_are_refused(make):

@@ -1,0 +1,132 @@
+"""A config made into all that a run needs. After this, nobody reads a config: only plain values.
+
+References to other runs, and published weights, are resolved here once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigjax.build.parts import traced_hyper
+from bigjax.build.program import Program, build_program
+from bigjax.build.weights import check_init, initial_state, read_frozen, reference_configs
+from bigjax.config.resolve import Config
+from bigjax.core import settings
+from bigjax.core.adapt import BASE
+from bigjax.core.errors import UserError
+from bigjax.core.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run, ready to start.
+
+    Attributes:
+      values: what `config.json` holds. fingerprint: of these values.
+      train, evaluate, checkpoint, log, check: the settings of these sections.
+      sources: split -> its examples: "train", and every split that is evaluated.
+      evaluators: name -> evaluator (see `bigjax.loop.evaluators`).
+      total_steps: of the whole run.
+      program: the jitted functions.
+      hyper: the traced scalars, as the state holds them.
+      initial: () -> (state before step 1, base).
+      read_frozen: () -> the variables of other runs that the method names.
+    """
+
+    values: dict[str, Any]
+    fingerprint: str
+    seed: int
+    train: settings.Train
+    evaluate: settings.Evaluate
+    checkpoint: settings.Checkpoint
+    log: settings.Log
+    check: settings.Check
+    workers: int
+    sources: dict[str, Any]
+    evaluators: dict[str, Any]
+    total_steps: int
+    program: Program
+    hyper: dict[str, Any]
+    initial: Callable[[], tuple[TrainState, Any]]
+    read_frozen: Callable[[], dict[str, Any]]
+
+    def start(self) -> tuple[TrainState, dict[str, Any]]:
+        """(the state before step 1, frozen)."""
+        state, base = self.initial()
+        return state, self.frozen(base)
+
+    def frozen(self, base: Any = None, *, references: bool = True) -> dict[str, Any]:
+        """name -> variables that are read but never trained.
+
+        base: of `initial`; made if absent. references: with those of other runs.
+        """
+        found = self.read_frozen() if references else {}
+        if BASE in self.program.frozen:
+            found[BASE] = self.initial()[1] if base is None else base
+        return found
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.evaluate.batch_size or self.train.batch_size
+
+
+def assemble(
+    config: Config, workdir: Path, *, sources: dict[str, Any] | None = None, mesh: Any = None
+) -> Setup:
+    """Opens the data, reads the configs of other runs, and builds the program.
+
+    Args:
+      config: the run's.
+      workdir: its folder; references that start with "." are seen from there.
+      sources: split -> its examples, where they are open already.
+      mesh: default what the config says.
+
+    Raises:
+      UserError: a reference, a data set or a checkpoint is not there, or something does not fit.
+    """
+    sources = open_sources(config) if sources is None else sources
+    check_init(config, workdir)
+    references = reference_configs(config, workdir)
+    program = build_program(config, sources["train"], references, mesh)
+    train = config.section("train")
+    return Setup(
+        values=config.values,
+        fingerprint=config.fingerprint,
+        seed=config.seed,
+        train=train,
+        evaluate=config.section("evaluate"),
+        checkpoint=config.section("checkpoint"),
+        log=config.section("log"),
+        check=config.section("check"),
+        workers=config.get("data.workers"),
+        sources=sources,
+        evaluators=config.make("evaluators"),
+        total_steps=train.total_steps(len(sources["train"])),
+        program=program,
+        hyper=traced_hyper(config),
+        initial=lambda: initial_state(config, program, workdir),
+        read_frozen=lambda: read_frozen(config, program, workdir),
+    )
+
+
+def open_sources(config: Config, splits: Sequence[str] | None = None) -> dict[str, Any]:
+    """The train split and the others given; default every one that is evaluated."""
+    data = config.section("data")
+    if splits is None:
+        own = [one["data"] for one in config.get("evaluators").values() if one["data"]]
+        splits = (*config.get("evaluate.splits"), *own)
+    sources = {name: data.open(name) for name in dict.fromkeys(("train", *splits))}
+    check_vocabulary(config, sources["train"])
+    return sources
+
+
+def check_vocabulary(config: Config, source: Any) -> None:
+    """Refuses a tokenizer that is not the model's. Up to 255 rows more than tokens are padding."""
+    tokens, rows = getattr(source, "vocab_size", None), config.values["model"].get("vocab")
+    if tokens is not None and rows is not None and not tokens <= rows < tokens + 256:
+        raise UserError(
+            f"config.model.vocab: {rows}, but the tokenizer of the data has {tokens} tokens"
+        )

@@ -1,0 +1,37 @@
+"""What a model may say of its arrays' layout over devices: names of axes; whose mesh, it does not know."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
+import jax
+
+_LAYOUT: contextvars.ContextVar[Callable[..., jax.Array] | None] = contextvars.ContextVar(
+    "layout", default=None
+)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Names the axes of an activation, for whoever lays the step out over devices; else just x."""
+    layout = _LAYOUT.get()
+    return x if layout is None else layout(x, names)
+
+
+@contextlib.contextmanager
+def laid_out(layout: Callable[[jax.Array, tuple], jax.Array]) -> Iterator[None]:
+    """Within, `constrain(x, *names)` is `layout(x, names)`."""
+    token = _LAYOUT.set(layout)
+    try:
+        yield
+    finally:
+        _LAYOUT.reset(token)
+
+
+def batch_axes() -> tuple[str, ...] | None:
+    """The mesh axes a batch is split over where the step is written per device, for `nn.BatchNorm`.
+
+    None under `jit`, where an array is the global one and so are its statistics.
+    """
+    return jax.sharding.get_abstract_mesh().manual_axes or None

@@ -1,0 +1,68 @@
+"""Evaluators: what is measured beside the task's own metrics, with data and a rhythm of its own.
+
+`config.evaluators = dict(NAME=dict(type=..., every=..., data=...))`; what it gives is logged as
+"eval/NAME/METRIC". A new one is a dataclass that inherits from `Evaluator`, and one line in names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bigjax.build.assemble import Setup
+from bigjax.core.errors import UserError
+from bigjax.core.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What an evaluator is shown.
+
+    setup: the run: its sources, its program with model, task and method.
+    state, frozen: of now; `variables` are the Linen variables that the run is judged by.
+    step: updates done.
+    folder: the run's; pictures for the report go to `folder / "samples"`.
+    """
+
+    setup: Setup
+    state: TrainState
+    frozen: Any
+    step: int
+    folder: Path
+
+    @property
+    def variables(self) -> Any:
+        return self.setup.program.evaluation_variables(self.state, self.frozen)
+
+    @property
+    def rng(self) -> jax.Array:
+        """A key that depends on the run's seed and the step alone."""
+        return jax.random.fold_in(jax.random.key(self.setup.seed), self.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """The base class.
+
+    every: when (see `bigjax.config.when`).
+    data: one of `config.data.splits`, where it needs examples.
+    """
+
+    every: int | float | str = "end"
+    data: str | None = None
+
+    def evaluate(self, seen: Seen) -> dict[str, Any]:
+        """Metric -> number (or nested list), of one run."""
+        raise NotImplementedError
+
+    def evaluate_all(self, seen: Seen) -> list[dict[str, Any]]:
+        """The metrics of each run that is trained; most evaluators see one run alone."""
+        if seen.setup.program.trials is not None:
+            raise UserError(
+                f"--vectorize: the evaluator {type(self).__name__} sees one run alone; "
+                "run these trials one by one"
+            )
+        return [self.evaluate(seen)]

@@ -1,0 +1,196 @@
+"""A run's folder while the run goes on: what is logged, evaluated and saved there."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bigjax.build.assemble import Setup
+from bigjax.config.when import When
+from bigjax.core.state import TrainState, params_fingerprint
+from bigjax.data import pipeline
+from bigjax.loop.evaluate import Metrics, evaluate_due
+from bigjax.mesh import distributed, sharding
+from bigjax.plan import flops
+from bigjax.report.page import write_report
+from bigjax.run import clock as clocks
+from bigjax.run import ledger, manifest
+from bigjax.run.checkpoint import Checkpoints, Origin
+from bigjax.run.clock import Clock
+from bigjax.run.files import write_json
+from bigjax.run.writers import NoWriters, Writers, finalize
+
+log = logging.getLogger("bigjax")
+
+
+def train_batches(setup: Setup, workdir: Path, start: int) -> Iterator[Any]:
+    """The batches of steps start + 1, ..., without the examples that the run leaves out."""
+    return pipeline.train_batches(
+        setup.sources["train"],
+        batch_size=setup.train.batch_size,
+        seed=setup.seed,
+        sharding=sharding.batch_sharding(setup.program.mesh),
+        workers=setup.workers,
+        leave_out=ledger.left_out(workdir),
+        order=setup.program.method.order(
+            setup.sources["train"], setup.seed, setup.train.batch_size
+        ),
+        start_step=start,
+    )
+
+
+class Record:
+    """What the loop keeps of one run, and the checks of its numbers.
+
+    Args:
+      setup: the run.
+      workdir: its folder.
+      session: this start of it (see `bigjax.run.manifest`).
+      stop: whether the run should stop; asked during evaluations.
+      progress: whether a person is shown how it goes.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        workdir: Path,
+        session: manifest.Session,
+        stop: Callable[[], bool] = lambda: False,
+        progress: bool = True,
+    ) -> None:
+        self._progress = progress
+        self.setup, self.workdir, self._session, self._stop = setup, workdir, session, stop
+        self.batches = functools.partial(train_batches, setup, workdir)
+        origin = Origin(
+            session.run, setup.fingerprint, setup.train.batch_size, session.about["versions"]
+        )
+        self.checkpoints = Checkpoints(workdir, setup.checkpoint, origin)
+        self._leader = distributed.is_leader()
+        self._log_due = When(setup.log.every, setup.total_steps).due
+        self._save_due = When(setup.checkpoint.every, setup.total_steps).due
+        self._writers: Writers | None = None
+
+    def begin(self, start: int) -> None:
+        """Opens the writers; what was logged after step `start` is forgotten."""
+        if self._leader:
+            manifest.record(self.workdir, self.setup, self._session, start)
+        self._writers = (Writers if self._leader else NoWriters)(
+            self.workdir,
+            tensorboard=self.setup.log.tensorboard,
+            trackers=self.setup.log.trackers,
+            progress=self._progress,
+            total_steps=self.setup.total_steps,
+        )
+        self._writers.truncate_after(start)
+
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self.checkpoints.close()
+        finally:
+            if self._writers:
+                self._writers.close()
+
+    def log(self, step: int, found: dict[str, Any], state: TrainState, frozen: Any) -> None:
+        """Writes a finished step's metrics if they are due.
+
+        Raises:
+          BadNumbers: the step's numbers are bad and the run is halted.
+        """
+        bad, halted = ledger.flags(found)
+        assert self._writers is not None
+        self._writers.step(step, found)
+        if self._log_due(step) or step == 1 or bad:
+            values = finalize(found) | ({"bad": 1} if bad else {})
+            self.write(step, {f"train/{name}": value for name, value in values.items()})
+        if halted:
+            batch = next(self.batches(step - 1))
+            counts = self.setup.program.diagnose(state, batch, frozen)
+            reason = ledger.reason(values)
+            raise ledger.halt(self.workdir, self.setup.check, step, reason, counts, batch)
+        if bad:
+            log.warning("step %d: %s; its update was not applied", step, ledger.reason(values))
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        assert self._writers is not None
+        self._writers.write(step, metrics)
+
+    def evaluate(self, step: int, state: TrainState, frozen: Any) -> Metrics:
+        """Measures and logs what is due; {} if a stop came first."""
+        found = evaluate_due(self.setup, state, frozen, step, self.workdir, self._stop)
+        if found is None:
+            return {}
+        self.write(step, found[0])
+        return found[0]
+
+    def save_due(self, step: int) -> bool:
+        return self._save_due(step)
+
+    def save(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        """Starts an asynchronous save; the state may be donated once this returns."""
+        if self._writers:
+            self._writers.sync()  # what a checkpoint stands on is on the disk before it counts
+        self.checkpoints.save(step, state, metrics)
+
+    def check(self) -> None:
+        """Raises the `CheckpointError` of a save that has failed since."""
+        self.checkpoints.check()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes `result.json` and the report."""
+        if self._leader:
+            write_json(self.workdir / "result.json", result)
+            write_report(self.workdir)
+
+
+def result_of(
+    setup: Setup,
+    state: TrainState,
+    metrics: Metrics,
+    clock: Clock,
+    last: tuple[Any, Any] | None,
+) -> dict[str, Any]:
+    """What `result.json` holds.
+
+    last: the last step's batch and the frozen variables, to count FLOPs; None if none was run.
+    """
+    step = setup.program.train_step
+    spent = clocks.summary(
+        clock,
+        steps=setup.total_steps,
+        batch_size=setup.train.batch_size,
+        flops={} if last is None else flops.of_step(step, setup.program.formula, state, *last),
+        mesh=setup.program.mesh,
+    )
+    return {
+        "step": setup.total_steps,
+        "metrics": metrics,
+        "fingerprint": params_fingerprint(state.params),
+        "seconds": round(spent["wall"], 3),
+        "time": spent,
+    }
+
+
+def describe(setup: Setup, workdir: Path) -> str:
+    """One line: what is about to run, on what."""
+    program, train = setup.program, setup.train
+    trained = sum(leaf.size for leaf in jax.tree.leaves(program.state.params))
+    whole = sum(leaf.size for leaf in jax.tree.leaves(program.variables["params"]))
+    parameters = f"{whole:,} parameters" + (f", {trained:,} trained" if trained != whole else "")
+    mesh = " x ".join(f"{axis} {n}" for axis, n in program.mesh.shape.items() if n > 1)
+    per_device = sharding.check_batch(
+        "config.train.batch_size", train.batch_size, train.accumulate, program.mesh
+    )
+    return (
+        f"{workdir}: {setup.values['model']['type']}, {parameters}; "
+        f"{len(setup.sources['train']):,} examples; {setup.total_steps} steps of "
+        f"{train.batch_size} ({per_device} a device); "
+        f"{program.mesh.devices.flat[0].device_kind} {mesh or 'one device'}"
+    )

@@ -1,0 +1,102 @@
+"""What a task answers: what a batch means to the model, to the loss and to the reader. Pure.
+
+A task is a frozen dataclass. `inputs`, `loss`, `statistics`, `summarize` and `predict` are its own;
+the other answers have defaults. Everything on the device is a plain sum over examples, so that any
+mesh and any batch size give the same number. Nothing here knows a device, a file or a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from bigjax.core.errors import UserError
+from bigjax.core.losses import Pair
+from bigjax.tasks import scores
+
+
+class Task:
+    """The base class of every task.
+
+    input: the batch's key, or keys, that the model is called with.
+    MAIN_METRIC: what a choice is made by where nobody says otherwise, and whether more is better.
+    """
+
+    input: str | Sequence[str | None]
+    MAIN_METRIC: ClassVar[tuple[str, str]] = ("accuracy", "max")
+
+    def inputs(self, batch: Mapping[str, jax.Array]) -> tuple:
+        """The model's positional inputs.
+
+        Raises:
+          UserError: the batch lacks one; the nearest key is named.
+        """
+        return scores.inputs(batch, self.input)
+
+    def loss(self, outputs: Any, batch: dict) -> tuple[Pair, dict[str, Pair]]:
+        """The training loss as (sum, weight), and other pairs to show.
+
+        outputs: what the model gave for the batch; batch["mask"] (B,) is 0 for rows of padding.
+        """
+        raise NotImplementedError
+
+    def statistics(self, outputs: Any, batch: dict) -> Any:
+        """Sums over the batch's examples, a tree of arrays: all that `summarize` needs of them."""
+        raise NotImplementedError
+
+    def collect(self, outputs: Any, batch: dict) -> dict[str, jax.Array]:
+        """Arrays (B, ...) that `summarize` must see whole, example by example."""
+        return {}
+
+    def summarize(self, statistics: Any, collected: dict[str, Any]) -> dict[str, Any]:
+        """Metric -> number (or nested list), from the statistics of all batches, on the host."""
+        raise NotImplementedError
+
+    def predict(self, outputs: Any) -> dict[str, jax.Array]:
+        """Predictions of one forward pass, arrays (B, ...)."""
+        raise NotImplementedError
+
+    @property
+    def decodes(self) -> bool:
+        """Whether evaluation needs what `decode` gives."""
+        return False
+
+    def decode(self, apply: Callable[..., Any], variables: Any, batch: dict) -> dict:
+        """Predictions that take more than one forward pass, such as written text."""
+        return {}
+
+    def present(
+        self,
+        predicted: Mapping[str, np.ndarray],
+        batch: Mapping[str, np.ndarray],
+        source: Any,
+        corpus: Any = None,
+    ) -> dict[str, Any]:
+        """The columns that a person is shown, from predictions and the batch they were made of.
+
+        source: the train split, with its class names or tokenizer.
+        corpus: texts of `task.corpus`, and what `predict` gave of them.
+        """
+        return dict(predicted)
+
+    def divergence(
+        self, teacher: Any, student: Any, batch: dict, temperature: jax.Array | float
+    ) -> Pair:
+        """How far the student's outputs are from the teacher's, as (sum, weight); 0 where equal.
+
+        Raises:
+          UserError: the task has none.
+        """
+        self.check_divergence()
+        raise NotImplementedError
+
+    def check_divergence(self) -> None:
+        """Refuses a task for which distillation has no meaning yet."""
+        if type(self).divergence is Task.divergence:
+            raise UserError(
+                f"config.method: the task {type(self).__name__} has no divergence between a teacher's "
+                "outputs and a student's; define `divergence` in it (see bigjax/tasks/base.py)"
+            )

@@ -1,0 +1,33 @@
+"""The verb that hands a run's weights on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from bigjax.core.errors import UserError
+from bigjax.loop.open import open_run
+from bigjax.mesh import distributed
+from bigjax.pretrained.export import export_folder
+from bigjax.pretrained.families import family_of_type
+
+
+def export_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Writes the run's newest weights as a folder that `transformers` loads."""
+    if options.format != "safetensors":
+        raise UserError(f"--format={options.format}: export writes safetensors")
+    run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
+    init, model = run.config.section("init"), run.setup.values["model"]
+    family = options.family or (init and init.family)
+    family = family or family_of_type(model["type"], "config.model.type")
+    tokenizer = getattr(run.setup.sources["train"], "tokenizer", None)
+    folder = options.output or options.workdir / "export"
+    variables = jax.tree.map(distributed.whole, run.variables)
+    if distributed.is_leader():
+        export_folder(variables, model, family, folder, tokenizer)
+        print(f"{folder}: {family}, {sum(x.size for x in jax.tree.leaves(variables)):,} numbers")

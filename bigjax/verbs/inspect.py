@@ -1,0 +1,106 @@
+"""The verbs that look and change nothing: config, sharding, checkpoints, replay."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bigjax.build.assemble import assemble, open_sources
+from bigjax.build.program import build_program
+from bigjax.build.weights import reference_configs
+from bigjax.config import resolve as configs
+from bigjax.config.resolve import Config
+from bigjax.core.errors import UserError
+from bigjax.loop import stages
+from bigjax.loop.open import load_run
+from bigjax.loop.replay import replay
+from bigjax.plan import sharding_report
+from bigjax.run.checkpoint import CheckpointError, Checkpoints
+from bigjax.run.text import table
+
+
+def config_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Prints every final value and where it came from."""
+    if not stages.is_pipeline(raw):
+        config = configs.resolve(raw, overrides)
+        print(f"{configs.show(config)}\nfingerprint {config.fingerprint}")
+        return
+    found, seeds, _ = stages.resolve(raw, overrides)
+    for name, config in found.items():
+        print(f"# stage {name}, {seeds} seeds\n{configs.show(config)}")
+        print(f"fingerprint {config.fingerprint}\n")
+
+
+def sharding_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Prints what lies where and what a step sends, for every stage; trains nothing."""
+    if stages.is_pipeline(raw):
+        found, _, _ = stages.resolve(raw, overrides, options.trust)
+    else:
+        found = {"": configs.resolve(raw, overrides, [configs.TRUST_ALL] * options.trust)}
+    reports = {}
+    for name, config in found.items():
+        source = open_sources(config)["train"]
+        program = build_program(config, source, _references(config, found, options))
+        batch_size = config.get("train.batch_size")
+        reports[name] = sharding_report.report(program, source.features, batch_size)
+    if options.json:
+        print(json.dumps(reports.get("", reports), indent=2))
+        return
+    for name, report in reports.items():
+        print(f"# stage {name}\n" * bool(name) + sharding_report.text(report) + "\n")
+
+
+def _references(
+    config: Config, stage_configs: dict[str, Config], options: argparse.Namespace
+) -> dict[str, Config]:
+    """The configs of the runs that the method names: those of stages need not have run."""
+    named = {
+        path.removeprefix("method."): stage_configs.get(folder.removeprefix("../"))
+        for path, folder in config.references.items()
+        if path.startswith("method.")
+    }
+    if None in named.values():
+        return reference_configs(config, options.workdir)
+    return named
+
+
+def checkpoints_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Lists the checkpoints of every run in the folder, and whether they can be trusted.
+
+    Raises:
+      UserError: there is no run.
+      CheckpointError: a run has checkpoints and none of them is good.
+    """
+    runs = sorted(p.parent for p in options.workdir.glob("**/config.json"))
+    if not runs:
+        raise UserError(f"{options.workdir} holds no run; train first")
+    lost = []
+    for run in runs:
+        checkpoints = Checkpoints(run)
+        rows = checkpoints.listing(options.verify)
+        checkpoints.close()
+        print(f"{run}\n{table(rows, ['step', 'MiB', 'age', 'metric', 'state'])}\n")
+        if rows and all(row["state"].startswith("BAD") for row in rows):
+            lost.append(str(run))
+    if lost:
+        raise CheckpointError(f"no good checkpoint in {', '.join(lost)}")
+
+
+def replay_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Executes steps of the run in the folder again and compares with what was recorded."""
+    start, steps = options.start, options.steps
+    if start is None or start < 0 or (steps is not None and steps < 1):
+        raise UserError("replay needs --from=STEP (a checkpoint's, or 0), and --steps of 1 or more")
+    config = load_run(options.workdir, overrides, raw, options.trust)
+    setup = assemble(config, options.workdir)
+    print(replay(setup, options.workdir, start, steps))
