@@ -13,8 +13,11 @@ import pytest
 
 from bigjax.config.names import NAMES
 from bigjax.core import compilers
+from bigjax.core.errors import UserError
 from bigjax.doctor import answers, families, finding, machine, short, versions
 from bigjax.doctor.__main__ import main
+from bigjax.loop.train import train
+from tests.small import small
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,6 +97,17 @@ def test_a_verdict_is_reached_once_per_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--another")
     with pytest.raises(TypeError):
         short.verdict(tmp_path)
+
+
+def test_a_run_is_refused_where_numbers_are_wrong_and_keeps_the_verdict(tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "TOLERANCE", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"cannot be trusted: .*product 257"):
+        train(small(), tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    train(small("train.steps=2"), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["doctor"]["ok"] is True
 
 
 def test_known_bad_versions_are_told_with_their_remedy(monkeypatch):

@@ -6,15 +6,31 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from bigjax.core.errors import UserError
 from bigjax.doctor import answers, finding, versions
 
 QUICK = ("sums of 40,000 products of 3 x 3", "product 257 x 129 x 65", "softmax")
+
+
+def trusted() -> dict[str, Any]:
+    """The verdict on this environment.
+
+    Raises:
+      UserError: it computes wrong numbers.
+    """
+    found = verdict()
+    if not found["ok"]:
+        raise UserError(
+            f"this machine cannot be trusted: {found['said']} (python -m bigjax.doctor)"
+        )
+    return found
 
 
 def verdict(folder: Path | None = None) -> dict[str, Any]:
@@ -61,6 +77,6 @@ def fingerprint() -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _quick_answers():
+def _quick_answers() -> Iterator[finding.Finding]:
     for name in QUICK:
         yield answers.check_answer(name)
