@@ -20,6 +20,7 @@ from bigjax.build.weights import with_hyper
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
 from bigjax.core.state import TrainState
+from bigjax.doctor.short import trusted
 from bigjax.loop import replay
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
 from bigjax.loop.record import Record, describe, result_of
@@ -81,8 +82,9 @@ def _sitting(
     clock = Clock(workdir)
     distributed.check_same("the config", config.fingerprint)
     changes = manifest.check_config(config, workdir, allow_changed)
+    doctor = trusted()
     setup = assemble(config, workdir)  # from here on nobody sees a config
-    about = manifest.describe(setup, setup.program.mesh, setup.sources)
+    about = manifest.describe(setup, setup.program.mesh, setup.sources) | {"doctor": doctor}
     session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)
 
