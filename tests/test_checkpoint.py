@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError
+from bigjax.loop.open import open_run
 from bigjax.loop.train import train
 from bigjax.run.checkpoint import (
     CheckpointError,
@@ -23,7 +24,6 @@ from bigjax.run.checkpoint import (
     restore_leaves,
 )
 from bigjax.run.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
-from bigjax.verbs.verbs import open_run
 from tests.small import small
 
 ORIGIN = Origin(run="abc", config_fingerprint="f", batch_size=32, versions={"jax": "1"})
@@ -321,7 +321,7 @@ def test_a_run_may_keep_its_checkpoints_elsewhere_and_everyone_finds_them(tmp_pa
     assert [p.name for p in elsewhere.glob("*/*")] == ["4"]
     (tmp_path / "run" / "result.json").unlink()
     assert train(config, tmp_path / "run")["fingerprint"] == result["fingerprint"]
-    assert open_run(tmp_path / "run", [], None)[2].step == 4
+    assert open_run(tmp_path / "run").step == 4
     train(config, tmp_path / "other")  # another run under the same parent
     assert len(list(elsewhere.glob("*/*"))) == 2
 

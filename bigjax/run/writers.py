@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -21,8 +22,10 @@ from typing import TextIO
 import jax
 import numpy as np
 
-from bigjax.run.files import plain, write_atomic
+from bigjax.run.files import plain, read_json_lines, write_atomic
 from bigjax.run.trackers import Tracker, check, open_tracker
+
+log = logging.getLogger("bigjax")
 
 Pair = tuple[jax.Array, jax.Array]
 """A sum and the weight to divide it by, once, at the end."""
@@ -198,18 +201,24 @@ class Progress:
 def read_metrics(path: str | Path) -> list[dict]:
     """Returns the lines of a metrics.jsonl in order; [] without a file, and without a torn last line.
 
-    "NaN", "Infinity" and "-Infinity" are returned as the floats they stand for.
+    "NaN", "Infinity" and "-Infinity" are returned as the floats they stand for. Of what is damaged a
+    warning tells.
     """
-    if not Path(path).exists():
-        return []
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8").splitlines():
+    lines, problems = read_json_lines(Path(path))
+    found = []
+    for line in lines:
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # a kill during the write: that step is written again after the resume
-        lines.append({k: float(v) if isinstance(v, str) else v for k, v in line.items()})
-    return lines
+            values = {k: float(v) if isinstance(v, str) else v for k, v in line.items()}
+        except ValueError as error:
+            problems.append(f"of step {line.get('step')}: {error}; left out")
+            continue
+        if type(values.get("step")) is int:
+            found.append(values)
+        else:
+            problems.append("a line without its step; left out")
+    for problem in problems:
+        log.warning("%s: %s", path, problem)
+    return found
 
 
 def _json_line(line: Mapping[str, object]) -> str:
