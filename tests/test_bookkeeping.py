@@ -168,7 +168,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damaged_bookkeeping_is_mended_and_the_run_goes_on(half, halves, how):
-    for name in ("manifest.json", "time.json", ".saved", ".lock"):
+    for name in ("manifest.json", "time.json", ".saved", ".lock", "train_mean.json"):
         (half / name).write_bytes(DAMAGE[how].encode(errors="surrogateescape"))
     assert train(small(), half)["fingerprint"] == halves[2]["fingerprint"]
     assert not (half / "checkpoints" / "bad").exists()

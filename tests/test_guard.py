@@ -64,7 +64,7 @@ def gradient_descent(start, steps, *, without=(), for_good={}, samples=(), facto
 
 def first_weights(config):
     program = build_program(config, config.section("data").source.open("train"))
-    head = jax.device_get(program.init(key_data(0), traced_hyper(config)).params["head"])
+    head = jax.device_get(program.init(key_data(0), traced_hyper(config))[0].params["head"])
     return head["kernel"][:, 0].astype(np.float64), head["bias"][0].astype(np.float64)
 
 
@@ -273,17 +273,17 @@ def test_the_window_survives_a_resume_bit_for_bit(tmp_path):
 def test_steps_dispatched_after_a_halt_change_nothing():
     config = poisoned_config((), "check.policy=stop")
     program = build_program(config, config.section("data").source.open("train"))
-    state = program.init(key_data(0), traced_hyper(config))
+    state = program.init(key_data(0), traced_hyper(config))[0]
     good = {
         **example_batch(config.section("data").source.open("train").features, BATCH),
         "label": jnp.ones((BATCH,)),
     }
     bad = {**good, "features": good["features"].at[0, 0].set(jnp.inf)}
     before = jax.device_get(state.params)
-    state, metrics = program.train_step(state, bad, None)
+    state, metrics = program.train_step(state, bad, {})
     assert ledger.flags(metrics) == (True, True)
-    state, _ = program.train_step(state, good, None)
-    state, _ = program.train_step(state, good, None)
+    state, _ = program.train_step(state, good, {})
+    state, _ = program.train_step(state, good, {})
     assert int(state.step) == 0
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
 

@@ -135,9 +135,9 @@ def test_a_bit_that_flips_in_one_execution_is_found_and_named(run):
     source = config.section("data").source.open("train")
     program = build_program(config, source)
     batch = example_batch(source.features, BATCH)
-    before = program.init(key_data(0), traced_hyper(config))
+    before = program.init(key_data(0), traced_hyper(config))[0]
     kept, again = (jax.tree.map(lambda x: x + 0, before) for _ in range(2))
-    after, _ = program.train_step(before, batch, None)
+    after, _ = program.train_step(before, batch, {})
     replay.check_again(1, program, kept, batch, None, after)
     kernel = np.asarray(after.params["head"]["kernel"]).copy()
     kernel.view(np.uint32)[1, 0] ^= 1

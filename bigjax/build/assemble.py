@@ -58,11 +58,15 @@ class Setup:
         state, base = self.initial()
         return state, self.frozen(base)
 
-    def frozen(self, base: Any = None) -> dict[str, Any]:
-        """name -> variables that are read but never trained; base: of `initial`, made if absent."""
-        if BASE not in self.program.frozen:
-            return self.read_frozen()
-        return {**self.read_frozen(), BASE: self.initial()[1] if base is None else base}
+    def frozen(self, base: Any = None, *, references: bool = True) -> dict[str, Any]:
+        """name -> variables that are read but never trained.
+
+        base: of `initial`; made if absent. references: with those of other runs.
+        """
+        found = self.read_frozen() if references else {}
+        if BASE in self.program.frozen:
+            found[BASE] = self.initial()[1] if base is None else base
+        return found
 
     @property
     def eval_batch_size(self) -> int:

@@ -53,6 +53,7 @@ class Program:
       frozen: name -> abstract variables that are read but never trained, with shardings.
       variables: the abstract variables of the model, with shardings.
       placed: parameter path -> where it lies and the rule that says so.
+      formula: batch -> a step's FLOPs by the model's own formula.
       trials: how many runs these functions train at once (see `bigjax.build.together`), or None.
     """
 
@@ -72,6 +73,7 @@ class Program:
     frozen: dict[str, Any]
     variables: Any
     placed: dict[str, Placement]
+    formula: Callable[[Any], dict[str, float]]
     trials: int | None = None
 
 
@@ -162,6 +164,7 @@ def _build(
         frozen=frozen,
         variables=model_variables,
         placed=placed,
+        formula=network.flops,
     )
 
 
@@ -211,32 +214,21 @@ def _jitted(
 ) -> dict[str, Callable[..., Any]]:
     """The functions jitted, each with where its arguments and results lie."""
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    everything = _layout_of(frozen)
-    base = _layout_of({BASE: frozen[BASE]} if BASE in frozen else {})
-    jitted = {}
-    for name in ("train_step", "diagnose"):
-        jitted[name] = jax.jit(
-            functions[name],
-            in_shardings=(layout, rows, everything),
-            out_shardings=(layout, replicated) if name == "train_step" else replicated,
+    trains = (layout, rows, _layout_of(frozen))
+    # Evaluation reads of the frozen variables those of the model itself, wherever they lie: it is
+    # given all of them after a step, and no teacher's when a run is opened.
+    takes = {"train_step": trains, "diagnose": trains, "evaluation_variables": (layout, None)}
+    # The variables stay where they lie.
+    gives = {"train_step": (layout, replicated), "evaluation_variables": None}
+    return {
+        name: jax.jit(
+            function,
+            in_shardings=takes.get(name, (layout, rows, None)),
+            out_shardings=gives.get(name, replicated),
             donate_argnums=0 if name == "train_step" else (),
         )
-    for name in ("eval_step", "predict_step"):
-        step = jax.jit(functions[name], in_shardings=(layout, rows, base), out_shardings=replicated)
-        jitted[name] = _with_base(step)
-    # The variables stay where they lie.
-    found = jax.jit(functions["evaluation_variables"], in_shardings=(layout, base))
-    jitted["evaluation_variables"] = lambda state, frozen: found(state, _base(frozen))
-    return jitted
-
-
-def _with_base(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step that is given of the frozen variables what belongs to the model: no teacher is read."""
-    return lambda state, batch, frozen: step(state, batch, _base(frozen))
-
-
-def _base(frozen: Mapping[str, Any]) -> dict[str, Any]:
-    return {BASE: frozen[BASE]} if BASE in frozen else {}
+        for name, function in functions.items()
+    }
 
 
 def _placed(placed: Mapping[str, Placement], abstract: Any, mesh: Mesh) -> Any:

@@ -28,7 +28,7 @@ class Opened:
     """A run with its newest state.
 
     workdir: its folder. config: its config.
-    setup: its sources and program; `frozen` are the variables that it reads but never trains.
+    setup: its sources and program. frozen: the variables of the model that are not trained.
     """
 
     workdir: Path
@@ -107,7 +107,7 @@ def open_run(
         log.info("%s holds no run: these are the weights of %s", workdir, source)
         state, frozen = setup.start()
     else:
-        state, frozen = newest_state(setup, workdir), setup.frozen()
+        state, frozen = newest_state(setup, workdir), setup.frozen(references=False)
     return Opened(workdir, config, setup, state, frozen)
 
 

@@ -105,6 +105,8 @@ class Record:
           BadNumbers: the step's numbers are bad and the run is halted.
         """
         bad, halted = ledger.flags(found)
+        assert self._writers is not None
+        self._writers.step(step, found)
         if self._log_due(step) or step == 1 or bad:
             values = finalize(found) | ({"bad": 1} if bad else {})
             self.write(step, {f"train/{name}": value for name, value in values.items()})
@@ -133,6 +135,8 @@ class Record:
 
     def save(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Starts an asynchronous save; the state may be donated once this returns."""
+        if self._writers:
+            self._writers.sync()  # what a checkpoint stands on is on the disk before it counts
         self.checkpoints.save(step, state, metrics)
 
     def check(self) -> None:
@@ -157,11 +161,12 @@ def result_of(
 
     last: the last step's batch and the frozen variables, to count FLOPs; None if none was run.
     """
+    step = setup.program.train_step
     spent = clocks.summary(
         clock,
         steps=setup.total_steps,
         batch_size=setup.train.batch_size,
-        flops=counted_flops(setup, state, last),
+        flops={} if last is None else flops.of_step(step, setup.program.formula, state, *last),
         mesh=setup.program.mesh,
     )
     return {
@@ -179,21 +184,6 @@ def recorded_result(workdir: Path) -> dict[str, Any] | None:
     if found is None or not isinstance(found.get("metrics"), dict) or "fingerprint" not in found:
         return None
     return found
-
-
-def counted_flops(
-    setup: Setup, state: TrainState, last: tuple[Any, Any] | None
-) -> dict[str, float]:
-    """The FLOPs of a step; none, and a warning, where they cannot be counted: no result is lost."""
-    if last is None:
-        return {}
-    program = setup.program
-    try:
-        return flops.of_step(program.train_step, setup.values["model"], program.task, state, *last)
-    except Exception as error:  # a figure beside the result, whatever a model's own formula does
-        reason = f"{type(error).__name__}: {error}"
-        log.warning("FLOPs are not counted (%s)", reason.splitlines()[0])
-        return {}
 
 
 def describe(setup: Setup, workdir: Path) -> str:

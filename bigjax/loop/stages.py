@@ -22,7 +22,7 @@ from bigjax.loop.train import train
 from bigjax.mesh import distributed
 from bigjax.report.page import write_pipeline_report
 from bigjax.run.files import write_json
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 log = logging.getLogger("bigjax")
 

@@ -105,6 +105,7 @@ class Together:
         self.lines: list[list[tuple[int, Metrics]]] = [[] for _ in setups]
         self.failures: dict[int, Exception] = {}
         self._log_due = When(setup.log.every, setup.total_steps).due
+        self._losses = np.zeros((2, len(setups)))  # sums and weights since the last line
         self._seeds = list(dict.fromkeys(one.seed for one in setups))
 
     def start(self, references: Sequence[dict[str, str]]) -> tuple[Any, Any]:
@@ -150,6 +151,7 @@ class Together:
     def log(self, step: int, found: dict[str, Any], state: Any, frozen: Any) -> None:
         unchecked = np.zeros(len(self.lines), bool), None
         bad, halted = jax.device_get([found.pop(k, unchecked)[0] for k in ("bad", "halted")])
+        self._losses += np.asarray(jax.device_get(found["loss"]), np.float64)
         due = self._log_due(step) or step == 1
         if not (due or np.any(bad)):
             return
@@ -160,6 +162,9 @@ class Together:
         for i, lines in enumerate(self.lines):
             if i not in self.failures and (due or bad[i]):
                 own = {name: value[i].tolist() for name, value in values.items()}
+                if self._losses[1, i]:
+                    own["train_mean/loss"] = float(self._losses[0, i] / self._losses[1, i])
+                    self._losses[:, i] = 0.0
                 lines.append((step, own | ({"train/bad": 1} if bad[i] else {})))
                 if halted[i]:
                     short = {name.removeprefix("train/"): v for name, v in own.items()}

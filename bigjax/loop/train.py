@@ -64,7 +64,7 @@ def train(
       UserError: the folder holds a run of another config or is in use, or the config cannot run here.
       CheckpointError: a save failed, or there are checkpoints and none is good.
       Stopped: see `stop`.
-      BadNumbers: a loss or gradient that cannot be right (see `bigjax.run.ledger`).
+      BadNumbers: a loss or gradient that cannot be right (see `bigjax.core.guard`).
     """
     with workdir_lock(workdir):
         while True:

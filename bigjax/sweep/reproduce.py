@@ -17,7 +17,7 @@ from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
 from bigjax.run.files import workdir_lock
 from bigjax.run.manifest import PACKAGES
-from bigjax.run.writers import table
+from bigjax.run.text import table
 from bigjax.sweep import drive, record
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Local

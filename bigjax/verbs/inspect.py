@@ -18,7 +18,7 @@ from bigjax.loop.open import load_run
 from bigjax.loop.replay import replay
 from bigjax.plan import sharding_report
 from bigjax.run.checkpoint import CheckpointError, Checkpoints
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 
 def config_verb(

@@ -20,6 +20,7 @@ from typing import Any
 from bigjax.core.errors import RunFailed, UserError, did_you_mean
 from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
+from bigjax.run.screen import LogLines
 from bigjax.verbs.export import export_verb
 from bigjax.verbs.inspect import checkpoints_verb, config_verb, replay_verb, sharding_verb
 from bigjax.verbs.predict import evaluate_verb, predict_verb
@@ -61,7 +62,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     Returns:
       The exit code. Exceptions other than the user's errors and stops pass through.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogLines()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)

@@ -17,7 +17,7 @@ from bigjax.data import inputs
 from bigjax.data.sources import Arrays
 from bigjax.loop.open import Opened, open_run
 from bigjax.mesh import distributed
-from bigjax.verbs.train import metrics_table
+from bigjax.run.text import metrics_table
 
 
 def evaluate_verb(

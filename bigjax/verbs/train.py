@@ -10,7 +10,7 @@ from bigjax.config import resolve as configs
 from bigjax.loop import stages
 from bigjax.loop.train import train
 from bigjax.run import clock
-from bigjax.run.writers import table
+from bigjax.run.text import metrics_table, table
 
 
 def train_verb(
@@ -28,9 +28,3 @@ def train_verb(
         print("\n" + table(clock.rows(result["time"]), ["time", "seconds", "share"]))
         print("\n".join(clock.lines(result["time"])))
     print(f"report: {options.workdir / 'report.html'}")
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """Scalar metrics as a table for people; lists (per class, confusion) are in the report."""
-    rows = [{"metric": k, "value": v} for k, v in metrics.items() if not isinstance(v, list)]
-    return table(rows, ["metric", "value"])
