@@ -186,16 +186,26 @@ def read_manifest(workdir: Path) -> dict[str, Any] | None:
     found = read_json(path)
     if found is None:
         return None
-    starts = [found, *(found["resumes"] if isinstance(found.get("resumes"), list) else [None])]
-    parts = ("code", "versions", "flags", "data", "devices")
-    whole = RUN_ID.fullmatch(str(found.get("run"))) and all(
-        isinstance(start, dict) and all(isinstance(start.get(part), dict) for part in parts)
-        for start in starts
-    )
-    if not whole:
+    resumes = found.get("resumes")
+    starts = [found, *(resumes if isinstance(resumes, list) else [None])]
+    if not RUN_ID.fullmatch(str(found.get("run"))) or not all(map(_is_start, starts)):
         log.warning("%s is damaged and counts as lost (it is no run's manifest)", path)
         return None
     return found
+
+
+def _is_start(about: Any) -> bool:
+    """Whether this can be what `describe` said of a start."""
+    parts = ("code", "versions", "flags", "data", "devices")
+    if not isinstance(about, dict) or not all(isinstance(about.get(p), dict) for p in parts):
+        return False
+    devices, flags = about["devices"], about["flags"]
+    return (
+        {"platform", "kind", "processes"} <= devices.keys()
+        and isinstance(devices.get("mesh"), dict)
+        and isinstance(devices["processes"], int)
+        and all(isinstance(flag, str) for flag in flags.values())
+    )
 
 
 def record(workdir: Path, config: Config, session: Session, step: int) -> None:
