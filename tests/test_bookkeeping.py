@@ -258,7 +258,6 @@ def test_everything_is_synced_before_the_manifest_and_that_before_anything_is_re
         return rename(self, target)
 
     monkeypatch.setattr(type(hashes.epath.Path(".")), "replace", replace)
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
     saved(tmp_path, steps=(1,), keep=1)
     calls.clear()
     saved(tmp_path, steps=(2,), keep=1)
@@ -266,10 +265,22 @@ def test_everything_is_synced_before_the_manifest_and_that_before_anything_is_re
     counts = calls.index(("replace", str(folder / "manifest.json")))
     before = {path for kind, path in calls[:counts] if kind == "sync"}
     on_disk = {str(p) for p in folder.rglob("*") if p.name != "manifest.json"}
-    assert on_disk <= before and str(tmp_path / "metrics.jsonl") in before
+    assert on_disk <= before
     removed = calls.index(("remove", 1))
     between = {path for kind, path in calls[counts:removed] if kind == "sync"}
     assert {str(folder), str(folder.parent)} <= between and removed > counts
+
+
+def test_what_was_logged_is_synced_before_a_checkpoint_counts(tmp_path, monkeypatch):
+    calls, real, write = [], os.fsync, manager._write_manifest
+    monkeypatch.setattr(
+        os, "fsync", lambda h: calls.append(os.readlink(f"/proc/self/fd/{h}")) or real(h)
+    )
+    monkeypatch.setattr(
+        manager, "_write_manifest", lambda *a: calls.append("manifest") or write(*a)
+    )
+    train(small("train.steps=4"), tmp_path)
+    assert str(tmp_path / "metrics.jsonl") in calls[: calls.index("manifest")]
 
 
 def test_a_file_written_atomically_is_synced_with_its_folder(tmp_path, monkeypatch):
@@ -297,11 +308,16 @@ def test_the_umask_is_respected(tmp_path, mask, mode):
 
 
 def test_temporary_files_of_killed_processes_go_and_no_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *_: os._exit(9))
-    if (child := os.fork()) == 0:
+    class Killed(BaseException):
+        """As a kill: nothing is cleaned up."""
+
+    def kill(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", kill)
+        patch.setattr(files.Path, "unlink", lambda *_, **__: None)
         files.write_json(tmp_path / "result.json", {})
-    os.waitpid(child, 0)
-    monkeypatch.undo()
     (tmp_path / ".mine.tmp").touch()
     assert len(list(tmp_path.glob(".result.json.*"))) == 1
     with files.workdir_lock(tmp_path):

@@ -249,14 +249,18 @@ def differences(
     ]
 
 
-def shown(key: str, value: Any) -> str:
-    """A value as others may see it: no secret, no path outside the project; of a hash, 12 digits."""
+def public(key: str, value: Any) -> str:
+    """A value as others may see it: no secret, and no path outside the project."""
     text = str(value)
     if (isinstance(value, str) and _SECRET_KEY.search(key.lower())) or _SECRET_VALUE.search(text):
         return "(secret)"
-    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text):
-        return text[:12]
     return _PATH.sub(_shown_path, text)
+
+
+def shown(key: str, value: Any) -> str:
+    """As `public`, for a line of text; of a hash, the first digits tell enough."""
+    text = public(key, value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
 
 
 def command(arguments: Sequence[str]) -> str:
