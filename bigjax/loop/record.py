@@ -22,7 +22,7 @@ from bigjax.run import clock as clocks
 from bigjax.run import ledger, manifest
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.clock import Clock
-from bigjax.run.files import write_json
+from bigjax.run.files import read_json, write_json
 from bigjax.run.writers import NoWriters, Writers, finalize
 
 log = logging.getLogger("bigjax")
@@ -176,6 +176,14 @@ def result_of(
         "seconds": round(spent["wall"], 3),
         "time": spent,
     }
+
+
+def recorded_result(workdir: Path) -> dict[str, Any] | None:
+    """What `result.json` holds; None if it is not there, or damaged."""
+    found = read_json(workdir / "result.json")
+    if found is None or not isinstance(found.get("metrics"), dict) or "fingerprint" not in found:
+        return None
+    return found
 
 
 def describe(setup: Setup, workdir: Path) -> str:

@@ -23,11 +23,11 @@ from bigjax.core.state import TrainState
 from bigjax.doctor.short import trusted
 from bigjax.loop import replay
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
-from bigjax.loop.record import Record, describe, result_of
+from bigjax.loop.record import Record, describe, recorded_result, result_of
 from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
-from bigjax.run.files import read_json, workdir_lock
+from bigjax.run.files import workdir_lock
 
 log = logging.getLogger("bigjax")
 
@@ -91,7 +91,7 @@ def _sitting(
     with Record(setup, workdir, session, asked) as record:
         # State: this run's newest good checkpoint, or other weights, or scratch.
         start, state = record.checkpoints.restore_newest(setup.program.state) or (0, None)
-        result = read_json(workdir / "result.json") if start == setup.total_steps else None
+        result = recorded_result(workdir) if start == setup.total_steps else None
         if result is not None:
             log.info("%s is finished (step %d)", workdir, start)
             if not (workdir / "report.html").exists():  # killed between the two

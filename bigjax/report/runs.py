@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import json
 import os
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.settings import Train
+from bigjax.run.files import read_json
 from bigjax.run.text import amount, duration, table
 from bigjax.run.writers import read_metrics
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _row(folder: Path, name: str) -> dict[str, Any]:
     config, manifest, result = (
-        _read_json(folder / f"{file}.json") for file in ("config", "manifest", "result")
+        (read_json(folder / f"{file}.json") or {}) for file in ("config", "manifest", "result")
     )
     lines = read_metrics(folder / "metrics.jsonl")
     checkpoints = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
@@ -158,10 +158,3 @@ def _files(folder: Path) -> Iterator[tuple[int, float]]:
             with contextlib.suppress(FileNotFoundError):  # a run at work replaces files
                 about = os.stat(os.path.join(parent, name))
                 yield about.st_size, about.st_mtime
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
-    return {}
