@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from bigjax.config.resolve import Config
 from bigjax.core import precision, settings
-from bigjax.core.adapt import Adaptation
+from bigjax.core.adapt import MODEL, Adaptation
 from bigjax.core.errors import UserError
 from bigjax.core.method import Method, Reference
 from bigjax.core.optimizers import build as build_optimizer
@@ -118,7 +118,9 @@ class Parts:
         """Path of a trained or frozen leaf -> where it lies; trained: the abstract trained leaves."""
         placed = self.network.placements(options, mesh)
         if self.adaptation.parts:
-            own = {name: tree for name, tree in trained.items() if name != "model"}
+            kept = paths(trained.get(MODEL, {}))
+            own = {name: tree for name, tree in trained.items() if name != MODEL}
+            placed |= {f"{MODEL}/{path}": placed[path] for path in kept}
             placed |= place(ADAPTER_RULES, own, mesh) if paths(own) else {}
         return placed
 

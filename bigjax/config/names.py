@@ -7,8 +7,12 @@ NAMES: dict[str, dict[str, str]] = {
     "method": {
         "supervised": "bigjax.methods.supervised:Supervised",
         "distill": "bigjax.methods.distill:Distill",
+        "dp_sgd": "bigjax.methods.privacy:DPSGD",
+        "fedavg": "bigjax.methods.federated:FedAvg",
     },
-    "adapter": {},
+    "adapter": {
+        "lora": "bigjax.methods.lora:LoRA",
+    },
     "evaluator": {
         "statistics": "bigjax.loop.evaluate:Statistics",
     },

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.build.assemble import Setup, assemble
-from bigjax.build.weights import with_hyper
+from bigjax.build.weights import base_fingerprint, with_hyper
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
 from bigjax.core.state import TrainState
@@ -105,7 +105,7 @@ def _sitting(
             state = with_hyper(state, setup.hyper) if changes else state
             frozen = setup.frozen()
         log.info("%s", describe(setup, workdir))
-        record.begin(start)
+        record.begin(start, base_fingerprint(frozen))
 
         clock.begin(start)
         with clock:
