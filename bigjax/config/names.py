@@ -7,6 +7,7 @@ NAMES: dict[str, dict[str, str]] = {
     "method": {
         "supervised": "bigjax.methods.supervised:Supervised",
         "distill": "bigjax.methods.distill:Distill",
+        "flow_matching": "bigjax.methods.flow_matching:FlowMatching",
     },
     "adapter": {},
     "evaluator": {
@@ -25,6 +26,7 @@ NAMES: dict[str, dict[str, str]] = {
         "mobilenet_v2": "bigjax.models.mobilenet:MobileNetV2",
         "efficientnet_lite": "bigjax.models.efficientnet_lite:EfficientNetLite",
         "vit": "bigjax.models.vit:ViT",
+        "dit": "bigjax.models.dit:DiT",
     },
     "task": {
         "classification": "bigjax.tasks.classification:Classification",
@@ -36,6 +38,7 @@ NAMES: dict[str, dict[str, str]] = {
         "token_tagging": "bigjax.tasks.token_tagging:TokenTagging",
         "seq2seq": "bigjax.tasks.seq2seq:Seq2Seq",
         "contrastive": "bigjax.tasks.contrastive:Contrastive",
+        "velocity_field": "bigjax.tasks.velocity:VelocityField",
     },
     "source": {
         "tfds": "bigjax.data.sources:TFDS",
