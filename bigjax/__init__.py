@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from bigjax.core import compilers
+
 __version__ = "0.2.0"
 
-# Handed on when first asked for, so that `import bigjax` costs nothing.
+compilers.mend()
+
+# Handed on when first asked for, so that `import bigjax` costs little.
 _HANDED_ON = {
     "launch": "bigjax.verbs.launch",
     "pipeline": "bigjax.loop.stages:pipeline",

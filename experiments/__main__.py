@@ -1,6 +1,10 @@
-"""Lists every experiment: name, and the first line of its docstring. Imports none of them."""
+"""Lists every experiment: name, and the first line of its docstring. Imports none of them.
+
+`python -m experiments runs DIR` is a table of the runs below a folder instead.
+"""
 
 import ast
+import sys
 from pathlib import Path
 
 
@@ -17,5 +21,10 @@ def listing() -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["runs"]:
+        from bigjax.report import runs
+
+        sys.exit(runs.main(sys.argv[2:]))
     print(listing())
     print("\nrun one with: python -m experiments.NAME   (scripts/run experiments.NAME)")
+    print("their runs: python -m experiments runs [DIR] [--sort=COLUMN]")

@@ -7,7 +7,8 @@ Before: OpenWebText (Gokaslan and Cohen 2019) as train.jsonl and test.jsonl, one
 ~/tensorflow_datasets/weights/gpt2. A corpus of your own: `--config.data.source.path=FOLDER`.
 
 Hardware: 8 GPUs of 80 GB. Published, not reproduced here: a validation loss of 2.85 nats a token with
-this recipe; OpenAI's own weights, trained on WebText, have 3.12 (github.com/karpathy/nanoGPT, README).
+this recipe and a GPT-2 without biases; OpenAI's own weights, trained on WebText, have 3.12
+(github.com/karpathy/nanoGPT, README).
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,8 @@ Before: your corpus as train.jsonl and test.jsonl, one {"text": ...} a line, in
 ~/tensorflow_datasets/weights/llama_tokenizer.
 
 Recipe of Zhang et al. 2024, "TinyLlama", section 2: AdamW 0.9, 0.95, 4e-4 with 2,000 steps of warm-up and
-a cosine down to a tenth, weight decay 0.1, clipped at 1, 3 trillion tokens.
+a cosine down to a tenth, weight decay 0.1 on everything, clipped at 1, 3 trillion tokens (the number of
+steps is that of their pretrain/tinyllama.py).
 
 Hardware: 16 GPUs of 40 GB or more. Published, not reproduced here: HellaSwag 59.2 %, 53.0 % on average
 over seven tasks of common sense (Zhang et al. 2024, table 2).
@@ -22,7 +23,7 @@ from bigjax.models import llama
 def get_config():
     config = ConfigDict()
     config.seed = 0
-    config.train = dict(steps=1_430_000, batch_size=1024, accumulate=8)  # 1024 x 2048 tokens
+    config.train = dict(steps=1_430_512, batch_size=1024, accumulate=8)  # 1024 x 2048 tokens
     config.data = dict(
         source=dict(type="documents", path="slimpajama", tokenizer="llama_tokenizer", length=2048),
         splits=dict(train="train", test="test"),
@@ -36,7 +37,6 @@ def get_config():
         learning_rate=4e-4,
         b2=0.95,
         weight_decay=0.1,
-        weight_decay_rules=((r".*norm/.*", 0.0), (r".*", 1.0)),
         schedule=dict(type="cosine", warmup_steps=2000, final=0.1),
         clip_norm=1.0,
     )

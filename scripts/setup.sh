@@ -1,7 +1,7 @@
 # Sourced by scripts/run and scripts/test: goes to the repository root and brings .venv up to date.
 #
 #   set_up FILE...            installs these requirements files into .venv, unless they already are
-#   PYTHON=...                the Python (3.11 or newer) that makes .venv; else the first one found
+#   PYTHON=...                the Python (3.11 or newer) that makes .venv; else the newest one found
 #   BIGJAX_JAX_EXTRA=cuda13   JAX for CUDA 13 (or tpu, cuda12) at the pinned version, not the CPU alone
 #
 # .venv/installed/FILE is a copy of what was installed, written last. A start that finds it equal
@@ -16,7 +16,7 @@ is_usable() { # 3.11 or newer and able to make an environment
 
 find_python() {
     local candidates=("${PYTHON:-}") candidate
-    [[ -n "${PYTHON:-}" ]] || candidates=(python3 python3.13 python3.12 python3.11)
+    [[ -n "${PYTHON:-}" ]] || candidates=(python3.13 python3.12 python3.11 python3)
     for candidate in "${candidates[@]}"; do
         if is_usable "$candidate"; then
             echo "$candidate"
@@ -41,7 +41,14 @@ is_installed() {
     done
 }
 
+ask_for_huge_pages() { # as bigjax/core/compilers.py: the C library reads it as a process starts
+    if grep -qs '\[madvise\]' "$1" && [[ "${GLIBC_TUNABLES:-}" != *glibc.malloc.hugetlb* ]]; then
+        export GLIBC_TUNABLES="${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1"
+    fi
+}
+
 set_up() {
+    ask_for_huge_pages /sys/kernel/mm/transparent_hugepage/enabled
     if is_installed "$@"; then return; fi
     local python file
     python=$(find_python)

@@ -30,7 +30,8 @@ def load(folder, family, inputs, init=None, **given):
     model = build(values)
     scratch = nn.unbox(jax.jit(lambda: model.init(jax.random.key(0), *inputs, train=False))())
     settings = Init(source=str(folder), family=family, **(init or {}))
-    found = read_published(settings, values, paths(scratch))
+    leaves = paths(scratch)
+    found = read_published(settings, values, leaves, lambda names: {n: leaves[n] for n in names})
     return model, map_with_path(lambda path, _: found[path], scratch), values
 
 

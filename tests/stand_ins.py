@@ -13,7 +13,7 @@ import torch
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from bigjax.data import builders
-from bigjax.data.emoji import CATEGORIES, Emoji
+from scripts.fetch.emoji import CATEGORIES, Emoji
 
 WORDS = """
 the of a and to in that it was he for on his with as is be at by had not are but from or have an they

@@ -7,7 +7,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from bigjax.core.errors import UserError
-from bigjax.models.attention import attend, positions, rotary_frequencies, rotate
+from bigjax.models.attention import attend, positions
+from bigjax.models.rotary import frequencies, rotate
 
 RNG = np.random.default_rng(0)
 B, T, N, H = 2, 7, 4, 8
@@ -124,7 +125,7 @@ def test_rotation_equals_complex_multiplication_and_keeps_the_dtype():
     angles = at[..., None] / 500.0 ** (2 * np.arange(H // 2) / H)
     turned = pairs * np.exp(1j * angles)[:, :, None]
     want = np.concatenate([turned.real, turned.imag], axis=-1)
-    turns = rotary_frequencies(H, 500.0)
+    turns = frequencies(H, 500.0, None)
     np.testing.assert_allclose(rotate(Q, at, turns), want, atol=3e-4)
     np.testing.assert_allclose(rotate(Q, at, turns)[:, :6], want[:, :6], atol=2e-6)
     assert rotate(jnp.asarray(Q, jnp.bfloat16), at, turns).dtype == jnp.bfloat16
@@ -134,7 +135,7 @@ def test_rotated_scores_depend_on_distance_alone():
     q, k = draw(1, 1, 1, H), draw(1, 1, 1, H)
 
     def score(t, s):
-        at = lambda x, i: rotate(x, jnp.full((1, 1), i), rotary_frequencies(H))  # noqa: E731
+        at = lambda x, i: rotate(x, jnp.full((1, 1), i), frequencies(H, 10000.0, None))  # noqa: E731
         return float(jnp.sum(at(q, t) * at(k, s)))
 
     assert score(9, 4) == pytest.approx(score(25, 20), rel=1e-4)
@@ -177,11 +178,12 @@ def test_an_implementation_that_cannot_be_had_is_refused(name, says):
 @pytest.mark.parametrize(
     ("scaling", "said"),
     [
-        (dict(rope_type="yarn", factor=2.0), "unknown 'yarn'"),
+        (dict(rope_type="yarns", factor=2.0), "unknown 'yarns'; did you mean 'yarn'"),
+        (dict(rope_type="yarn", factor=2.0), "'yarn' has factor, original_max"),
         (dict(rope_type="linear"), "'linear' has factor, not nothing"),
         (dict(rope_type="llama3", factor=8.0), "'llama3' has factor, low_freq_factor"),
     ],
 )
 def test_a_scaling_that_is_not_known_is_refused(scaling, said):
     with pytest.raises(UserError, match=said):
-        rotary_frequencies(8, scaling=scaling)
+        frequencies(8, 10000.0, scaling)

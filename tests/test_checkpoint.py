@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError
+from bigjax.loop.open import open_run
 from bigjax.loop.train import train
 from bigjax.run.checkpoint import (
     CheckpointError,
@@ -23,7 +24,6 @@ from bigjax.run.checkpoint import (
     restore_leaves,
 )
 from bigjax.run.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
-from bigjax.verbs.verbs import open_run
 from tests.small import small
 
 ORIGIN = Origin(run="abc", config_fingerprint="f", batch_size=32, versions={"jax": "1"})
@@ -190,7 +190,7 @@ def test_a_manifest_of_another_run_or_step_does_not_count(tmp_path, run, step):
 def test_a_folder_without_a_manifest_never_counts(tmp_path):
     checkpoints, wanted = saved(tmp_path)
     (tmp_path / "checkpoints" / "3" / "manifest.json").unlink()
-    assert checkpoints.latest() == 2
+    assert checkpoints.steps() == [1, 2]
     assert checkpoints.restore_newest(wanted)[0] == 2
 
 
@@ -198,10 +198,25 @@ def test_leftovers_of_a_killed_save_are_removed_and_only_by_a_writer(tmp_path):
     saved(tmp_path)
     partial = tmp_path / "checkpoints" / "4" / "default.orbax-checkpoint-tmp"
     partial.mkdir(parents=True)
+    mark = tmp_path / "checkpoints" / ".saving-4"
+    mark.write_text("abc\n")
     Checkpoints(tmp_path, settings.Checkpoint())
     assert partial.exists()
     Checkpoints(tmp_path, settings.Checkpoint(), ORIGIN)
-    assert not partial.parent.exists()
+    assert not partial.parent.exists() and not mark.exists()
+
+
+@pytest.mark.parametrize("mark", [None, "", "of another run"])
+def test_half_a_save_without_this_runs_mark_is_set_aside_and_not_removed(tmp_path, mark):
+    saved(tmp_path)
+    partial = tmp_path / "checkpoints" / "4" / "default.orbax-checkpoint-tmp"
+    partial.mkdir(parents=True)
+    (partial / "data").write_text("something")
+    if mark is not None:
+        (tmp_path / "checkpoints" / ".saving-4").write_text(mark)
+    checkpoints, _ = saved(tmp_path, steps=(4,))
+    aside = tmp_path / "checkpoints" / "bad" / "4-1" / partial.name / "data"
+    assert checkpoints.steps() == [1, 2, 3, 4] and aside.read_text() == "something"
 
 
 def test_a_first_save_killed_before_its_manifest_is_no_damage(tmp_path, monkeypatch):
@@ -306,7 +321,7 @@ def test_a_run_may_keep_its_checkpoints_elsewhere_and_everyone_finds_them(tmp_pa
     assert [p.name for p in elsewhere.glob("*/*")] == ["4"]
     (tmp_path / "run" / "result.json").unlink()
     assert train(config, tmp_path / "run")["fingerprint"] == result["fingerprint"]
-    assert open_run(tmp_path / "run", [], None)[2].step == 4
+    assert open_run(tmp_path / "run").step == 4
     train(config, tmp_path / "other")  # another run under the same parent
     assert len(list(elsewhere.glob("*/*"))) == 2
 

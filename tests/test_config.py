@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from bigjax.config import resolve as config
 from bigjax.core import optimizers
 from bigjax.core.errors import UserError
+from bigjax.run.manifest import differences
 
 
 def raw(**changes):
@@ -182,7 +183,8 @@ def test_a_broken_config_json_is_the_users_error(tmp_path):
 
 def test_difference_names_keys_and_both_values():
     old, new = config.resolve(raw()), config.resolve(raw(), ["model.widths=(5,)", "log.every=3"])
-    assert config.difference(old, new, ignore=("log",)) == ["model.widths: (4,) -> (5,)"]
+    changed = differences(old.values, new.values, ignore=("log",))
+    assert changed == ["model.widths: (4,) -> (5,)"]
 
 
 def test_objects_are_refused_since_they_neither_print_nor_hash():

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from bigjax.config import resolve as configs
-from bigjax.data import builders
 from bigjax.loop import stages
 from bigjax.verbs import launch
 from scripts import fetch
+from scripts.fetch import fashion_mnist
 from tests import stand_ins
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def data_dir(tmp_path_factory):
     folder, idx = tmp_path_factory.mktemp("tfds"), tmp_path_factory.mktemp("idx")
     generator = np.random.default_rng(0)
     digests = {}
-    for name in builders.FASHION_MNIST_FILES:
+    for name in fashion_mnist.FASHION_MNIST_FILES:
         shape = (64, 28, 28) if "images" in name else (64,)
         values = generator.integers(0, 256 if "images" in name else 10, shape).astype(np.uint8)
         sizes = np.array(shape, ">i4").tobytes()
@@ -110,7 +110,7 @@ def data_dir(tmp_path_factory):
         digests[name] = hashlib.sha256(content).hexdigest()
     stand_ins.write_all(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builders, "FASHION_MNIST_FILES", digests)
+        patch.setattr(fashion_mnist, "FASHION_MNIST_FILES", digests)
         fetch.fetch_fashion_mnist(str(idx), str(folder))
     return folder
 

@@ -11,7 +11,9 @@ import pytest
 from bigjax.build.parts import example_batch, key_data, traced_hyper
 from bigjax.build.program import build_program
 from bigjax.core import guard, settings
+from bigjax.core.errors import UserError
 from bigjax.loop.train import train
+from bigjax.run import ledger
 from bigjax.run.checkpoint import Checkpoints
 from bigjax.run.writers import read_metrics
 from bigjax.verbs import launch
@@ -44,24 +46,25 @@ def final_state(config, folder):
     return jax.device_get(state)
 
 
-def gradient_descent(start, steps, *, without=(), samples=(), factor=1.0):
+def gradient_descent(start, steps, *, without=(), for_good={}, samples=(), factor=1.0):  # noqa: B006
     """Linear regression by hand, in float64: the losses by step and the last (kernel, bias)."""
     data = {k: v.astype(np.float64) for k, v in columns(samples, factor).items()}
     kernel, bias, found = *start, {}
     for step in range(1, steps + 1):
         ids, _ = ids_of(step)
+        ids = ids[ids != for_good.get(step)]
         x, y = data["features"][ids], data["label"][ids]
         error = x @ kernel + bias - y
         found[step] = np.mean(error**2)
         if step not in without:
-            kernel = kernel - RATE * 2 / BATCH * x.T @ error
-            bias = bias - RATE * 2 / BATCH * error.sum()
+            kernel = kernel - RATE * 2 / len(ids) * x.T @ error
+            bias = bias - RATE * 2 / len(ids) * error.sum()
     return found, (kernel, bias)
 
 
 def first_weights(config):
     program = build_program(config, config.section("data").source.open("train"))
-    head = jax.device_get(program.init(key_data(0), traced_hyper(config)).params["head"])
+    head = jax.device_get(program.init(key_data(0), traced_hyper(config))[0].params["head"])
     return head["kernel"][:, 0].astype(np.float64), head["bias"][0].astype(np.float64)
 
 
@@ -76,7 +79,7 @@ def test_the_bad_sample_comes_once_an_epoch():
 def test_stop_exits_with_a_dump_before_any_bad_number_is_applied(tmp_path):
     config = poisoned_config((BAD_SAMPLE,))
     first = steps_with(BAD_SAMPLE, 12)[0]
-    with pytest.raises(guard.BadNumbers, match=f"step {first}: the loss is nan"):
+    with pytest.raises(ledger.BadNumbers, match=f"step {first}: the loss is nan"):
         train(config, tmp_path)
     dump = json.loads((tmp_path / "bad_step.json").read_text())
     assert dump["step"] == first
@@ -98,7 +101,7 @@ def test_stop_is_one_line_and_exit_code_1(tmp_path, capsys):
 
 def test_no_checkpoint_holds_a_bad_number(tmp_path):
     config = poisoned_config((BAD_SAMPLE,), "check.policy=stop", checkpoint=dict(every=1, keep=20))
-    with pytest.raises(guard.BadNumbers):
+    with pytest.raises(ledger.BadNumbers):
         train(config, tmp_path)
     state = final_state(config, tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
@@ -131,7 +134,7 @@ def test_skip_is_the_run_in_which_that_update_was_not_applied(tmp_path, accumula
 def test_skip_gives_up_after_max_skips_in_a_row(tmp_path):
     everything = tuple(range(64))
     config = poisoned_config(everything, "check.policy=skip", "check.max_skips=3")
-    with pytest.raises(guard.BadNumbers, match=r"step 3: .* 3 such in a row"):
+    with pytest.raises(ledger.BadNumbers, match=r"step 3: .* 3 such in a row"):
         train(config, tmp_path)
 
 
@@ -142,13 +145,17 @@ def test_rewind_leaves_the_examples_out_and_ends_the_same_twice(tmp_path):
     again = train(config, tmp_path / "b")
     assert result["fingerprint"] == again["fingerprint"]
     np.testing.assert_equal(losses(tmp_path / "a"), losses(tmp_path / "b"))
-    ledger = guard.read_ledger(tmp_path / "a")
-    assert ledger == guard.read_ledger(tmp_path / "b")
-    assert [line["step"] for line in ledger] == bad
-    for line in ledger:
+    noted = ledger.read_ledger(tmp_path / "a")
+    assert noted == ledger.read_ledger(tmp_path / "b")
+    assert [line["step"] for line in noted] == bad[:2]  # bad twice is left out for good
+    assert [line["for_good"] for line in noted] == [[], [BAD_SAMPLE]]
+    for line in noted:
         ids, epochs = ids_of(line["step"])
         assert line["examples"] == np.stack([epochs, ids], 1).tolist()
-    _, (kernel, _) = gradient_descent(first_weights(config), 12, without=bad)
+        assert line["suspects"] == [BAD_SAMPLE]
+    _, (kernel, _) = gradient_descent(
+        first_weights(config), 12, without=bad[:2], for_good={bad[2]: BAD_SAMPLE}
+    )
     head = final_state(config, tmp_path / "a").params["head"]
     np.testing.assert_allclose(head["kernel"][:, 0], kernel, rtol=1e-5)
 
@@ -157,19 +164,46 @@ def test_a_fresh_run_with_the_ledger_of_another_is_that_run_bit_for_bit(tmp_path
     config = poisoned_config((BAD_SAMPLE,), "check.policy=rewind")
     result = train(config, tmp_path / "a")
     (tmp_path / "b").mkdir()
-    ledger = (tmp_path / "a" / guard.LEDGER).read_text()
-    (tmp_path / "b" / guard.LEDGER).write_text(ledger)
+    noted = (tmp_path / "a" / ledger.LEDGER).read_text()
+    (tmp_path / "b" / ledger.LEDGER).write_text(noted)
     again = train(config, tmp_path / "b")
     assert again["fingerprint"] == result["fingerprint"]
     np.testing.assert_equal(losses(tmp_path / "a"), losses(tmp_path / "b"))
-    assert (tmp_path / "b" / guard.LEDGER).read_text() == ledger  # no rewind was needed
+    assert (tmp_path / "b" / ledger.LEDGER).read_text() == noted  # no rewind was needed
 
 
 def test_rewinds_are_bounded(tmp_path):
-    config = poisoned_config((BAD_SAMPLE,), "check.policy=rewind", "check.max_rewinds=2")
-    third = steps_with(BAD_SAMPLE, 12)[2]
-    with pytest.raises(guard.BadNumbers, match=rf"step {third}: .* after 2 rewinds"):
+    config = poisoned_config((BAD_SAMPLE,), "check.policy=rewind", "check.max_rewinds=1")
+    second = steps_with(BAD_SAMPLE, 12)[1]
+    with pytest.raises(ledger.BadNumbers, match=rf"step {second}: .* after 1 rewinds"):
         train(config, tmp_path)
+
+
+def test_a_row_that_is_bad_in_every_epoch_is_left_out_for_good_after_the_second(tmp_path):
+    """24 epochs and 3 rewinds at most: without the rule the fourth epoch would end the run."""
+    config = poisoned_config(
+        (BAD_SAMPLE,), "check.policy=rewind", train=dict(steps=96, batch_size=BATCH)
+    )
+    assert train(config, tmp_path)["step"] == 96
+    out = ledger.left_out(tmp_path)
+    assert (1, BAD_SAMPLE) in out and (23, BAD_SAMPLE) in out
+    innocent = next(s for _, s in ledger.read_ledger(tmp_path)[0]["examples"] if s != BAD_SAMPLE)
+    assert (0, innocent) in out and (2, innocent) not in out
+
+
+def test_without_a_row_to_blame_those_that_were_in_two_bad_steps_are_left_out(tmp_path):
+    bad = ledger.BadNumbers(1, "spike")
+    ledger.append_to_ledger(tmp_path, bad, [[0, 7], [0, 8]])
+    ledger.append_to_ledger(tmp_path, bad, [[1, 8], [1, 9]])
+    out = ledger.left_out(tmp_path)
+    assert (0, 7) in out and (1, 7) not in out and (2, 8) in out and (2, 9) not in out
+
+
+def test_a_damaged_ledger_is_refused(tmp_path):
+    for text in ('{"step": 3, "exa\n', "[1]\n", '{"step": 3, "examples": [[1, "x"]]}\n', "no"):
+        (tmp_path / ledger.LEDGER).write_text(text)
+        with pytest.raises(UserError, match=r"skipped\.jsonl"):
+            ledger.left_out(tmp_path)
 
 
 def test_a_spike_is_caught_and_only_with_a_full_window(tmp_path):
@@ -212,10 +246,10 @@ def test_a_spike_is_rewound_and_ends_as_a_run_that_never_saw_its_examples(tmp_pa
         checkpoint=dict(every=8),
     )
     result = train(config, tmp_path / "a")
-    ledger = guard.read_ledger(tmp_path / "a")
-    assert [line["step"] for line in ledger] == [s for s in steps_with(BAD_SAMPLE, 72) if s > 64]
+    noted = ledger.read_ledger(tmp_path / "a")
+    assert [line["step"] for line in noted] == [s for s in steps_with(BAD_SAMPLE, 72) if s > 64]
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / guard.LEDGER).write_text((tmp_path / "a" / guard.LEDGER).read_text())
+    (tmp_path / "b" / ledger.LEDGER).write_text((tmp_path / "a" / ledger.LEDGER).read_text())
     assert train(config, tmp_path / "b")["fingerprint"] == result["fingerprint"]
     np.testing.assert_equal(losses(tmp_path / "a"), losses(tmp_path / "b"))
 
@@ -239,17 +273,17 @@ def test_the_window_survives_a_resume_bit_for_bit(tmp_path):
 def test_steps_dispatched_after_a_halt_change_nothing():
     config = poisoned_config((), "check.policy=stop")
     program = build_program(config, config.section("data").source.open("train"))
-    state = program.init(key_data(0), traced_hyper(config))
+    state = program.init(key_data(0), traced_hyper(config))[0]
     good = {
         **example_batch(config.section("data").source.open("train").features, BATCH),
         "label": jnp.ones((BATCH,)),
     }
     bad = {**good, "features": good["features"].at[0, 0].set(jnp.inf)}
     before = jax.device_get(state.params)
-    state, metrics = program.train_step(state, bad, None)
-    assert guard.flags(metrics) == (True, True)
-    state, _ = program.train_step(state, good, None)
-    state, _ = program.train_step(state, good, None)
+    state, metrics = program.train_step(state, bad, {})
+    assert ledger.flags(metrics) == (True, True)
+    state, _ = program.train_step(state, good, {})
+    state, _ = program.train_step(state, good, {})
     assert int(state.step) == 0
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
 
@@ -282,7 +316,7 @@ def test_one_example_on_the_ledger_reaches_no_other(tmp_path):
     step = config.get("train.steps")
     ids, epochs = ids_of(step)
     pair = [int(epochs[0]), BAD_SAMPLE]
-    guard.append_to_ledger(tmp_path, guard.BadNumbers(step, "by hand"), [pair])
+    ledger.append_to_ledger(tmp_path, ledger.BadNumbers(step, "by hand"), [pair])
     train(config, tmp_path)
     _, (kernel, bias) = gradient_descent(first_weights(config), step - 1)
     data, rest = columns(), ids[ids != BAD_SAMPLE]

@@ -223,12 +223,12 @@ def losses_of(steps=80, **changes):
     )
     source = config.section("data").source.open("train")
     built = program.build_program(config, source)
-    state = built.init(parts.key_data(0), parts.traced_hyper(config))
+    state = built.init(parts.key_data(0), parts.traced_hyper(config))[0]
     rows = sharding.batch_sharding(built.mesh)
     batches = pipeline.train_batches(source, batch_size=48, seed=0, start_step=0, sharding=rows)
     losses = []
     for _, batch in zip(range(steps), batches, strict=False):
-        state, metrics = built.train_step(state, batch, None)
+        state, metrics = built.train_step(state, batch, {})
         losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     return np.array(losses), state
 

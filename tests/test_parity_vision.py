@@ -65,7 +65,8 @@ def load(folder, family, **given):
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
         for path, leaf in paths(flax.linen.unbox(abstract)).items()
     }
-    found = read_published(Init(source=str(folder), family=family), values, wanted)
+    init = Init(source=str(folder), family=family)
+    found = read_published(init, values, wanted, lambda names: pytest.fail(f"no {names}"))
     return model, map_with_path(lambda path, _: found[path], flax.linen.unbox(abstract)), values
 
 

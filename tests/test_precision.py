@@ -15,6 +15,7 @@ from bigjax.build import parts, program
 from bigjax.config.resolve import resolve
 from bigjax.core import precision, settings, steps
 from bigjax.core.errors import UserError
+from bigjax.core.method import Method, Scope
 from bigjax.core.optimizers import OptimizerSettings, build
 from bigjax.core.settings import Check, Precision
 from bigjax.core.state import init_state
@@ -25,6 +26,7 @@ from bigjax.models.mlp import MLP
 from bigjax.models.rnn import RNN
 from bigjax.tasks.classification import Classification
 from tests.small import small_config
+from tests.test_steps import recipe_of
 
 MODELS = {
     "mlp": (MLP(widths=(8, 8), outputs=3, batch_norm=True), np.ones((4, 5), np.float32)),
@@ -108,15 +110,18 @@ def test_losses_are_float32_and_so_are_their_gradients():
     applied = precision.ModelInPrecision(model, Precision(policy="bfloat16"))
 
     def loss(params):
-        return steps.supervised(applied, Classification())(
-            params,
-            batch,
+        scope = Scope(
+            model=applied,
+            task=Classification(),
             rng=jax.random.key(0),
-            state={"batch_stats": variables["batch_stats"]},
-            frozen=None,
+            step=jnp.int32(0),
+            collections={"batch_stats": variables["batch_stats"]},
+            ema=None,
+            memory=None,
+            frozen={},
             hyper={},
-            train=True,
-        ).sum
+        )
+        return Method().loss(params, batch, scope).sum
 
     value, grads = jax.value_and_grad(loss)(variables["params"])
     assert {x.dtype.name for x in jax.tree.leaves((value, grads))} == {"float32"}
@@ -197,13 +202,13 @@ def test_a_misspelt_exception_is_refused():
 
 def scaled_step(model, optimizer, check=None, **options):
     applied = precision.ModelInPrecision(model, Precision(policy="float16"))
-    objective = steps.supervised(applied, Classification())
-    return jax.jit(steps.build_train_step(objective, optimizer, check=check, **options))
+    return jax.jit(steps.build_train_step(recipe_of(applied, optimizer, check=check, **options)))
 
 
 def scaled_state(model, optimizer, scale=precision.INITIAL_SCALE):
     state = init_state(
-        model.init(jax.random.key(0), jnp.zeros((1, 5)), train=False),
+        model.init(jax.random.key(0), jnp.zeros((1, 5)), train=False)["params"],
+        {},
         optimizer,
         rng=jax.random.key_data(jax.random.key(1)),
         hyper={name: jnp.float32(value) for name, value in optimizer.hyper().items()},
@@ -230,7 +235,7 @@ def test_loss_scaling_recovers_from_an_overflow():
     optimizer = build(OptimizerSettings(learning_rate=0.1), "adam", {}, 100)
     state, batch = scaled_state(model, optimizer, scale=2.0**22), some_batch()
     step = scaled_step(model, optimizer, check=Check(policy="stop"))
-    after, metrics = step(state, batch, None)
+    after, metrics = step(state, batch, {})
     assert metrics["overflow"][0] == 1
     assert not metrics["bad"][0]
     assert not metrics["halted"][0]
@@ -244,13 +249,13 @@ def test_loss_scaling_recovers_from_an_overflow():
         np.testing.assert_array_equal(old, new)
     overflows = 1
     while metrics["overflow"][0]:
-        after, metrics = step(after, batch, None)
+        after, metrics = step(after, batch, {})
         overflows += int(metrics["overflow"][0])
     assert overflows < 10
     assert after.loss_scale.value == 2.0 ** (22 - overflows)
     first = float(metrics["loss"][0])
     for _ in range(20):
-        after, metrics = step(after, batch, None)
+        after, metrics = step(after, batch, {})
     assert float(metrics["loss"][0]) < first
     assert after.loss_scale.good == 21
 
@@ -260,7 +265,7 @@ def test_scaled_gradients_are_the_unscaled_ones():
     model = MLP(widths=(7,), outputs=3)
     optimizer = build(OptimizerSettings(learning_rate=0.5), "sgd", {}, 100)
     state, batch = scaled_state(model, optimizer, scale=64.0), some_batch()
-    exact = jax.jit(steps.build_train_step(steps.supervised(model, Classification()), optimizer))(
+    exact = jax.jit(steps.build_train_step(recipe_of(model, optimizer)))(
         state.replace(loss_scale=None), batch, None
     )[0]
     for accumulate in (1, 4):
@@ -332,7 +337,7 @@ def trained_losses(**changes):
     source = config.section("data").source.open("train")
     mesh = jax.make_mesh((1,) * 7, program.sharding.AXES, devices=jax.devices()[:1])
     built = program.build_program(config, source, mesh=mesh)
-    state = built.init(parts.key_data(0), parts.traced_hyper(config))
+    state = built.init(parts.key_data(0), parts.traced_hyper(config))[0]
     batches = pipeline.train_batches(
         source,
         batch_size=50,
@@ -342,7 +347,7 @@ def trained_losses(**changes):
     )
     losses = []
     for _, batch in zip(range(config.get("train.steps")), batches, strict=False):
-        state, metrics = built.train_step(state, batch, None)
+        state, metrics = built.train_step(state, batch, {})
         total, weight = metrics["loss"]
         losses.append(float(total / weight))
     return np.array(losses), state

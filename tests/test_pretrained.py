@@ -74,7 +74,8 @@ def scratch(**model):
 def read(folder, variables=None, **init):
     variables = scratch()[1] if variables is None else variables
     settings = Init(source=str(folder), family="toy", **init)
-    return read_published(settings, MODEL, paths(variables))
+    leaves = paths(variables)
+    return read_published(settings, MODEL, leaves, lambda names: {n: leaves[n] for n in names})
 
 
 def test_a_folder_loads_as_torch_computes_it(tmp_path):

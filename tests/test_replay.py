@@ -9,9 +9,9 @@ import pytest
 
 from bigjax.build.parts import example_batch, key_data, traced_hyper
 from bigjax.build.program import build_program
-from bigjax.core import guard
 from bigjax.loop import replay
 from bigjax.loop.train import train
+from bigjax.run import ledger
 from bigjax.run.checkpoint import Checkpoints
 from bigjax.run.writers import read_metrics
 from bigjax.verbs import launch
@@ -50,7 +50,7 @@ def changed_copy(run, tmp_path, step, change):
 @pytest.mark.parametrize("start", [0, 4])
 def test_a_run_with_its_ledger_is_repeated_bit_for_bit_and_nothing_is_written(run, start, capsys):
     config, folder = run
-    assert len(guard.read_ledger(folder)) == 3
+    assert len(ledger.read_ledger(folder)) == 2
 
     def content():
         return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -96,7 +96,7 @@ def test_a_leaf_that_differs_is_named(run, monkeypatch, capsys):
 
 def test_the_ledger_is_what_makes_it_the_same_run(run, tmp_path, capsys):
     folder = changed_copy(run, tmp_path, 1, lambda loss: loss)
-    (folder / guard.LEDGER).unlink()
+    (folder / ledger.LEDGER).unlink()
     assert command(run[0], folder, "--from=0") == 1
     first = next(step for step in range(1, 13) if 5 in ids_of(step)[0])
     assert f"error: step {first}: train/" in capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_the_ledger_is_what_makes_it_the_same_run(run, tmp_path, capsys):
 
 def test_a_halt_is_replayed_as_a_halt(tmp_path, capsys):
     config = poisoned_config((5,))
-    with pytest.raises(guard.BadNumbers):
+    with pytest.raises(ledger.BadNumbers):
         train(config, tmp_path)
     assert command(config, tmp_path, "--from=0") == 0
     assert "halts, as recorded" in capsys.readouterr().out
@@ -135,9 +135,9 @@ def test_a_bit_that_flips_in_one_execution_is_found_and_named(run):
     source = config.section("data").source.open("train")
     program = build_program(config, source)
     batch = example_batch(source.features, BATCH)
-    before = program.init(key_data(0), traced_hyper(config))
+    before = program.init(key_data(0), traced_hyper(config))[0]
     kept, again = (jax.tree.map(lambda x: x + 0, before) for _ in range(2))
-    after, _ = program.train_step(before, batch, None)
+    after, _ = program.train_step(before, batch, {})
     replay.check_again(1, program, kept, batch, None, after)
     kernel = np.asarray(after.params["head"]["kernel"]).copy()
     kernel.view(np.uint32)[1, 0] ^= 1

@@ -1,15 +1,21 @@
 """Report pages: self-contained, escaped, and made from whatever a run folder holds."""
 
+import base64
+import io
 import json
 import math
 import re
 from html.parser import HTMLParser
-from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from bigjax.report.charts import MOST_POINTS, line_chart, short_count, thin, ticks
-from bigjax.report.page import write_pipeline_report, write_report
+from bigjax.core.errors import RunFailed
+from bigjax.report import charts, page
+from bigjax.report.charts import HEIGHT, MOST_POINTS, WIDTH, chart, short_count, thin, ticks
+from bigjax.report.page import LiveReport, mean_curves, write_pipeline_report, write_report
+from bigjax.run import pictures
 
 EVIL = "<script>alert('1')\"&"  # no slash: a metric is charted under what follows its last one
 VOID = {"meta", "br", "img", "link"}
@@ -61,39 +67,101 @@ def make_run(workdir, classes=3):
 
 def test_values_cannot_become_markup(tmp_path):
     make_run(tmp_path)
-    page = Page(write_report(tmp_path).read_text())
-    assert "script" not in page.tags
-    assert EVIL in page.text
+    parsed = Page(write_report(tmp_path).read_text())
+    assert "script" not in parsed.tags
+    assert EVIL in parsed.text
     rows = [{"model": EVIL, EVIL: [1.0, 2.0]}]
-    page = Page(write_pipeline_report(tmp_path, EVIL, rows, {EVIL: EVIL}).read_text())
-    assert "script" not in page.tags
-    assert EVIL in page.text
-    assert all("<" not in value for _, value in page.attributes if value)
+    parsed = Page(write_pipeline_report(tmp_path, EVIL, rows, {EVIL: EVIL}).read_text())
+    assert "script" not in parsed.tags
+    assert EVIL in parsed.text
+    assert all("<" not in value for _, value in parsed.attributes if value)
 
 
 def test_page_needs_nothing_from_outside(tmp_path):
     make_run(tmp_path)
     text = write_report(tmp_path).read_text()
-    page = Page(text)
-    assert not {"link", "img", "iframe", "script"} & set(page.tags)
-    assert not {"src", "href"} & {name for name, _ in page.attributes}
+    parsed = Page(text)
+    assert not {"link", "img", "iframe", "script"} & set(parsed.tags)
+    assert not {"src", "href"} & {name for name, _ in parsed.attributes}
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
+
+
+def test_pictures_are_within_the_page_the_newest_few(tmp_path):
+    make_run(tmp_path)
+    for step in (5, 10, 15, 20, 100):
+        path = tmp_path / "pictures" / "samples <b>" / f"{step}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pictures.png(np.full((2, 3, 1), step, np.uint8)))
+    parsed = Page(write_report(tmp_path).read_text())
+    sources = [value for name, value in parsed.attributes if name == "src"]
+    data = [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
+    assert [Image.open(io.BytesIO(d)).getpixel((0, 0)) for d in data] == [10, 15, 20, 100]
+    assert "samples <b>" in parsed.text and "step 100" in parsed.text
+
+
+def test_the_mean_over_the_steps_is_drawn_in_the_place_of_one_batch(tmp_path):
+    make_run(tmp_path)
+    lines = [{"step": s, "train/loss": 9.0, "train_mean/loss": 1 / s} for s in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    parsed = Page(write_report(tmp_path).read_text())
+    assert "train_mean/loss" in parsed.text and "train/loss" not in parsed.text
+
+
+def test_classes_are_named_as_the_data_does_and_others_numbered(tmp_path):
+    make_run(tmp_path, classes=4)
+    (tmp_path / "manifest.json").write_text(json.dumps({"class_names": ["cat", "dog", "owl"]}))
+    parsed = Page(write_report(tmp_path).read_text())
+    assert [parsed.text.count(f"\n{name}\n") for name in ("cat", "dog", "owl")] == [3, 3, 3]
+    assert parsed.text.count("\n3\n") >= 3
+
+
+def test_a_run_that_stops_or_fails_leaves_a_page_that_says_why(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "train/loss": 1.0}\n')
+    with pytest.raises(RunFailed), LiveReport(tmp_path):
+        raise RunFailed("step 4: the loss is not <finite>\nand more")
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "not finished: step 4: the loss is not <finite>; its last logged step is 3." in text
+
+
+def test_a_live_report_is_there_from_the_first_line_on_and_costs_little(tmp_path, monkeypatch):
+    now = [0.0]
+    written = []
+    monkeypatch.setattr(page.time, "monotonic", lambda: now[0])
+
+    def write(workdir, problem):
+        written.append(now[0])
+        now[0] += 1.0  # a page of a second: at most one in 50 s
+
+    monkeypatch.setattr(page, "write_report", write)
+    with LiveReport(tmp_path) as report:
+        for _ in range(200):
+            report.refresh()
+            now[0] += 0.5
+    assert written == [0.0, 51.0]
+
+
+def test_a_page_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "report.html").mkdir()
+    page.log.propagate = True
+    with LiveReport(tmp_path) as report:
+        report.refresh()
+    assert "no report: IsADirectoryError" in caplog.text
 
 
 def test_page_shows_results_curves_classes_config_and_versions(tmp_path):
     make_run(tmp_path)
-    page = Page(write_report(tmp_path).read_text())
+    parsed = Page(write_report(tmp_path).read_text())
     for part in ("20 steps", "1m23s", "abababababab", "0.9712", "nan", "Per class", "[400]"):
-        assert part in page.text, part
-    assert page.tags.count("svg") == 2
-    assert "Confusion matrix: eval/test" in page.text
+        assert part in parsed.text, part
+    assert parsed.tags.count("svg") == 2
+    assert "Confusion matrix: eval/test" in parsed.text
 
 
 def test_large_confusion_matrix_is_cut_to_its_most_confused_pairs(tmp_path):
     make_run(tmp_path, classes=60)
-    page = Page(write_report(tmp_path).read_text())
-    assert "most confused pairs" in page.text
-    assert page.tags.count("td") < 60 * 60
+    parsed = Page(write_report(tmp_path).read_text())
+    assert "most confused pairs" in parsed.text
+    assert parsed.tags.count("td") < 60 * 60
 
 
 @pytest.mark.parametrize("keep", [(), ("metrics.jsonl",), ("config.json",), ("result.json",)])
@@ -102,16 +170,16 @@ def test_unfinished_run_still_has_a_page(tmp_path, keep):
     for path in list(tmp_path.iterdir()):
         if path.name not in keep:
             path.unlink()
-    page = Page(write_report(tmp_path).read_text())
-    assert ("not finished" in page.text) == ("result.json" not in keep)
+    parsed = Page(write_report(tmp_path).read_text())
+    assert ("not finished" in parsed.text) == ("result.json" not in keep)
 
 
 def test_damaged_files_count_as_missing(tmp_path):
     make_run(tmp_path)
     (tmp_path / "result.json").write_text('{"step": 2')
     (tmp_path / "manifest.json").write_text("[]")
-    page = Page(write_report(tmp_path).read_text())
-    assert "not finished: its last logged step is 20" in page.text
+    parsed = Page(write_report(tmp_path).read_text())
+    assert "not finished: its last logged step is 20" in parsed.text
 
 
 def test_pipeline_links_each_stage_and_says_which_is_not_finished(tmp_path):
@@ -119,29 +187,82 @@ def test_pipeline_links_each_stage_and_says_which_is_not_finished(tmp_path):
     make_run(tmp_path / "a b")
     stages = {"teacher": "a b", "student": "student/seed_0"}
     rows = [{"model": "teacher", "errors": [11, 12]}]
-    page = Page(write_pipeline_report(tmp_path, "Distil", rows, stages).read_text())
-    links = [value for name, value in page.attributes if name == "href"]
+    parsed = Page(write_pipeline_report(tmp_path, "Distil", rows, stages).read_text())
+    links = [value for name, value in parsed.attributes if name == "href"]
     assert links == ["a%20b/report.html", "student/seed_0/report.html"]
-    assert "11.50 ± 0.71" in page.text and "11 12" in page.text
-    assert page.text.count("not finished") == 1
+    assert "11.50 ± 0.71" in parsed.text and "11 12" in parsed.text
+    assert parsed.text.count("not finished") == 1
+
+
+def points_of(path):
+    return [tuple(map(float, point.split(","))) for point in path.split(" ")]
+
+
+def test_curves_of_several_seeds_are_their_mean_and_deviation_at_the_steps_all_have():
+    runs = [
+        [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": 4.0}, {"step": 2, "eval/a": 1}],
+        [
+            {"step": 1, "train/loss": 3.0},
+            {"step": 2, "train/loss": 4.0},
+            {"step": 3, "train/loss": 9.0},
+        ],
+    ]
+    assert page._band(runs, "train/loss") == [(1, 2.0, 2 - 2**0.5, 2 + 2**0.5), (2, 4.0, 4.0, 4.0)]
+    runs = [[{"step": 1, "eval/test/accuracy": x}] for x in (0.9, 1.0)]
+    ((_, mean, low, high),) = page._band(runs, "eval/test/accuracy")
+    assert (mean, high) == (0.95, 1.0) and low == pytest.approx(0.95 - 0.1 / 2**0.5)
+    assert mean_curves({"a": runs}, ("eval/test/accuracy",)) == []  # one point is no curve
+
+
+def test_a_pipelines_page_has_one_curve_a_stage(tmp_path):
+    for folder in ("seed0/teacher", "seed1/teacher", "seed0/student"):
+        (tmp_path / folder).mkdir(parents=True)
+        make_run(tmp_path / folder)
+    stages = {f: f for f in ("seed0/teacher", "seed1/teacher", "seed0/student", "seed1/student")}
+    parsed = Page(write_pipeline_report(tmp_path, "Distil", [], stages).read_text())
+    assert parsed.tags.count("svg") == 1
+    assert parsed.tags.count("polyline") == 2 and parsed.tags.count("polygon") == 1
+    assert parsed.text.count("not finished") == 1
 
 
 def test_chart_points_lie_inside_the_picture_in_order():
-    svg = ElementTree.fromstring(line_chart({"a": [(0, -5.0), (10, 1e9), (30, 3.0)]}))
-    (line,) = svg.findall("polyline")
-    points = [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+    drawn = chart("loss", {"a": [(0, -5.0), (10, 1e9), (30, 3.0)]})
+    (path,) = drawn.curves[0].lines
+    points = points_of(path)
     assert [x for x, _ in points] == sorted(x for x, _ in points)
     assert points[1][1] < points[2][1] <= points[0][1]
-    _, _, width, height = map(float, svg.get("viewBox").split())
-    assert all(0 <= x <= width and 0 <= y <= height for x, y in points)
+    assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in points)
+    assert [text for _, text in drawn.x_ticks] == ["0", "10", "20", "30"]
+
+
+def test_a_band_goes_along_the_upper_and_back_along_the_lower_edge():
+    drawn = chart("loss", {"a": [(0, 1.0, 0.0, 2.0), (10, 1.0, 0.5, 1.5)]})
+    (path,) = drawn.curves[0].bands
+    ys = dict(drawn.y_ticks)
+    heights = {float(text): y for y, text in ys.items()}
+    assert [y for _, y in points_of(path)] == [heights[v] for v in (2.0, 1.5, 0.5, 0.0)]
+    assert [x for x, _ in points_of(path)] == [58.0, 446.0, 446.0, 58.0]
 
 
 def test_non_finite_values_leave_a_gap_and_constant_or_empty_series_draw():
     broken = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.0), (4, math.inf), (5, 2.0)]
-    assert line_chart({"a": broken}).count("<polyline") == 3
+    assert len(chart("a", {"a": broken}).curves[0].lines) == 3
     for points in ([(0, 0.0)], [(1, 2.0), (2, 2.0)], [(5, 1e-300), (6, 0.0)]):
-        ElementTree.fromstring(line_chart({"a": points}))
-    assert "no finite value" in line_chart({"a": [(1, math.nan)], "b": []})
+        (path,) = chart("a", {"a": points}).curves[0].lines
+        assert all(map(math.isfinite, sum(points_of(path), ())))
+    assert chart("a", {"a": [(1, math.nan)], "b": []}).curves == []
+
+
+def test_parallel_coordinates_run_from_axis_to_axis_the_best_drawn_last():
+    axes = [charts.Axis.of("a.rate", [0.001, 1.0]), charts.Axis.of("kind", ["x", "y"])]
+    drawn = charts.parallel_coordinates(axes, [[1.0, "y"], [0.001, "x"]], ["best", "worst"])
+    (worst, *_, first), (best, *_, last) = drawn.lines
+    assert (first, last) == ("worst", "best")
+    top, bottom = charts.MARGIN, charts.MARGIN + charts.PLOT
+    assert [y for _, y in points_of(best)] == [top, top]
+    assert [y for _, y in points_of(worst)] == [bottom, bottom]
+    assert [name for _, name, _ in drawn.axes] == ["rate", "kind"]
+    assert [text for _, text in drawn.axes[0][2]][::2] == ["0.001", "0.0316", "1"]  # logarithmic
 
 
 def test_thinned_line_keeps_every_spike():

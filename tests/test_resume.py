@@ -10,12 +10,12 @@ import pytest
 
 from bigjax.core.errors import UserError
 from bigjax.loop.train import train
-from bigjax.run import resume
-from bigjax.run.lock import workdir_lock
+from bigjax.run import manifest
+from bigjax.run.files import workdir_lock
 from tests.small import small
 
 ABOUT = {
-    "code": {"revision": "r", "modified": False, "source": "s" * 64},
+    "code": {"revision": "r", "modified": False, "source": "a" * 64},
     "versions": {"python": "3.11", "jax": "0.10"},
     "devices": {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1, "mesh": {}},
     "flags": {},
@@ -25,34 +25,34 @@ ABOUT = {
 
 def again(tmp_path, config_changes=(), allowed=(), **changes):
     """The session of a second start, a dict of `ABOUT` per changed part."""
-    resume.record(tmp_path, small(), resume.begin(tmp_path, ABOUT, []), 0)
+    manifest.record(tmp_path, small(), manifest.begin(tmp_path, ABOUT, []), 0)
     about = copy.deepcopy(ABOUT)
     for part, values in changes.items():
         about[part].update(values)
-    return resume.begin(tmp_path, about, list(config_changes), allowed)
+    return manifest.begin(tmp_path, about, list(config_changes), allowed)
 
 
 def test_nothing_changed_promises_the_same_bits(tmp_path):
     session = again(tmp_path)
     assert session.changed == []
-    assert session.contract == f"same mesh; {resume.BITWISE}"
+    assert session.contract == f"same mesh; {manifest.BITWISE}"
 
 
 def test_another_mesh_promises_stated_tolerances(tmp_path):
     devices = {"count": 8, "mesh": {"data": 2, "fsdp": 4}}
     session = again(tmp_path, devices=devices, flags={
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8"})  # fmt: skip
-    assert session.contract == f"data 2 x fsdp 4 instead of one device; {resume.OTHER_MESH}"
+    assert session.contract == f"data 2 x fsdp 4 instead of one device; {manifest.OTHER_MESH}"
     assert session.changed == []
 
 
 def test_other_code_and_versions_are_listed_and_weaken_the_promise(tmp_path):
-    session = again(tmp_path, code={"source": "t" * 64}, versions={"jax": "0.11"})
+    session = again(tmp_path, code={"source": "b" * 64}, versions={"jax": "0.11"})
     assert session.changed == [
-        "code.source: ssssssssssss -> tttttttttttt",
+        "code.source: aaaaaaaaaaaa -> bbbbbbbbbbbb",
         "versions.jax: 0.10 -> 0.11",
     ]
-    assert session.contract.endswith(resume.UNLESS)
+    assert session.contract.endswith(manifest.UNLESS)
 
 
 def test_other_data_is_refused_unless_allowed(tmp_path):
@@ -60,19 +60,21 @@ def test_other_data_is_refused_unless_allowed(tmp_path):
     with pytest.raises(UserError, match=r"data is not the run's.*data.train.fingerprint: d -> e"):
         again(tmp_path, data=changed)
     session = again(tmp_path, data=changed, allowed=("data",))
-    assert session.contract == resume.NOT_THE_SAME
+    assert session.contract == manifest.NOT_THE_SAME
 
 
 def test_the_manifest_of_the_first_start_stays_and_resumes_are_added(tmp_path):
     session = again(tmp_path, versions={"jax": "0.11"})
-    resume.record(tmp_path, small(), session, 4)
-    third = resume.begin(tmp_path, {**ABOUT, "versions": {**ABOUT["versions"], "jax": "0.11"}}, [])
+    manifest.record(tmp_path, small(), session, 4)
+    third = manifest.begin(
+        tmp_path, {**ABOUT, "versions": {**ABOUT["versions"], "jax": "0.11"}}, []
+    )
     assert (
         third.run == session.run and third.changed == []
     )  # against the start before, not the first
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["versions"]["jax"] == "0.10"
-    (resumed,) = manifest["resumes"]
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert written["versions"]["jax"] == "0.10"
+    (resumed,) = written["resumes"]
     assert resumed["step"] == 4 and resumed["versions"]["jax"] == "0.11"
     assert resumed["contract"] == session.contract and resumed["changed"] == session.changed
 
@@ -122,7 +124,7 @@ def test_a_run_that_died_before_its_result_is_finished_without_a_step(tmp_path):
 
 def test_a_second_process_is_refused_and_told_who_holds_the_folder(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from bigjax.run.lock import workdir_lock\n"
+        "import sys; from pathlib import Path; from bigjax.run.files import workdir_lock\n"
         "with workdir_lock(Path(sys.argv[1])): print('mine')"
     )
 
@@ -147,4 +149,4 @@ def test_a_refused_start_leaves_no_folder(tmp_path):
 
 
 def test_ids_of_runs_differ():
-    assert len({resume._new_id() for _ in range(100)}) == 100
+    assert len({manifest._new_id() for _ in range(100)}) == 100

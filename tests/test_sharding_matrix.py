@@ -84,7 +84,7 @@ def program_of(family, mesh, devices, accumulate=1, mode="jit", augment=()):
 def first_state(family):
     """From one device, for all: a compilation less a case; see the test of initialisation."""
     program, config, _ = program_of(family, mesh=dict(data=1), devices=1)
-    return jax.device_get(program.init(key_data(0), traced_hyper(config)))
+    return jax.device_get(program.init(key_data(0), traced_hyper(config))[0])
 
 
 @functools.cache
@@ -108,7 +108,7 @@ def run(family, **options):
     program, state, batches = start(family, **options)
     losses, gradients = [], None
     for _ in range(STEPS):
-        state, metrics = program.train_step(state, next(batches), None)
+        state, metrics = program.train_step(state, next(batches), {})
         total, weight = jax.device_get(metrics["loss"])
         losses.append(float(total) / float(weight))
         if gradients is None:
@@ -141,7 +141,7 @@ def test_initialisation_is_bitwise_equal_on_any_number_of_devices(family):
     states = {}
     for devices in (1, 2, 4, 8):
         program, config, _ = program_of(family, mesh=dict(data=1, fsdp=-1), devices=devices)
-        state = program.init(key_data(3), traced_hyper(config))
+        state = program.init(key_data(3), traced_hyper(config))[0]
         states[devices] = jax.device_get(paths(state.params))
         assert devices == 1 or any(p.sharding.spec for p in jax.tree.leaves(state.params))
     for devices in (2, 4, 8):
@@ -160,7 +160,7 @@ def test_the_per_device_step_sees_masks_neighbours_and_statistics_of_the_whole_b
         mask = np.ones(BATCH, np.float32)
         mask[[0, 1, 2, 3, 9]] = 0
         batch["mask"] = jax.device_put(mask, batch["mask"].sharding)
-        state, metrics = program.train_step(state, batch, None)
+        state, metrics = program.train_step(state, batch, {})
         states[mode], losses[mode] = jax.device_get((state, metrics["loss"]))
         batches.close()
     assert losses["jit"][1] == losses["shard_map"][1] == BATCH - 5

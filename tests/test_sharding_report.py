@@ -202,10 +202,13 @@ def golden_report(name):
         found = {name: configs.resolve(raw, overrides)}
     parts = []
     for stage, config in found.items():
-        distill = config.values["distill"]
-        teacher = found[config.get("distill.teacher").removeprefix("../")] if distill else None
+        references = {
+            path.removeprefix("method."): found[folder.removeprefix("../")]
+            for path, folder in config.references.items()
+            if path.startswith("method.")
+        }
         source = source_of(config)
-        made = report(build_program(config, source, teacher), source.features, BATCH)
+        made = report(build_program(config, source, references), source.features, BATCH)
         made["bytes_per_device"]["activations"] = 0
         parts.append(f"[{stage}]\n{text(made)}\n")
     return "\n".join(parts)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from bigjax.build import program, weights
+from bigjax.build.assemble import open_sources
 from bigjax.config.resolve import load
 from bigjax.core.errors import UserError
-from bigjax.loop.evaluate import evaluate
+from bigjax.loop.open import open_run
 from bigjax.loop.train import Stopped, train
 from bigjax.run.writers import read_metrics
 from tests.small import small
@@ -137,17 +138,9 @@ def test_runs_that_differ_in_learning_rate_and_seed_share_one_compilation(tmp_pa
 
 def test_evaluation_counts_every_example_once_whatever_the_batch(finished):
     folder, result = finished
-    from bigjax.loop.train import open_sources
-    from bigjax.run.checkpoint import Checkpoints
-
     for size in (8, 200, 1000):
-        config = small(f"evaluate.batch_size={size}")
-        sources = open_sources(config)
-        built = program.build_program(config, sources["train"])
-        checkpoints = Checkpoints(folder, config.section("checkpoint"))
-        state = checkpoints.restore(built.state)
-        checkpoints.close()
-        values = evaluate(config, built, state, sources["test"])
+        run = open_run(folder, [f"evaluate.batch_size={size}"])
+        values = run.evaluate("test")
         assert np.sum(values["confusion_matrix"]) == 797
         assert values["errors"] == result["metrics"]["eval/test/errors"]
         np.testing.assert_allclose(values["loss"], result["metrics"]["eval/test/loss"], rtol=1e-5)
@@ -183,11 +176,9 @@ def test_weights_of_another_run_are_taken_over_by_rules(finished, tmp_path):
     folder, _ = finished
     rules = (("head/.*", None), ("(.*)", r"\1"))
     config = small(init=dict(source=str(folder), rules=rules))
-    from bigjax.loop.train import open_sources
-
     built = program.build_program(config, open_sources(config)["train"])
-    state = weights.initial_state(config, built, tmp_path)
-    fresh = weights.initial_state(small(), built, tmp_path)
+    state, _ = weights.initial_state(config, built, tmp_path)
+    fresh, _ = weights.initial_state(small(), built, tmp_path)
     trained = weights.read_variables(folder, {"params": built.state.params})["params"]
     np.testing.assert_array_equal(state.params["dense_0"]["kernel"], trained["dense_0"]["kernel"])
     np.testing.assert_array_equal(state.params["head"]["kernel"], fresh.params["head"]["kernel"])

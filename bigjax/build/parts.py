@@ -44,11 +44,23 @@ class Network:
 
     def boxed_variables(self, key: jax.Array) -> Any:
         """The variables as Linen makes them, logical axis names around the parameters."""
-        batch = apply_transforms(self.preprocess, example_batch(self.features, rows=1), key)
-        batch = self.method.view(batch, key)
         params_key, dropout_key = jax.random.split(key)
         rngs = {"params": params_key, "dropout": dropout_key}
-        return self.model.init(rngs, *self.task.inputs(batch), train=False)
+        inputs = self.inputs(example_batch(self.features, rows=1), key)
+        return self.model.init(rngs, *inputs, train=False)
+
+    def inputs(self, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
+        """What the model reads of a batch that the source gives."""
+        batch = apply_transforms(self.preprocess, batch, key)
+        return self.task.inputs(self.method.view(batch, key))
+
+    def flops(self, batch: dict[str, jax.Array]) -> dict[str, float]:
+        """A training step's FLOPs by the model's own formula; {} if it has none. Nothing is computed."""
+        if not hasattr(self.model, "flops"):
+            return {}
+        key = jax.random.key(0)
+        params = jax.eval_shape(self.variables, key)["params"]
+        return self.model.flops(params, *jax.eval_shape(self.inputs, batch, key))
 
     def variables(self, key: jax.Array) -> Any:
         """The variables: plain arrays."""

@@ -53,6 +53,7 @@ class Program:
       frozen: name -> abstract variables that are read but never trained, with shardings.
       variables: the abstract variables of the model, with shardings.
       placed: parameter path -> where it lies and the rule that says so.
+      formula: batch -> a step's FLOPs by the model's own formula.
       trials: how many runs these functions train at once (see `bigjax.build.together`), or None.
     """
 
@@ -72,6 +73,7 @@ class Program:
     frozen: dict[str, Any]
     variables: Any
     placed: dict[str, Placement]
+    formula: Callable[[Any], dict[str, float]]
     trials: int | None = None
 
 
@@ -162,6 +164,7 @@ def _build(
         frozen=frozen,
         variables=model_variables,
         placed=placed,
+        formula=network.flops,
     )
 
 

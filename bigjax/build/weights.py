@@ -23,6 +23,7 @@ from bigjax.core.rules import match_rules, paths
 from bigjax.core.state import TrainState
 from bigjax.pretrained.load import check_published, read_published
 from bigjax.run.checkpoint import has_checkpoints, restore_leaves
+from bigjax.run.files import read_json
 
 
 def initial_state(config: Config, program: Program, workdir: Path) -> tuple[TrainState, Any]:
@@ -114,7 +115,10 @@ def reference_folders(config: Config, workdir: Path) -> dict[str, Path]:
 def reference_configs(config: Config, workdir: Path) -> dict[str, Config]:
     """Field of the method -> config of the run that it names."""
     folders = reference_folders(config, workdir)
-    return {name: load(folder / "config.json") for name, folder in folders.items()}
+    return {
+        name: load(folder / "config.json", trusted=config.trusted)
+        for name, folder in folders.items()
+    }
 
 
 def read_frozen(config: Config, program: Program, workdir: Path) -> dict[str, Any]:
@@ -145,12 +149,14 @@ def read_leaves(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
     Raises:
       UserError: the run lacks a leaf, has it in another shape, or keeps adapted leaves alone.
     """
-    config = load(folder / "config.json")
-    if config.get("adapt"):
+    values = read_json(folder / "config.json")  # as it is: nothing that it names is imported
+    if not values or not isinstance(values.get("train"), dict):
+        raise UserError(f"{folder / 'config.json'}: not a readable config.json")
+    if values.get("adapt"):
         raise UserError(
             f"{folder}: holds adapters, not a whole model; `export` it, and name the exported folder"
         )
-    params = "ema" if config.get("train.ema_decay") else "params"
+    params = "ema" if values["train"].get("ema_decay") else "params"
 
     def in_state(path: str) -> str:
         collection, _, rest = path.partition("/")

@@ -42,8 +42,10 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "source": {
         "tfds": "bigjax.data.sources:TFDS",
-        "npz": "bigjax.data.files:NPZ",
-        "csv": "bigjax.data.files:CSV",
+        "npz": "bigjax.data.npz:NPZ",
+        "csv": "bigjax.data.table:csv",
+        "table": "bigjax.data.table:Table",
+        "folder": "bigjax.data.pictures:Folder",
         "markov_tokens": "bigjax.data.toy:MarkovTokens",
         "documents": "bigjax.data.documents:Documents",
         "labelled_text": "bigjax.data.text:LabelledText",

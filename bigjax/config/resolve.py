@@ -16,7 +16,7 @@ import functools
 import hashlib
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,16 @@ FREE_ON_RESUME = (
 )
 
 
+TRUST_ALL = "*"  # among `trusted`: a folder's config may import anything
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A checked config. `values` is what `config.json` holds: plain, complete, nested."""
 
     values: dict[str, Any]
     origins: dict[str, str]  # path -> "default" | "experiment" | "checkpoint" | "command line"
+    trusted: frozenset[str] = frozenset()  # what the configs of other runs' folders may import
 
     @property
     def seed(self) -> int:
@@ -162,12 +166,15 @@ class Config:
         return hashlib.sha256(canonical(kept).encode()).hexdigest()
 
 
-def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def resolve(
+    raw: Mapping[str, Any], overrides: Sequence[str] = (), trusted: Collection[str] = ()
+) -> Config:
     """Checks a raw config and returns it complete.
 
     Args:
       raw: the experiment's `ConfigDict`.
       overrides: command-line strings "KEY=VALUE", KEY a dotted path such as "train.steps".
+      trusted: what folders of other runs may import, besides what this config names; see `load`.
 
     Raises:
       UserError: unknown, missing or ill-typed key; contradictory or out-of-range values.
@@ -186,7 +193,7 @@ def resolve(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
         from_file = "experiment" if path in in_experiment else "default"
         from_file = "checkpoint" if path in in_checkpoint else from_file
         origins[path] = "command line" if from_command_line else from_file
-    config = Config(values, origins)
+    config = Config(values, origins, frozenset(trusted) | targets(given))
     _check_whole(config)
     return config
 
@@ -206,25 +213,56 @@ def starts_published(raw: Mapping[str, Any]) -> bool:
     return bool((plain(raw).get("init") or {}).get("family"))
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads the `config.json` of a run's folder."""
+def load(path: Path, overrides: Sequence[str] = (), trusted: Collection[str] = ()) -> Config:
+    """Reads the `config.json` of a run's folder, which may be a stranger's.
+
+    Args:
+      overrides: as for `resolve`.
+      trusted: the targets "package.module:Name" that the user named elsewhere, so that a folder may
+        name them too; `TRUST_ALL` for any.
+
+    Raises:
+      UserError: it cannot be read, is no config, or names what is not trusted; nothing is imported.
+    """
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = plain(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable config.json ({error})") from None
-    return resolve(values, overrides)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a readable config.json (no JSON object)")
+    said: dict[str, Any] = {}
+    written = copy.deepcopy(values)
+    for text in overrides:
+        _override(said, text), _override(written, text)
+    trusted = frozenset(trusted) | targets(said)
+    check_trusted(path, written, trusted)
+    return resolve(values, overrides, trusted)
 
 
-def difference(old: Config, new: Config, ignore: Sequence[str] = ()) -> list[str]:
-    """Lines "key: old -> new" for every key that differs and is not under one of `ignore`."""
-    before, after = flatten(old.values), flatten(new.values)
-    missing = "(absent)"
-    return [
-        f"{path}: {before.get(path, missing)!r} -> {after.get(path, missing)!r}"
-        for path in sorted(before.keys() | after.keys())
-        if before.get(path, missing) != after.get(path, missing)
-        and not any(path == free or path.startswith(free + ".") for free in ignore)
-    ]
+def targets(node: Any) -> frozenset[str]:
+    """All that plain values name to be imported: a `type` like "package.module:Name"."""
+    if isinstance(node, Mapping):
+        own = node.get("type")
+        inner = frozenset().union(*map(targets, node.values()))
+        return inner | {own} if isinstance(own, str) and ":" in own else inner
+    if isinstance(node, list | tuple):
+        return frozenset().union(*map(targets, node))
+    return frozenset()
+
+
+def check_trusted(path: Path, values: Mapping[str, Any], trusted: Collection[str]) -> None:
+    """Refuses a config from a folder that would import what its user has not named.
+
+    Raises:
+      UserError: names the first such `type`, and the ways to trust it.
+    """
+    strange = sorted(targets(values) - frozenset(trusted))
+    if strange and TRUST_ALL not in trusted:
+        raise UserError(
+            f"{path}: names '{strange[0]}', which would be imported and run. A folder may name only "
+            "bigjax's own short names, and what your experiment file or command line names; "
+            "if you trust the folder, give --trust"
+        )
 
 
 def show(config: Config) -> str:

@@ -1,29 +1,21 @@
 """Bad numbers: a loss or gradient that cannot be right is seen inside the step and never applied.
 
-`guarded` is pure and runs on the device; the rest is what the host does once it sees the flag: say
-what went wrong, and keep the ledger of the examples that a rewound run leaves out.
+Pure, and runs on the device. What the host does once it sees the flag is in `bigjax.run.ledger`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 
 from bigjax.core import settings
-from bigjax.core.errors import RunFailed
 from bigjax.core.rules import paths
-from bigjax.run.files import plain, write_atomic, write_json
 
 WINDOW = 64  # recent losses that a spike is measured against
-LEDGER = "skipped.jsonl"
 
 
 @flax.struct.dataclass
@@ -116,108 +108,3 @@ def non_finite(tree: Any) -> dict[str, jax.Array]:
         for path, leaf in paths(tree).items()
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     }
-
-
-class BadNumbers(RunFailed):
-    """The run halted before the update of `step`; its numbers are bad, for `reason`."""
-
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(f"step {step}: {reason}; the update was not applied")
-        self.step, self.reason = step, reason
-
-
-class Rewind(BadNumbers):
-    """As `BadNumbers`, the step's examples being on the ledger: train again and they are left out."""
-
-
-def flags(metrics: dict[str, Any]) -> tuple[bool, bool]:
-    """Takes (bad, halted) out of a step's metrics; waits for the step, as logging it would."""
-    if "bad" not in metrics:
-        return False, False
-    bad, halted = jax.device_get((metrics.pop("bad")[0], metrics.pop("halted")[0]))
-    return bool(bad), bool(halted)
-
-
-def halt(
-    workdir: Path, check: settings.Check, step: int, reason: str, found: Any, batch: Any
-) -> BadNumbers:
-    """Writes `bad_step.json`, and the ledger if the policy is to rewind; returns what to raise.
-
-    Args:
-      found: what `Program.diagnose` gives for the step.
-      batch: the step's batch.
-    """
-    # Read before the gathering below, where all wait for all: the first process then writes it.
-    rewinds = len(read_ledger(workdir))
-    found, epochs, samples = to_host((found, batch["epoch"], batch["sample"]))
-    examples = np.stack([epochs, samples], axis=1)
-    if check.policy == "rewind" and rewinds < check.max_rewinds:
-        bad: BadNumbers = Rewind(step, reason)
-    elif check.policy == "rewind":
-        bad = BadNumbers(step, f"{reason}, after {rewinds} rewinds (check.max_rewinds)")
-    elif check.policy == "skip":
-        bad = BadNumbers(step, f"{reason}, {check.max_skips} such in a row (check.max_skips)")
-    else:
-        bad = BadNumbers(step, reason)
-    if jax.process_index() == 0:
-        write_json(workdir / "bad_step.json", describe(bad, found, examples))
-        if isinstance(bad, Rewind):
-            append_to_ledger(workdir, bad, examples)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the ledger is written")
-    return bad
-
-
-def to_host(tree: Any) -> Any:
-    """The arrays of a tree as NumPy, whole, whichever hosts hold their parts."""
-    if jax.process_count() > 1:
-        return multihost_utils.process_allgather(tree, tiled=True)
-    return jax.device_get(tree)
-
-
-def reason(values: Mapping[str, Any]) -> str:
-    """Why a step's finished metrics are bad, in words."""
-    for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
-        if not np.isfinite(values[name]):
-            return f"the {what} is {values[name]}"
-    return f"the loss {values['loss']:.6g} is a spike above those of the last {WINDOW} steps"
-
-
-def describe(bad: BadNumbers, found: Mapping[str, Any], examples: np.ndarray) -> dict[str, Any]:
-    """What `bad_step.json` holds; `examples` (B, 2) are (epoch, sample)."""
-    counts = {
-        where: {path: int(n) for path, n in found[where].items() if n}
-        for where in ("batch", "params", "loss", "gradients")
-    }
-    first = next((f"{where}: {path}" for where in counts for path in counts[where]), None)
-    return {
-        "step": bad.step,
-        "reason": bad.reason,
-        "first_non_finite": first,
-        "non_finite": counts,
-        "examples_with_non_finite_inputs": examples[found["rows"]],
-        "examples": examples,
-        "columns": ["epoch", "sample"],
-    }
-
-
-def read_ledger(workdir: Path) -> list[dict[str, Any]]:
-    """The rewinds of a run, one dict each: step, reason, examples [[epoch, sample], ...]."""
-    path = workdir / LEDGER
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def left_out(workdir: Path) -> frozenset[tuple[int, int]]:
-    """The (epoch, sample) pairs that the run leaves out."""
-    return frozenset(
-        (epoch, sample) for line in read_ledger(workdir) for epoch, sample in line["examples"]
-    )
-
-
-def append_to_ledger(workdir: Path, bad: BadNumbers, examples: Any) -> None:
-    """Puts a bad step's examples, (B, 2) of (epoch, sample), on the ledger."""
-    lines = [*read_ledger(workdir), {"step": bad.step, "reason": bad.reason, "examples": examples}]
-    text = "".join(json.dumps(plain(line)) + "\n" for line in lines)
-    write_atomic(workdir / LEDGER, text)

@@ -123,7 +123,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Check:
-    """What is done about numbers that cannot be right (see `bigjax.core.guard` and `bigjax.loop.replay`)."""
+    """What is done about numbers that cannot be right (see `bigjax.core.guard`, `bigjax.run.ledger`, `bigjax.loop.replay`)."""
 
     # stop: exit 1 with a dump; skip: go on without that update; rewind: back to the newest
     # checkpoint and on without those examples; off: no check at all

@@ -13,8 +13,8 @@ import numpy as np
 
 from bigjax.core.errors import UserError
 from bigjax.data import packing
-from bigjax.data.files import subsplit
 from bigjax.data.sources import Features
+from bigjax.data.splits import subsplit
 from bigjax.data.text import Columns, TextSource
 from bigjax.data.text_files import text_of
 from bigjax.data.text_rows import padded
@@ -28,6 +28,7 @@ class DocumentRows:
     Attributes:
       tokenizer: what made the ids; vocab_size: they are below it.
       encode: lines of a user -> columns like those of the source.
+      fields: of a row of a file, what becomes such a line.
     """
 
     class_names = None
@@ -51,7 +52,7 @@ class DocumentRows:
             self._rows = packing.packed_rows(first, last, config.length)
         else:
             self._rows = packing.document_rows(self._offsets, config.length)
-        self.tokenizer, self.encode = tokenizer, encode
+        self.tokenizer, self.encode, self.fields = tokenizer, encode, config.text_fields()
         self.vocab_size = tokenizer.vocab_size
         row = ((config.length,), np.dtype(np.int32))
         self.features: Features = {

@@ -1,163 +1,285 @@
-"""Data sets that are files in a folder: `train.npz` or `train.csv` is the split "train".
+"""One reader for each format: .txt, .csv, .jsonl, .parquet, .arrow by rows, and the last four in columns.
 
-Both are read whole into memory. Sub-splits follow TFDS: `train[:90%]`, `train[100:200]`,
-`train[-50:]`. Nothing is ever unpickled.
+Training and predict read by these alone; `npz.py` reads arrays.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
-import math
-import re
-import zipfile
-from collections.abc import Callable, Sequence
+import functools
+import itertools
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from bigjax.core.errors import UserError
 
-from bigjax.core.errors import UserError, did_you_mean
-from bigjax.data.sources import Arrays
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-_SPLIT = re.compile(r"(?P<name>\w[\w.-]*)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+TABLES = (".csv", ".jsonl", ".parquet", ".arrow")
+TEXTS = (*TABLES, ".txt")
+COLUMNAR = (".parquet", ".arrow")
+UNITS = ("file", "paragraph", "line")
+ROWS = 8192  # of a chunk
 
-
-@dataclasses.dataclass(frozen=True)
-class NPZ:
-    """`DIRECTORY/SPLIT.npz`, arrays of equal length; `class_names` names the classes of "label"."""
-
-    directory: str
-    class_names: Sequence[str] = ()
-
-    def open(self, split: str) -> Arrays:
-        """Opens a split or sub-split; raises UserError for a bad file, array or split."""
-        return _open(self.directory, ".npz", split, read_npz, self.class_names)
+Row = tuple[str, dict[str, Any]]  # (where it stands, its fields)
+Record = tuple[str, "dict[str, Any] | str"]  # a row, or what is wrong with it
 
 
 @dataclasses.dataclass(frozen=True)
-class CSV:
-    """`DIRECTORY/SPLIT.csv`: a header row, then numbers.
+class Chunk:
+    """Some rows of a file.
 
-    The column `label` becomes "label", int32 if every cell is written as an integer, else float32;
-    the others, in order, become "features" float32 (F,).
+    size: N, how many.
+    columns: name -> Arrow array (N,); of a csv, strings.
+    where: place in the chunk -> where the row stands, for messages.
+    problems: place in the chunk -> why the row could not be read; its cells are null.
+    typed: the columns of which the file itself says whether they are numbers or text.
+    schema: what the file says of its columns (Hugging Face's class names), or None.
     """
 
-    directory: str
-    label: str = "label"
-    class_names: Sequence[str] = ()
+    size: int
+    columns: dict[str, pa.Array]
+    where: Callable[[int], str]
+    problems: dict[int, str]
+    typed: frozenset[str]
+    schema: Any = None
 
-    def open(self, split: str) -> Arrays:
-        """Opens a split or sub-split; raises UserError naming file, row and column of a bad cell."""
+    def __len__(self) -> int:
+        return self.size
 
-        def read(path: Path) -> dict[str, np.ndarray]:
-            return read_csv(path, self.label)
-
-        return _open(self.directory, ".csv", split, read, self.class_names)
-
-
-def subsplit(split: str, length: Callable[[str], int]) -> tuple[str, slice]:
-    """Parses "train", "train[:90%]" or "train[100:200]".
-
-    Percentages round to the nearest row (halves to the even one), as in TFDS, so that `[:90%]` and
-    `[90%:]` share no row and miss none.
-
-    Args:
-      split: what to parse.
-      length: split name -> number of its examples.
-
-    Returns:
-      (name, slice of its rows).
-
-    Raises:
-      UserError: it cannot be parsed, reaches beyond the split, or holds no row.
-    """
-    match = _SPLIT.fullmatch(split)
-    if match is None:
-        raise UserError(f"split {split!r} should read like train, train[:90%] or train[100:200]")
-    total = length(match["name"])
-
-    def row(bound: str | None, default: int) -> int:
-        if bound is None:
-            return default
-        limit = 100 if bound.endswith("%") else total
-        number = int(bound.rstrip("%"))
-        if abs(number) > limit:
-            raise UserError(f"split {split!r}: {bound} is beyond its {total} examples")
-        if bound.endswith("%"):
-            number = round(number * total / 100)
-        return number + total if bound.startswith("-") else number
-
-    start, stop = row(match["start"], 0), row(match["stop"], total)
-    if start >= stop:
-        raise UserError(f"split {split!r} has no examples (of {total})")
-    return match["name"], slice(start, stop)
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Reads every array of an .npz file; raises UserError if it is none or holds objects."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-
-
-def read_csv(path: Path, label: str) -> dict[str, np.ndarray]:
-    """Reads a table of numbers: {"features": float32 (N, F), "label": int32 or float32 (N,)}."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if label not in header:
-        raise UserError(
-            f"{path} has no column {label!r}{did_you_mean(label, header)}; "
-            f"it has {', '.join(header) or 'none'}"
+    def part(self, rows: slice) -> Chunk:
+        """Some of its rows; slice(start, stop)."""
+        size = rows.stop - rows.start
+        return dataclasses.replace(
+            self,
+            size=size,
+            columns={name: column.slice(rows.start, size) for name, column in self.columns.items()},
+            where=lambda i: self.where(i + rows.start),
+            problems={
+                i - rows.start: p for i, p in self.problems.items() if rows.start <= i < rows.stop
+            },
         )
-    table = np.empty((len(rows), len(header)))
-    for number, row in enumerate(rows, start=2):  # the header is row 1
-        if len(row) != len(header):
-            raise UserError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns")
-        for column, cell in enumerate(row):
-            try:
-                table[number - 2, column] = float(cell)
-            except ValueError:
-                table[number - 2, column] = math.nan
-            if not math.isfinite(table[number - 2, column]):
-                raise UserError(
-                    f"{path}, row {number}, column {header[column]!r}: {cell!r} is not a number"
-                )
-    at = header.index(label)
-    integers = all(re.fullmatch(r"\s*[+-]?\d+\s*", row[at]) for row in rows)
-    return {
-        "features": np.delete(table, at, axis=1).astype(np.float32),
-        "label": table[:, at].astype(np.int32 if integers else np.float32),
-    }
 
 
-def _open(
-    directory: str,
-    suffix: str,
-    split: str,
-    read: Callable[[Path], dict[str, np.ndarray]],
-    class_names: Sequence[str],
-) -> Arrays:
-    folder = Path(directory).expanduser()
-    columns: dict[str, np.ndarray] = {}
+def read_rows(path: Path, unit: str = "file") -> Iterator[Row]:
+    """The rows of a file; raises UserError at the first that cannot be read.
 
-    def length(name: str) -> int:
-        path = folder / f"{name}{suffix}"
-        if not path.exists():
-            here = sorted(p.stem for p in folder.glob(f"*{suffix}"))
-            raise UserError(
-                f"{path} does not exist{did_you_mean(name, here)}; "
-                f"splits there: {', '.join(here) or 'none'}"
-            )
-        columns.update(read(path))
+    unit: what one row of a .txt is: "file", "paragraph" (between blank lines) or "line".
+    """
+    for where, row in _txt(path, unit) if path.suffix == ".txt" else records(path):
+        if isinstance(row, str):
+            raise UserError(f"{where}: {row}")
+        yield where, row
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The rows of a .csv, .jsonl, .parquet or .arrow; instead of a bad one, what is wrong with it."""
+    if path.suffix in COLUMNAR:
+        return (
+            (chunk.where(i), row)
+            for chunk in read_chunks(path)
+            for i, row in enumerate(_pylist(chunk.columns))
+        )
+    return (_jsonl if path.suffix == ".jsonl" else _csv)(path)
+
+
+def read_chunks(path: Path) -> Iterator[Chunk]:
+    """The rows of a .csv, .jsonl, .parquet or .arrow in columns; holds one chunk in memory."""
+    if path.suffix in COLUMNAR:
+        yield from _columnar(path)
+        return
+    rows = records(path)
+    # A csv has its columns even where no row is good, or there.
+    header = next(csv_lines(path), (1, []))[1] if path.suffix == ".csv" else []
+    first = True
+    while (part := list(itertools.islice(rows, ROWS))) or first:
+        first = False
+        names = dict.fromkeys(name.strip() for name in header)
+        names |= dict.fromkeys(name for _, row in part if isinstance(row, dict) for name in row)
+        good = [{} if isinstance(row, str) else row for _, row in part]
+        arrays = {name: _arrow([row.get(name) for row in good]) for name in names}
+        yield Chunk(
+            size=len(part),
+            columns={name: array for name, (array, _) in arrays.items()},
+            where=[where for where, _ in part].__getitem__,
+            problems={i: row for i, (_, row) in enumerate(part) if isinstance(row, str)},
+            typed=frozenset(n for n, (_, one) in arrays.items() if one and path.suffix != ".csv"),
+        )
+
+
+def describe(path: Path) -> tuple[int, list[str]]:
+    """Rows and column names of a .parquet or .arrow, without reading it."""
+    with _reading(path):
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            found = pyarrow.parquet.read_metadata(path)
+            return found.num_rows, found.schema.to_arrow_schema().names
+        rows, names = 0, []
+        for batch in _arrow_batches(path):
+            rows, names = rows + batch.num_rows, batch.schema.names
+        return rows, names
+
+
+def class_names(path: Path, field: str | None) -> tuple[str, ...] | None:
+    """The names that Hugging Face's `datasets` writes beside a column of classes, if it did."""
+    chunk = next(read_chunks(path), None) if path.suffix in COLUMNAR else None
+    said = (chunk.schema.metadata or {}).get(b"huggingface") if chunk else None
+    features = json.loads(said).get("info", {}).get("features", {}) if said else {}
+    return tuple((features.get(field) or {}).get("names") or ()) or None
+
+
+def lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines without their ends: a line ends in LF, CR LF or CR, and in nothing else.
+
+    A byte order mark at the beginning is dropped. Raises UserError naming line and byte of what is
+    not UTF-8.
+    """
+    number = 0
+    try:
+        with open(path, "rb") as file:
+            for raw in file:
+                for part in raw.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
+                    number += 1
+                    try:
+                        yield number, part.decode("utf-8-sig" if number == 1 else "utf-8")
+                    except UnicodeDecodeError as error:
+                        raise UserError(
+                            f"{path}, line {number}, byte {error.start + 1}: "
+                            f"0x{part[error.start]:02x} is not UTF-8"
+                        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _txt(path: Path, unit: str) -> Iterator[Row]:
+    """Blank lines are no row of their own; a file of unit "file" without text is an error later."""
+    if unit == "file":
+        yield str(path), {"text": "\n".join(line for _, line in lines(path))}
+        return
+    start, held = 1, []
+    for number, line in lines(path):
+        if line.strip() and not held:
+            start = number
+        held += [line] if line.strip() else []
+        if held and (unit == "line" or not line.strip()):
+            yield f"{path}, line {start}", {"text": "\n".join(held)}
+            held = []
+    if held:
+        yield f"{path}, line {start}", {"text": "\n".join(held)}
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    for number, line in lines(path):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
         try:
-            return len(Arrays(columns))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield where, f"no JSON object ({error}); is the line cut off?"
+            continue
+        yield where, row if isinstance(row, dict) else "JSON, but no object with named fields"
 
-    _, rows = subsplit(split, length)
-    return Arrays({key: column[rows] for key, column in columns.items()}, class_names)
+
+def _csv(path: Path) -> Iterator[Record]:
+    header: list[str] = []
+    for number, cells in csv_lines(path):
+        if not header:
+            header = [cell.strip() for cell in cells]
+            twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
+            if twice is not None:
+                raise UserError(f"{path}: two columns are called {twice!r}")
+            continue
+        if len(cells) == len(header):
+            yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
+        else:
+            many = f"{len(cells)} cells under {len(header)} columns"
+            yield f"{path}, line {number}", many
+    if not header:
+        raise UserError(f"{path} is empty; its first line should name the columns")
+
+
+def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of every line of a csv that is not blank, the header too."""
+    reader = csv.reader((f"{line}\n" for _, line in lines(path)), strict=True)
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+
+
+def _columnar(path: Path) -> Iterator[Chunk]:
+    start = 1
+    with _reading(path):
+        for batch in _parquet_batches(path) if path.suffix == ".parquet" else _arrow_batches(path):
+            names = batch.schema.names
+            yield Chunk(
+                size=batch.num_rows,
+                columns=dict(zip(names, batch.columns, strict=True)),
+                where=functools.partial(_row_of, path, start),
+                problems={},
+                typed=frozenset(names),
+                schema=batch.schema,
+            )
+            start += batch.num_rows
+
+
+def _row_of(path: Path, start: int, place: int) -> str:
+    return f"{path}, row {start + place}"
+
+
+def _parquet_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Row group by row group."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+        yield from file.iter_batches(batch_size=ROWS)
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Of an IPC file, or of an IPC stream, which is what Hugging Face writes; memory-mapped."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(path)) as file:
+        try:
+            reader = pyarrow.ipc.open_file(file)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        except pyarrow.ArrowInvalid:
+            batches = iter(pyarrow.ipc.open_stream(file))
+        for batch in batches:
+            for start in range(0, batch.num_rows, ROWS):
+                yield batch.slice(start, ROWS)
+
+
+def _arrow(values: list[Any]) -> tuple[pa.Array, bool]:
+    """Values of a row file as one array, and whether they are of one kind; else they are their text."""
+    import pyarrow
+
+    try:
+        return pyarrow.array(values), True
+    except (pyarrow.ArrowException, OverflowError):
+        texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in values]
+        return pyarrow.array(texts), False
+
+
+def _pylist(columns: dict[str, pa.Array]) -> Iterator[dict[str, Any]]:
+    values = [column.to_pylist() for column in columns.values()]
+    return (dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what a library raises at an unreadable file into one line that names the file."""
+    try:
+        yield
+    except (ValueError, OSError, NotImplementedError) as error:  # all that pyarrow raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read {path}: {reason}") from None

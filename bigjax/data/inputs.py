@@ -1,49 +1,127 @@
-"""Examples that a user hands to `predict`: npz, csv, or a folder of pictures.
+"""Examples that a user hands to `predict`, read as the train split was read.
 
 Rows that cannot be read are told by number, and the rest goes on. Touches no device.
 """
 
 from __future__ import annotations
 
-import csv
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean
-from bigjax.data.sources import Arrays
-
-PICTURES = (".png", ".jpg", ".jpeg")
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What was read: a source of good rows, their numbers (or file names), and the problems."""
-
-    source: Arrays
-    numbers: list[int | str]
-    problems: list[str]
+from bigjax.data import files, pictures
+from bigjax.data.labels import is_number
+from bigjax.data.npz import read_npz
+from bigjax.data.sources import Arrays, Features, Inputs, Source, nothing_left
 
 
-def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Rows:
-    """Reads `path` as examples of the feature that the model takes.
+def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Inputs:
+    """Reads `path` as examples of the features that the model takes.
 
     Args:
-      path: an .npz with an array named `key` (or only one array), a .csv with one number a column
-        (a header line is allowed), a folder of png/jpg files; for a model of text, a .txt with one
-        text a line.
-      train_source: the train split; its features say the shape, and its `encode` tokenizes text.
+      path: what the train split was read from (a table, pictures, texts), or a .txt with one text a
+        line; for a source of arrays, an .npz with an array named `key` (or only one array), a .csv
+        with one number a column (a header line is allowed), pictures.
+      train_source: the train split.
       key: the model's input, e.g. "image".
 
     Raises:
       UserError: nothing there can be read.
     """
-    features = train_source.features
-    if path.exists() and hasattr(train_source, "encode"):
-        return _text(path, train_source)
+    if not path.exists():
+        raise UserError(f"--input={path}: no such file or folder")
+    if hasattr(train_source, "read_inputs"):
+        inputs = train_source.read_inputs(path)
+    elif hasattr(train_source, "encode"):
+        inputs = _texts(path, train_source)
+    else:
+        inputs = _arrays(path, train_source.features, key)
+    if not inputs.numbers:
+        raise UserError(f"--input={path}: {nothing_left(inputs.problems)}")
+    return dataclasses.replace(inputs, source=_Completed(inputs.source, train_source.features))
+
+
+def read_lines(path: Path, where: str) -> list[str]:
+    """The lines of a .txt file; raises UserError, naming `where`, for any other or unreadable file."""
+    if path.suffix != ".txt":
+        raise UserError(f"{where}: this model reads text: give a .txt, one text a line")
+    return [line for _, line in files.lines(path)]
+
+
+def json_rows(
+    predicted: dict[str, Any], class_names: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
+    """One JSON-able dict for every row of a batch of predictions; a class beyond the names has none."""
+    for row in range(len(next(iter(predicted.values())))):
+        line = {name: _plain(values[row]) for name, values in predicted.items()}
+        number = line.get("class")
+        if class_names and isinstance(number, int) and number < len(class_names):
+            line["name"] = class_names[number]
+        yield line
+
+
+class _Completed:
+    """A Source with zeros for those features of the train split that a user's file has not."""
+
+    class_names = num_classes = None
+
+    def __init__(self, source: Source, features: Features):
+        self._source = source
+        self.features = {**features, **source.features}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        zeros = {key: np.zeros((len(ids), *shape), t) for key, (shape, t) in self.features.items()}
+        return {**zeros, **self._source.read(ids)}
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
+
+
+def _texts(path: Path, train_source: Any) -> Inputs:
+    """The lines of a .txt, or the rows of a file as the train split's, that are not empty."""
+    problems: dict[int, str] = {}
+    if path.suffix == ".txt":
+        found = read_lines(path, f"--input={path}")
+    elif path.suffix in files.TABLES:
+        found = []
+        for number, (_, row) in enumerate(files.records(path)):
+            line, problem = _line(row, train_source.fields)
+            found.append(line)
+            problems |= {number: problem} if problem else {}
+    else:
+        raise UserError(f"--input={path}: this model reads text: {', '.join(files.TEXTS)}")
+    for number, line in enumerate(found):
+        if not line.strip():
+            problems.setdefault(number, "empty")
+    numbers = [number for number in range(len(found)) if number not in problems]
+    told = [f"row {number}: {problems[number]}; left out" for number in sorted(problems)]
+    if not numbers:
+        raise UserError(f"--input={path}: {nothing_left(told)}")
+    return Inputs(Arrays(train_source.encode([found[n] for n in numbers])), numbers, told)
+
+
+def _line(row: dict[str, Any] | str, fields: Sequence[str]) -> tuple[str, str]:
+    """The texts of a row, parted by tabs, and what is wrong with it."""
+    if isinstance(row, str):
+        return "", row
+    for field in fields:
+        if row.get(field) is None:
+            return "", f"there is no field {field!r}{did_you_mean(field, row)}"
+    values = (row[field] for field in fields)
+    texts = (" ".join(v) if isinstance(v, list) else str(v) for v in values)
+    return "\t".join(text.replace("\t", " ") for text in texts), ""
+
+
+def _arrays(path: Path, features: Features, key: str | Sequence[str]) -> Inputs:
+    """For a train split that is arrays of a known shape, and no more is known."""
     if not isinstance(key, str):
         raise UserError(f"config.task.input: predict needs one input, not {', '.join(key)}")
     if key not in features:
@@ -51,130 +129,71 @@ def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Rows:
             f"config.task.input: the data has no feature '{key}'{did_you_mean(key, features)}"
         )
     shape, dtype = features[key]
-    if not path.exists():
-        raise UserError(f"--input={path}: no such file or folder")
-    if path.is_dir():
-        found = _pictures(path, shape)
-    elif path.suffix == ".npz":
-        found = _npz(path, key)
+    if path.is_dir() or path.suffix.lower() in pictures.PICTURES:
+        if len(shape) != 3 or shape[2] not in (1, 3) or dtype != np.uint8:
+            raise UserError(f"--input={path}: the model takes {dtype} {shape}, not pictures")
+        return pictures.read_pictures(path, pictures.Shape(*shape))
+    if path.suffix == ".npz":
+        rows = enumerate(_npz(path, key))
     elif path.suffix == ".csv":
-        found = _csv(path)
+        rows = enumerate(_csv(path, shape, set(features) - {key}))
     else:
-        raise UserError(f"--input={path}: give .npz, .csv, or a folder of png/jpg files")
+        known = ", ".join(pictures.PICTURES)
+        raise UserError(f"--input={path}: give .npz, .csv, or pictures ({known})")
     good, numbers, problems = [], [], []
-    for number, value in found:
-        problem = value if isinstance(value, str) else _misfit(value, shape)
+    for number, value in rows:
+        problem = value if isinstance(value, str) else _misfit(value, shape, dtype)
         if problem:
             problems.append(f"row {number}: {problem}; left out")
         else:
-            good.append(value.reshape(shape).astype(dtype))
+            good.append(value.astype(dtype))
             numbers.append(number)
-    others = {
-        name: np.zeros((len(good), *s), d) for name, (s, d) in features.items() if name != key
-    }
-    rows = np.stack(good) if good else np.zeros((0, *shape), dtype)
-    return Rows(Arrays({key: rows, **others}), numbers, problems)
+    if not good:
+        raise UserError(f"--input={path}: {nothing_left(problems)}")
+    return Inputs(Arrays({key: np.stack(good)}), numbers, problems)
 
 
-def _text(path: Path, train_source: Any) -> Rows:
-    """The lines of a text file that are not empty, as the source tokenizes its own."""
-    lines = read_lines(path, f"--input={path}")
-    numbers = [number for number, line in enumerate(lines) if line.strip()]
-    if not numbers:
-        raise UserError(f"--input={path}: holds no text")
-    problems = [f"row {n}: empty; left out" for n in range(len(lines)) if not lines[n].strip()]
-    columns = train_source.encode([lines[number] for number in numbers])
-    others = {
-        name: np.zeros((len(numbers), *shape), dtype)
-        for name, (shape, dtype) in train_source.features.items()
-    }
-    return Rows(Arrays({**others, **columns}), numbers, problems)
+def _npz(path: Path, key: str) -> np.ndarray:
+    (values,) = read_npz(path, [key]).values()
+    if values.ndim < 1 or values.dtype.kind not in "biuf":
+        raise UserError(f"{path}: needs an array of numbers with a leading axis of rows")
+    return values
 
 
-def read_lines(path: Path, where: str) -> list[str]:
-    """The lines of a .txt file; raises UserError, naming `where`, for any other or unreadable file."""
-    if path.suffix != ".txt":
-        raise UserError(f"{where}: this model reads text: give a .txt, one text a line")
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: not readable UTF-8 text ({error})") from None
+def _csv(path: Path, shape: tuple[int, ...], others: set[str]) -> Iterator[np.ndarray | str]:
+    """Rows of numbers in the model's order; columns that a header calls by another feature's name
+    (the label's) are passed over."""
+    kept: list[int] | None = None
+    for i, (_, cells) in enumerate(files.csv_lines(path)):
+        if i == 0 and not any(is_number(cell) for cell in cells):
+            kept = [place for place, name in enumerate(cells) if name.strip() not in others]
+            continue
+        if kept and len(cells) > kept[-1]:
+            cells = [cells[place] for place in kept]
+        bad = [place for place, cell in enumerate(cells) if not is_number(cell)]
+        if bad:
+            yield f"column {bad[0] + 1}: '{cells[bad[0]]}' is not a number"
+            continue
+        values = np.array(cells, "U").astype(np.float64)
+        yield values.reshape(shape) if values.size == math.prod(shape) else values
 
 
-def json_rows(
-    predicted: dict[str, Any], class_names: Sequence[str] | None
-) -> Iterator[dict[str, Any]]:
-    """One JSON-able dict for every row of a batch of predictions."""
-    for row in range(len(next(iter(predicted.values())))):
-        line = {name: _plain(values[row]) for name, values in predicted.items()}
-        if class_names and isinstance(line.get("class"), int):
-            line["name"] = class_names[line["class"]]
-        yield line
+def _misfit(value: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """Why a row is not one of the model's; "" if it is."""
+    if value.shape != shape:
+        order = sorted(value.shape) == sorted(shape)
+        hint = ", its axes in that order (pictures: height, width, channels)" * order
+        return f"has shape {value.shape}, the model takes {shape}{hint}"
+    if not np.isfinite(value).all():
+        return "holds a value that is not finite"
+    with np.errstate(all="ignore"):
+        same = value.astype(dtype)
+    rounded = value.dtype.kind == "f" and dtype.kind == "f"  # as when the train split was read
+    lost = ~np.isfinite(same) if rounded else same != value
+    if lost.any():
+        return f"holds {value[lost][0]}, which {dtype} cannot hold"
+    return ""
 
 
 def _plain(value: Any) -> Any:
     return np.asarray(value).tolist() if hasattr(value, "dtype") else value
-
-
-def _misfit(value: np.ndarray, shape: tuple[int, ...]) -> str:
-    if value.size != int(np.prod(shape)):
-        return f"has shape {value.shape}, the model takes {shape}"
-    if not np.isfinite(value).all():
-        return "holds a value that is not finite"
-    return ""
-
-
-def _npz(path: Path, key: str) -> Iterator[tuple[int, Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = arrays.files
-            if key not in names and len(names) != 1:
-                raise UserError(f"{path}: holds {', '.join(names)}; needs an array named '{key}'")
-            values = arrays[key if key in names else names[0]]
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable npz ({error})") from None
-    if values.ndim < 1 or not np.issubdtype(values.dtype, np.number):
-        raise UserError(f"{path}: needs an array of numbers with a leading axis of rows")
-    yield from enumerate(values)
-
-
-def _csv(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        with open(path, newline="") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable csv ({error})") from None
-    first = 1 if lines and not any(_is_number(cell) for cell in lines[0]) else 0
-    for number, line in enumerate(lines[first:]):
-        bad = [column for column, cell in enumerate(line) if not _is_number(cell)]
-        if bad:
-            yield number, f"column {bad[0] + 1}: '{line[bad[0]]}' is not a number"
-        else:
-            yield number, np.array([float(cell) for cell in line])
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _pictures(path: Path, shape: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    from PIL import Image
-
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
-    if not files:
-        raise UserError(f"--input={path}: holds no png or jpg file")
-    if len(shape) != 3 or shape[2] not in (1, 3):
-        raise UserError(f"--input={path}: the model takes {shape}, not pictures")
-    height, width, channels = shape
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                mode = "L" if channels == 1 else "RGB"
-                fitted = picture.convert(mode).resize((width, height), Image.Resampling.BILINEAR)
-                yield file.name, np.asarray(fitted)
-        except (OSError, ValueError) as error:
-            yield file.name, f"not a readable picture ({error})"

@@ -1,7 +1,9 @@
 """Where examples come from: a `Source` answers `read(ids)`, and nothing else is asked of it.
 
-A config names a target (`TFDS`, and `NPZ` and `CSV` in `files.py`); `target.open(split)` gives the
-Source. Sources know nothing of order, batches, hosts or devices. No TensorFlow is imported.
+A config names a target (`TFDS` and `NPZ` here, others in their files); `target.open(split)` gives the
+Source. A target whose numbers depend on the data (class names, vocabularies, means) has also
+`fit(split)`, which gives a target that is fitted to that split. Sources know nothing of order,
+batches, hosts or devices. No TensorFlow is imported.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean
+
+CHECKED_AT_ONCE = 8192  # labels
 
 Features = dict[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -32,6 +36,10 @@ class Source(Protocol):
     features: Features
     class_names: tuple[str, ...] | None
     num_classes: int | None
+    # What some have too:
+    #   vocab_size: token ids are below it; tokenizer; texts; encode(lines) -> columns.
+    #   read_inputs(path) -> Inputs: reads a user's file as it reads its own.
+    #   feature_names: of the numbers in "features".
 
     def __len__(self) -> int: ...
 
@@ -42,6 +50,55 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """sha256 (hex) that changes when the data does."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A user's file, read for predict: the good rows, their numbers (or names), and the problems."""
+
+    source: Source
+    numbers: list[int | str]
+    problems: list[str]
+
+
+def nothing_left(problems: Sequence[str]) -> str:
+    """Why no row can be predicted: the first reasons."""
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    said = "; ".join(problem.removesuffix("; left out") for problem in problems[:3])
+    return f"no row can be predicted: {said or 'there is none'}{more}"
+
+
+def open_splits(target: Any, splits: Mapping[str, str]) -> dict[str, Source]:
+    """Opens splits (name -> what to open, "train" among them), all as "train" is fitted."""
+    if hasattr(target, "fit"):
+        target = target.fit(splits["train"])
+    return {name: target.open(split) for name, split in splits.items()}
+
+
+def check_classes(
+    source: Source, label: str, classes: int, split: str, not_scored: int | None = None
+) -> None:
+    """Refuses integer labels that a model of so many classes cannot give; `not_scored` is allowed.
+
+    A Source that is not in memory is read whole, once.
+    """
+    _, dtype = source.features.get(label, ((), np.dtype(float)))
+    if dtype.kind not in "iu":
+        return
+    for start in range(0, len(source), CHECKED_AT_ONCE):
+        ids = np.arange(start, min(start + CHECKED_AT_ONCE, len(source)))
+        values = (
+            source.column(label, ids) if isinstance(source, Arrays) else source.read(ids)[label]
+        )
+        bad = (values >= classes) | (values < 0)
+        if not_scored is not None:
+            bad &= values != not_scored
+        if bad.any():
+            row = start + int(np.argwhere(bad)[0][0])
+            raise UserError(
+                f"split {split!r}, example {row}: {label!r} is {values[bad][0]}, but the model has "
+                f"{classes} outputs, for classes 0 to {classes - 1} (config.model.outputs)"
+            )
 
 
 class Arrays:
@@ -63,13 +120,24 @@ class Arrays:
             raise UserError("there are no examples")
         self.features = {key: (c.shape[1:], c.dtype) for key, c in self._columns.items()}
         self.class_names = tuple(class_names) if class_names else None
-        self.num_classes = len(self.class_names) if self.class_names else None
+        self.num_classes = len(self.class_names) if self.class_names else self._counted()
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         return {key: column[ids] for key, column in self._columns.items()}
+
+    def column(self, key: str, ids: np.ndarray | slice) -> np.ndarray:
+        """One feature of some examples."""
+        return self._columns[key][ids]
+
+    def _counted(self) -> int | None:
+        """Classes without names: integers from 0 up."""
+        label = self._columns.get("label")
+        if label is None or label.ndim != 1 or label.dtype.kind not in "iu" or label.min() < 0:
+            return None
+        return int(label.max()) + 1
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.class_names).encode())
@@ -194,16 +262,13 @@ class TFDS:
         if self.name in builders.EMBEDDED:
             builders.prepare(builders.EMBEDDED[self.name], root)
             return self._find()
-        if self.name in builders.FETCHED:
-            how = f"get it with `scripts/fetch_data {self.name}`"
-        else:
-            how = f"prepare it with `tfds build {self.name} --file_format=array_record`"
         here = sorted({path.name for path in root.glob("*") if _prepared(root, path.name)})
-        choices = [*here, *builders.EMBEDDED, *builders.FETCHED]
+        choices = [*here, *builders.EMBEDDED]
         raise UserError(
             f"TFDS data set {self.name!r} is not prepared under {root}"
             f"{did_you_mean(self.name, choices)}; prepared there: {', '.join(here) or 'nothing'}; "
-            f"bigjax carries {', '.join(builders.EMBEDDED)}; {how}, or set data_dir"
+            f"bigjax carries {', '.join(builders.EMBEDDED)}; get it with `scripts/fetch_data {self.name}`"
+            f" or `tfds build {self.name} --file_format=array_record`, or set data_dir"
         )
 
     def _choose(self, found: dict[tuple[str, str], os.PathLike], where: os.PathLike):

@@ -7,16 +7,15 @@ fixed-shape integers, with the tokenizer at hand and `encode`, which does the sa
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.data.files import subsplit
+from bigjax.data.labels import Labels
 from bigjax.data.sources import Arrays
+from bigjax.data.splits import subsplit
 from bigjax.data.text_files import Corpus, Row, TFDSCorpus, open_corpus, text_of, value_of
 from bigjax.data.text_rows import padded, pair_rows, single_rows, tagged_rows
 from bigjax.data.token_cache import tokenize_once
@@ -33,6 +32,7 @@ class TextRows(Arrays):
       vocab_size: ids are below it.
       texts: what each row came from: a text, or a tuple of two, or a tuple of words.
       encode: lines of a user -> columns like those of the source; labels are zeros.
+      fields: of a row of a file, what becomes such a line, parted by tabs.
     """
 
     def __init__(
@@ -41,10 +41,12 @@ class TextRows(Arrays):
         tokenizer: Tokenizer,
         texts: Sequence[Any],
         encode: Callable[[list[str]], Columns],
+        fields: Sequence[str],
         class_names: Sequence[str] | None = None,
     ):
         super().__init__(columns, class_names)
         self.tokenizer, self.texts, self.encode = tokenizer, texts, encode
+        self.fields = fields
         self.vocab_size = tokenizer.vocab_size
 
 
@@ -107,10 +109,22 @@ class TextSource:
 
 
 @dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A text source with the labels of its train split."""
+
+    source: LabelledText | TaggedText
+    labels: Labels
+
+    def open(self, split: str) -> TextRows:
+        """Opens a split; raises UserError naming the row of a label that train has not."""
+        return self.source.open_with(split, self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
 class LabelledText(TextSource):
     """Texts with a label: "tokens", "segments", "types" int32 (T,), "label" int32 or float32 ().
 
-    Labels that are strings are numbered in their sorted order, over all splits.
+    Labels of which one is no number are names, numbered in their sorted order in train.
 
     Attributes:
       text, pair: fields of the text and of a second one in the same row, if any.
@@ -122,27 +136,38 @@ class LabelledText(TextSource):
     label: str = "label"
 
     def open(self, split: str) -> TextRows:
+        """Opens a split or a part of one; its labels are those of the split "train"."""
+        return self.fit("train").open(split)
+
+    def fit(self, split: str) -> Labelled:
+        """Takes the labels from a split."""
+        rows, which, _ = self.read_rows(split)
+        values = [value_of(row, self.label, where) for where, row in rows[which]]
+        return Labelled(self, Labels.fit(values, self.corpus().class_names(self.label) or ()))
+
+    def open_with(self, split: str, labels: Labels) -> TextRows:
         """Opens a split or a part of one; raises UserError naming the row of a bad field."""
         tokenizer = self.open_tokenizer()
         rows, which, fingerprint = self.read_rows(split)
         fields = self.text_fields()
         texts = [tuple(text_of(row, field, where) for field in fields) for where, row in rows]
-        labels, names = _labels(self.corpus(), rows, self.label)
+        numbers = _numbered(labels, rows[which], self.label)
+        if labels.dtype.kind == "i" and numbers.min() < 0:
+            first = int(numbers.argmin())
+            raise UserError(f"{rows[which][first][0]}: {self.label!r} should be a class from 0 up")
         columns = zip(*texts, strict=True)
         ids = [
             self.ids_of(tokenizer, column, f"{fingerprint} {field}")[which]
             for field, column in zip(fields, columns, strict=True)
         ]
-        source = TextRows(
-            {**self._assemble(tokenizer, *ids), "label": labels[which]},
+        return TextRows(
+            {**self._assemble(tokenizer, *ids), "label": numbers},
             tokenizer,
             [one if self.pair else one[0] for one in texts[which]],
             lambda lines: self._encode(tokenizer, lines, labels.dtype),
-            names,
+            fields,
+            labels.names,
         )
-        if names is None and labels.dtype == np.int32:
-            source.num_classes = int(labels.max()) + 1
-        return source
 
     def text_fields(self) -> tuple[str, ...]:
         return (self.text,) if self.pair is None else (self.text, self.pair)
@@ -160,8 +185,7 @@ class LabelledText(TextSource):
 class TaggedText(TextSource):
     """Sentences with a tag for each word: "tokens", "segments", "types", "labels" int32 (T,).
 
-    The first token of a word carries the number of its tag, tags sorted over all splits; other
-    tokens have label -100 and are not scored. A row of a file holds two lists, or two strings of
+    The first token of a word carries the number of its tag, the tags of train sorted; other tokens have label -100 and are not scored. A row of a file holds two lists, or two strings of
     items parted by spaces.
 
     Attributes:
@@ -172,24 +196,38 @@ class TaggedText(TextSource):
     tags: str = "tags"
 
     def open(self, split: str) -> TextRows:
+        """Opens a split or a part of one; its tags are those of the split "train"."""
+        return self.fit("train").open(split)
+
+    def fit(self, split: str) -> Labelled:
+        """Takes the tags from a split."""
+        rows, which, _ = self.read_rows(split)
+        tags = [tag for where, row in rows[which] for tag in _items(row, self.tags, where)]
+        return Labelled(self, Labels.fit(tags, kind="category"))
+
+    def open_with(self, split: str, labels: Labels) -> TextRows:
         """Opens a split or a part of one; raises UserError naming the row of a bad field."""
         tokenizer = self.open_tokenizer()
         rows, which, _ = self.read_rows(split)
         rows = rows[which]
-        names = _tag_names(self.corpus(), self.tags)
-        number = {name: i for i, name in enumerate(names)}
         sentences = [_items(row, self.words, where) for where, row in rows]
         tags = [_items(row, self.tags, where) for where, row in rows]
         for (where, _), words, its_tags in zip(rows, sentences, tags, strict=True):
             if len(words) != len(its_tags):
                 raise UserError(f"{where}: {len(words)} words but {len(its_tags)} tags")
-        numbered = [[number[tag] for tag in its_tags] for its_tags in tags]
+        numbered = []
+        for (where, _), its_tags in zip(rows, tags, strict=True):
+            codes, problems = labels.encode(its_tags)
+            if problems:
+                raise UserError(f"{where}: a tag {next(iter(problems.values()))}")
+            numbered.append(codes.tolist())
         return TextRows(
             self._assemble(tokenizer, sentences, numbered),
             tokenizer,
             [tuple(words) for words in sentences],
             lambda lines: self._encode(tokenizer, lines),
-            names,
+            self.text_fields(),
+            labels.names,
         )
 
     def text_fields(self) -> tuple[str, ...]:
@@ -236,6 +274,7 @@ class TextPairs(TextSource):
             tokenizer,
             texts,
             lambda lines: self._encode(tokenizer, lines),
+            (self.source,),
         )
 
     def text_fields(self) -> tuple[str, ...]:
@@ -285,9 +324,14 @@ class SentencePairs(TextSource):
         columns = self._assemble(tokenizer, *ids)
         if self.label is not None:
             rows, which, _ = self.read_rows(split)
-            scores, _ = _labels(self.corpus(), rows, self.label)
-            columns["label"] = scores[which].astype(np.float32)
-        return TextRows(columns, tokenizer, texts, lambda lines: self._encode(tokenizer, lines))
+            columns["label"] = _numbered(Labels("number"), rows[which], self.label)
+        return TextRows(
+            columns,
+            tokenizer,
+            texts,
+            lambda lines: self._encode(tokenizer, lines),
+            (self.a, self.b),
+        )
 
     def text_fields(self) -> tuple[str, ...]:
         return (self.a, self.b)
@@ -337,35 +381,13 @@ def _two_texts(config: TextSource, tokenizer: Tokenizer, split: str) -> tuple[li
     return texts[which], ids
 
 
-def _labels(
-    corpus: Corpus | TFDSCorpus, rows: list[Row], field: str
-) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """The labels of rows, int32 or float32 (N,), and the names of the classes if they have any."""
-    values = [value_of(row, field, where) for where, row in rows]
-    if any(isinstance(value, str) and not _is_number(value) for value in values):
-        found = {
-            str(value_of(row, field, where))
-            for split in corpus.splits
-            for where, row in corpus.rows(split)
-        }
-        names = tuple(sorted(found))
-        number = {name: i for i, name in enumerate(names)}
-        return np.array([number[str(value)] for value in values], np.int32), names
-    for (where, _), value in zip(rows, values, strict=True):
-        if not _is_number(value):
-            raise UserError(f"{where}: {field!r} is {value!r}, neither a number nor a name")
-    labels = np.array([float(value) for value in values])
-    if not all(isinstance(value, int) or re.fullmatch(r"[+-]?\d+", str(value)) for value in values):
-        return labels.astype(np.float32), None
-    if labels.min() < 0 or labels.max() >= 2**31:
-        raise UserError(f"{rows[int(labels.argmin())][0]}: {field!r} should be a class from 0 up")
-    return labels.astype(np.int32), corpus.class_names(field)
-
-
-def _tag_names(corpus: Corpus | TFDSCorpus, field: str) -> tuple[str, ...]:
-    """All tags of all splits, sorted."""
-    rows = (found for split in corpus.splits for found in corpus.rows(split))
-    return tuple(sorted({tag for where, row in rows for tag in _items(row, field, where)}))
+def _numbered(labels: Labels, rows: list[Row], field: str) -> np.ndarray:
+    """The labels of rows, int32 or float32 (N,); UserError naming the first row of a bad one."""
+    numbers, problems = labels.encode([value_of(row, field, where) for where, row in rows])
+    if problems:
+        first = min(problems)
+        raise UserError(f"{rows[first][0]}: {field!r} {problems[first]}")
+    return numbers
 
 
 def _items(row: dict[str, Any], field: str, where: str) -> list[str]:
@@ -377,13 +399,6 @@ def _items(row: dict[str, Any], field: str, where: str) -> list[str]:
     if not items:
         raise UserError(f"{where}: {field!r} is empty")
     return items
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
 
 
 def _parted(lines: list[str]) -> tuple[list[str], list[str]]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from bigjax.core.errors import UserError
 from bigjax.core.transforms import Example, example_keys
+from bigjax.data.moments import Moments
 from bigjax.data.sources import Source
 
 
@@ -35,7 +36,13 @@ class Normalize:
 
     def __call__(self, example: Example, key: jax.Array) -> Example:
         x = example[self.key].astype(jnp.float32) / self.scale
-        x = (x - jnp.asarray(self.mean, jnp.float32)) / jnp.asarray(self.std, jnp.float32)
+        mean, std = np.asarray(self.mean, np.float64), np.asarray(self.std, np.float64)
+        x = (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+        # Of a mean far larger than the deviation, what float32 cut off counts. It is subtracted after
+        # the division, because XLA makes one of two subtractions of constants in a row.
+        rest = (mean - mean.astype(np.float32)) / std
+        rest = np.where(np.abs(rest) > 1e-4, rest, 0.0)
+        x = x - jnp.asarray(rest, jnp.float32) if rest.any() else x
         return {**example, self.key: x}
 
 
@@ -47,15 +54,11 @@ class Standardize:
 
     def fit(self, source: Source) -> Normalize:
         """Reads the whole split once; statistics (population deviation) in float64."""
-        total = square = 0.0
+        moments = Moments()
         for start in range(0, len(source), 8192):
-            ids = np.arange(start, min(start + 8192, len(source)))
-            x = source.read(ids)[self.key].astype(np.float64)
-            total, square = total + x.sum(0), square + (x**2).sum(0)
-        mean = total / len(source)
-        std = np.sqrt(np.maximum(square / len(source) - mean**2, 0.0))
-        std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
-        return Normalize(tuple(mean.tolist()), tuple(std.tolist()), key=self.key)
+            moments.add(source.read(np.arange(start, min(start + 8192, len(source))))[self.key])
+        std = np.where(moments.std > 0, moments.std, 1.0)
+        return Normalize(tuple(moments.mean.tolist()), tuple(std.tolist()), key=self.key)
 
 
 @dataclasses.dataclass(frozen=True)

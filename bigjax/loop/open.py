@@ -77,6 +77,7 @@ def open_run(
     *,
     splits: Sequence[str] | None = None,
     raw: Any = None,
+    trust: bool = False,
 ) -> Opened:
     """Opens the run in a folder at its newest good checkpoint.
 
@@ -85,12 +86,17 @@ def open_run(
 
     Args:
       splits: what is evaluated, in place of `config.evaluate.splits`.
+      trust: whether the folder's config may import anything; else bigjax's own short names, and
+        what `raw` and `overrides` name.
 
     Raises:
       UserError: the folder holds no run or no checkpoint, or there is no such split.
     """
     untrained = not (workdir / "config.json").exists() and configs.starts_published(raw or {})
-    config = configs.resolve(raw, overrides) if untrained else load_run(workdir, overrides)
+    if untrained:
+        config = configs.resolve(raw, overrides)
+    else:
+        config = load_run(workdir, overrides, raw, trust)
     if splits is not None:
         for split in splits:
             check_split(config, split)
@@ -105,8 +111,10 @@ def open_run(
     return Opened(workdir, config, setup, state, frozen)
 
 
-def load_run(workdir: Path, overrides: Sequence[str] = ()) -> Config:
-    """The config of the run in the folder.
+def load_run(
+    workdir: Path, overrides: Sequence[str] = (), raw: Any = None, trust: bool = False
+) -> Config:
+    """The config of the run in the folder. Arguments as for `open_run`.
 
     Raises:
       UserError: the folder holds no run; the runs below it are named.
@@ -118,7 +126,8 @@ def load_run(workdir: Path, overrides: Sequence[str] = ()) -> Config:
             f"; give one of its runs as --workdir: {', '.join(runs)}" if runs else "; train first"
         )
         raise UserError(f"{workdir} holds no run{hint}")
-    return configs.load(path, overrides)
+    named = configs.targets(configs.plain(raw or {}))
+    return configs.load(path, overrides, named | ({configs.TRUST_ALL} if trust else set()))
 
 
 def newest_state(setup: Setup, workdir: Path) -> TrainState:

@@ -12,7 +12,6 @@ import jax
 
 from bigjax.build.assemble import Setup
 from bigjax.config.when import When
-from bigjax.core import guard
 from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.data import pipeline
 from bigjax.loop.evaluate import Metrics, evaluate_due
@@ -20,7 +19,7 @@ from bigjax.mesh import distributed, sharding
 from bigjax.plan import flops
 from bigjax.report.page import write_report
 from bigjax.run import clock as clocks
-from bigjax.run import resume
+from bigjax.run import ledger, manifest
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.clock import Clock
 from bigjax.run.files import write_json
@@ -37,7 +36,7 @@ def train_batches(setup: Setup, workdir: Path, start: int) -> Iterator[Any]:
         seed=setup.seed,
         sharding=sharding.batch_sharding(setup.program.mesh),
         workers=setup.workers,
-        leave_out=guard.left_out(workdir),
+        leave_out=ledger.left_out(workdir),
         order=setup.program.method.order(
             setup.sources["train"], setup.seed, setup.train.batch_size
         ),
@@ -51,7 +50,7 @@ class Record:
     Args:
       setup: the run.
       workdir: its folder.
-      session: this start of it (see `bigjax.run.resume`).
+      session: this start of it (see `bigjax.run.manifest`).
       stop: whether the run should stop; asked during evaluations.
       progress: whether a person is shown how it goes.
     """
@@ -60,7 +59,7 @@ class Record:
         self,
         setup: Setup,
         workdir: Path,
-        session: resume.Session,
+        session: manifest.Session,
         stop: Callable[[], bool] = lambda: False,
         progress: bool = True,
     ) -> None:
@@ -79,7 +78,7 @@ class Record:
     def begin(self, start: int) -> None:
         """Opens the writers; what was logged after step `start` is forgotten."""
         if self._leader:
-            resume.record(self.workdir, self.setup, self._session, start)
+            manifest.record(self.workdir, self.setup, self._session, start)
         self._writers = (Writers if self._leader else NoWriters)(
             self.workdir,
             tensorboard=self.setup.log.tensorboard,
@@ -105,17 +104,19 @@ class Record:
         Raises:
           BadNumbers: the step's numbers are bad and the run is halted.
         """
-        bad, halted = guard.flags(found)
+        bad, halted = ledger.flags(found)
+        assert self._writers is not None
+        self._writers.step(step, found)
         if self._log_due(step) or step == 1 or bad:
             values = finalize(found) | ({"bad": 1} if bad else {})
             self.write(step, {f"train/{name}": value for name, value in values.items()})
         if halted:
             batch = next(self.batches(step - 1))
             counts = self.setup.program.diagnose(state, batch, frozen)
-            reason = guard.reason(values)
-            raise guard.halt(self.workdir, self.setup.check, step, reason, counts, batch)
+            reason = ledger.reason(values)
+            raise ledger.halt(self.workdir, self.setup.check, step, reason, counts, batch)
         if bad:
-            log.warning("step %d: %s; its update was not applied", step, guard.reason(values))
+            log.warning("step %d: %s; its update was not applied", step, ledger.reason(values))
 
     def write(self, step: int, metrics: Metrics) -> None:
         assert self._writers is not None
@@ -134,6 +135,8 @@ class Record:
 
     def save(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Starts an asynchronous save; the state may be donated once this returns."""
+        if self._writers:
+            self._writers.sync()  # what a checkpoint stands on is on the disk before it counts
         self.checkpoints.save(step, state, metrics)
 
     def check(self) -> None:
@@ -158,11 +161,12 @@ def result_of(
 
     last: the last step's batch and the frozen variables, to count FLOPs; None if none was run.
     """
+    step = setup.program.train_step
     spent = clocks.summary(
         clock,
         steps=setup.total_steps,
         batch_size=setup.train.batch_size,
-        flops=counted_flops(setup, state, last),
+        flops={} if last is None else flops.of_step(step, setup.program.formula, state, *last),
         mesh=setup.program.mesh,
     )
     return {
@@ -172,21 +176,6 @@ def result_of(
         "seconds": round(spent["wall"], 3),
         "time": spent,
     }
-
-
-def counted_flops(
-    setup: Setup, state: TrainState, last: tuple[Any, Any] | None
-) -> dict[str, float]:
-    """The FLOPs of a step; none, and a warning, where they cannot be counted: no result is lost."""
-    if last is None:
-        return {}
-    program = setup.program
-    try:
-        return flops.of_step(program.train_step, setup.values["model"], program.task, state, *last)
-    except Exception as error:  # a figure beside the result, whatever a model's own formula does
-        reason = f"{type(error).__name__}: {error}"
-        log.warning("FLOPs are not counted (%s)", reason.splitlines()[0])
-        return {}
 
 
 def describe(setup: Setup, workdir: Path) -> str:

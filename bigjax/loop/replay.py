@@ -19,9 +19,9 @@ import jax.numpy as jnp
 
 from bigjax.build.assemble import Setup
 from bigjax.build.program import Program
-from bigjax.core import guard
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop.record import train_batches
+from bigjax.run import ledger
 from bigjax.run.checkpoint import Checkpoints
 from bigjax.run.writers import finalize, read_metrics
 
@@ -116,7 +116,7 @@ class Comparison:
         return self._checkpoints.restore(self.setup.program.state, step)
 
     def log(self, step: int, found: dict[str, Any], state: Any, frozen: Any) -> None:
-        bad, halted = guard.flags(found)
+        bad, halted = ledger.flags(found)
         values = finalize(found) | ({"bad": 1} if bad else {})
         self.numbers += compare_metrics(step, self.recorded.get(step, {}), values)
         if halted:

@@ -7,6 +7,7 @@ names an earlier one by "../NAME", as a teacher or for initial weights.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from bigjax.loop.train import train
 from bigjax.mesh import distributed
 from bigjax.report.page import write_pipeline_report
 from bigjax.run.files import write_json
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 log = logging.getLogger("bigjax")
 
@@ -45,7 +46,7 @@ def is_pipeline(raw: Mapping[str, Any]) -> bool:
 
 
 def resolve(
-    raw: Mapping[str, Any], overrides: Sequence[str]
+    raw: Mapping[str, Any], overrides: Sequence[str], trust: bool = False
 ) -> tuple[dict[str, Config], int, tuple]:
     """The checked configs of all stages, the number of seeds, and the metrics of the final table.
 
@@ -84,6 +85,9 @@ def resolve(
         name: configs.resolve(values["stages"][name], texts) for name, texts in per_stage.items()
     }
     _check_references(stages)
+    # A stage reads the folders of others: what any of them names, the user has named.
+    named = frozenset([configs.TRUST_ALL] * trust).union(*(s.trusted for s in stages.values()))
+    stages = {name: dataclasses.replace(stage, trusted=named) for name, stage in stages.items()}
     return stages, seeds, tuple(values.get("table", ()))
 
 
@@ -93,9 +97,10 @@ def train_pipeline(
     workdir: Path,
     stop: Callable[[], bool],
     allow_changed: Sequence[str] = (),
+    trust: bool = False,
 ) -> str:
     """Runs every stage with every seed and returns the final table as text."""
-    stages, seeds, columns = resolve(raw, overrides)
+    stages, seeds, columns = resolve(raw, overrides, trust)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in stages}
     for index in range(seeds):
         for name, stage in stages.items():

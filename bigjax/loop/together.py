@@ -22,7 +22,6 @@ from bigjax.build.together import stack, together
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
-from bigjax.core import guard
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.state import params_fingerprint
@@ -31,7 +30,7 @@ from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.loop.record import Record
 from bigjax.loop.replay import Idle
 from bigjax.loop.train import Stopped, run_steps
-from bigjax.run import manifest, resume
+from bigjax.run import ledger, manifest
 
 ORDER_BLOCK = 64  # steps whose sample ids are computed together
 
@@ -106,6 +105,7 @@ class Together:
         self.lines: list[list[tuple[int, Metrics]]] = [[] for _ in setups]
         self.failures: dict[int, Exception] = {}
         self._log_due = When(setup.log.every, setup.total_steps).due
+        self._losses = np.zeros((2, len(setups)))  # sums and weights since the last line
         self._seeds = list(dict.fromkeys(one.seed for one in setups))
 
     def start(self, references: Sequence[dict[str, str]]) -> tuple[Any, Any]:
@@ -151,6 +151,7 @@ class Together:
     def log(self, step: int, found: dict[str, Any], state: Any, frozen: Any) -> None:
         unchecked = np.zeros(len(self.lines), bool), None
         bad, halted = jax.device_get([found.pop(k, unchecked)[0] for k in ("bad", "halted")])
+        self._losses += np.asarray(jax.device_get(found["loss"]), np.float64)
         due = self._log_due(step) or step == 1
         if not (due or np.any(bad)):
             return
@@ -161,10 +162,13 @@ class Together:
         for i, lines in enumerate(self.lines):
             if i not in self.failures and (due or bad[i]):
                 own = {name: value[i].tolist() for name, value in values.items()}
+                if self._losses[1, i]:
+                    own["train_mean/loss"] = float(self._losses[0, i] / self._losses[1, i])
+                    self._losses[:, i] = 0.0
                 lines.append((step, own | ({"train/bad": 1} if bad[i] else {})))
                 if halted[i]:
                     short = {name.removeprefix("train/"): v for name, v in own.items()}
-                    self.failures[i] = guard.BadNumbers(step, guard.reason(short))
+                    self.failures[i] = ledger.BadNumbers(step, ledger.reason(short))
 
     def evaluate(self, step: int, state: Any, frozen: Any) -> list[Metrics]:
         found = evaluate_due(self.setup, state, frozen, step, self.workdir)
@@ -207,7 +211,7 @@ def _write(
 ) -> None:
     """Writes a run's folder; without a result, of one that failed."""
     about = {**about, "seed": setup.seed, "config_fingerprint": setup.fingerprint}
-    session = resume.begin(folder, about, [])
+    session = manifest.begin(folder, about, [])
     with Record(setup, folder, session, progress=False) as record:
         record.begin(0)
         for step, values in lines:

@@ -6,7 +6,6 @@ What is computed is in `core.steps`; what the parts are, in `build`; here they a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,15 +19,14 @@ from bigjax.build.assemble import Setup, assemble
 from bigjax.build.weights import with_hyper
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
-from bigjax.core import guard
 from bigjax.core.state import TrainState
 from bigjax.loop import replay
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
 from bigjax.loop.record import Record, describe, result_of
 from bigjax.mesh import distributed
-from bigjax.run import manifest, resume
+from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import read_json, workdir_lock
 
 log = logging.getLogger("bigjax")
 
@@ -57,7 +55,7 @@ def train(
       config: what to run.
       workdir: the run's folder; made if absent.
       stop: asked every step and evaluated batch; once true, the state is saved and `Stopped` raised.
-      allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.run.resume`.
+      allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.run.manifest`.
 
     Returns:
       What `result.json` holds: step, metrics, fingerprint, seconds, and time (see `bigjax.run.clock`).
@@ -72,7 +70,7 @@ def train(
         while True:
             try:
                 return _sitting(config, workdir, stop, allow_changed)
-            except guard.Rewind as bad:
+            except ledger.Rewind as bad:
                 log.warning("%s; going back to the newest checkpoint, without its examples", bad)
 
 
@@ -82,23 +80,26 @@ def _sitting(
     """One start of a run, to its end."""
     clock = Clock(workdir)
     distributed.check_same("the config", config.fingerprint)
-    changes = resume.check_config(config, workdir, allow_changed)
+    changes = manifest.check_config(config, workdir, allow_changed)
     setup = assemble(config, workdir)  # from here on nobody sees a config
     about = manifest.describe(setup, setup.program.mesh, setup.sources)
-    session = resume.begin(workdir, about, changes, allow_changed)
+    session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)
 
     with Record(setup, workdir, session, asked) as record:
         # State: this run's newest good checkpoint, or other weights, or scratch.
         start, state = record.checkpoints.restore_newest(setup.program.state) or (0, None)
-        if start == setup.total_steps and (workdir / "result.json").exists():
+        result = read_json(workdir / "result.json") if start == setup.total_steps else None
+        if result is not None:
             log.info("%s is finished (step %d)", workdir, start)
-            return json.loads((workdir / "result.json").read_text())
+            if not (workdir / "report.html").exists():  # killed between the two
+                record.finish(result)
+            return result
         if state is None:
             state, frozen = setup.start()
         else:
             log.info("resumed at step %d of %d in %s", start, setup.total_steps, workdir)
-            resume.announce(session)
+            manifest.announce(session)
             state = with_hyper(state, setup.hyper) if changes else state
             frozen = setup.frozen()
         log.info("%s", describe(setup, workdir))

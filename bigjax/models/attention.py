@@ -1,13 +1,10 @@
-"""Attention, where tokens stand in their documents, rotary positions, and the key-value cache.
+"""Attention, where tokens stand in their documents, and the key-value cache.
 
 Every Transformer family calls `attend`. Shapes are in the names: B batch, T queries, S keys, N query
 heads, K key and value heads, H width of a head. Knows nothing of parameters.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,15 +14,6 @@ from bigjax.core.errors import UserError
 from bigjax.models.common import choose
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "tpu_flash")
-ROPE_SCALING = {  # type -> its numbers
-    "linear": ("factor",),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
-}
 
 
 def attend(
@@ -36,9 +24,11 @@ def attend(
     causal: bool = False,
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
+    mask: jax.Array | None = None,
     bias: jax.Array | None = None,
     offset: jax.Array | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
     """softmax(scale q k' + bias) v (Vaswani et al. 2017, eq. 1), the softmax in float32.
@@ -49,9 +39,12 @@ def attend(
       causal: query t sees key s only if s <= t + offset.
       query_segments, key_segments: int (B, T) and (B, S), 0 = padding. A query sees the keys of its own
         segment only. With key_segments alone it sees every key that is not padding.
+      mask: bool, broadcastable to (B, T, S): a query sees no key where it is False.
       bias: added to the scores, float, broadcastable to (B, N, T, S).
       offset: the key slot at which query 0 stands, int (), for queries behind a cache; None: 0.
       scale: default 1 / sqrt(H).
+      softcap: scores s become softcap tanh(s / softcap) before the bias (Gemma Team 2024, "Gemma 2",
+        section 2); always takes xla.
       implementation: "xla"; "cudnn" (NVIDIA GPUs, 16-bit numbers); "tpu_flash" (JAX's Pallas kernel
         for TPUs; lengths that 128 divides; on several devices with sharding.mode "shard_map", as the
         compiler cannot split it); "auto": cudnn where it applies, else xla. Queries behind a cache
@@ -62,18 +55,25 @@ def attend(
     """
     dtype = q_BTNH.dtype
     on_gpu = jax.default_backend() == "gpu"
-    implementation = "xla" if offset is not None else _chosen(implementation, q_BTNH, k_BSKH, bias)
+    if offset is not None or softcap is not None:
+        implementation = "xla"
+    implementation = _chosen(implementation, q_BTNH, k_BSKH, bias)
+    if implementation == "tpu_flash" and mask is not None:
+        raise UserError("model.attention: 'tpu_flash' has no windows; 'auto' and 'xla' do")
     if dtype == jnp.float16 and not on_gpu:  # only GPUs multiply float16 into float32 sums
         q_BTNH, k_BSKH, v_BSKH = (x.astype(jnp.float32) for x in (q_BTNH, k_BSKH, v_BSKH))
-    mask_BTS = _segment_mask(query_segments, key_segments)
+    mask_BTS = _both(_segment_mask(query_segments, key_segments), mask)
     if causal and offset is not None:
         T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-        seen_BTS = (jnp.arange(S) <= jnp.arange(T)[:, None] + offset)[None]
-        mask_BTS = seen_BTS if mask_BTS is None else mask_BTS & seen_BTS
+        mask_BTS = _both(mask_BTS, (jnp.arange(S) <= jnp.arange(T)[:, None] + offset)[None])
         causal = False
     if implementation == "tpu_flash":
         segments = None if mask_BTS is None else (query_segments, key_segments)
         out_BTNH = _tpu_flash(q_BTNH, k_BSKH, v_BSKH, causal, segments, bias, scale)
+    elif softcap is not None:
+        if causal:
+            mask_BTS = _both(mask_BTS, jnp.tri(q_BTNH.shape[1], k_BSKH.shape[1], dtype=bool)[None])
+        out_BTNH = _softcapped(q_BTNH, k_BSKH, v_BSKH, mask_BTS, scale, softcap)
     else:
         out_BTNH = jax.nn.dot_product_attention(
             q_BTNH,
@@ -143,6 +143,34 @@ def _tpu_flash(
     return jnp.swapaxes(out_BNTH, 1, 2)
 
 
+def _softcapped(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask_BTS: jax.Array | None,
+    scale: float | None,
+    softcap: float,
+) -> jax.Array:
+    """Equation 1 with capped scores, written out: no fused kernel caps them."""
+    B, T, N, H = q_BTNH.shape
+    q_BTKGH = q_BTNH.reshape(B, T, k_BSKH.shape[2], -1, H)
+    s_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    ) * (H**-0.5 if scale is None else scale)
+    s_BKGTS = softcap * jnp.tanh(s_BKGTS / softcap)
+    if mask_BTS is not None:
+        s_BKGTS = jnp.where(mask_BTS[:, None, None], s_BKGTS, jnp.finfo(jnp.float32).min)
+    p_BKGTS = jax.nn.softmax(s_BKGTS).astype(v_BSKH.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", p_BKGTS, v_BSKH).reshape(B, T, N, H)
+
+
+def _both(mask: jax.Array | None, other: jax.Array | None) -> jax.Array | None:
+    """What both masks let through; None lets everything through."""
+    if mask is None or other is None:
+        return other if mask is None else mask
+    return mask & other
+
+
 def _segment_mask(query: jax.Array | None, key: jax.Array | None) -> jax.Array | None:
     """Which keys each query may see, bool (B, T or 1, S); None: all."""
     if key is None:
@@ -157,57 +185,6 @@ def positions(segments_BT: jax.Array) -> jax.Array:
     before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     starts_BT = jnp.where(segments_BT != before_BT, index_T, 0)
     return index_T - jax.lax.cummax(starts_BT, axis=1)
-
-
-def rotary_frequencies(
-    width: int, theta: float = 10000.0, scaling: Mapping[str, Any] | None = None
-) -> jax.Array:
-    """By how much each pair of a head turns from one position to the next, float32 (H/2,).
-
-    Args:
-      width: H, even.
-      theta: pair i turns by theta^(-2i/H) (Su et al. 2021, section 3.2.2).
-      scaling: how a model reads texts longer than those it was first trained on, in the names of the
-        published config.json. `rope_type` "linear": all turn `factor` times slower (Chen et al. 2023,
-        eq. 4). "llama3": only pairs that turn less than `low_freq_factor` times within
-        `original_max_position_embeddings` do; those that turn more than `high_freq_factor` times stay,
-        and between the two it is a straight line (Grattafiori et al. 2024, section 3.4.1, as published
-        with Llama 3.1). None: no pair is slower.
-
-    Raises:
-      UserError: another type of scaling, or one that lacks a number or has one too many.
-    """
-    half = width // 2
-    frequency_F = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if scaling is None:
-        return frequency_F
-    numbers = {key: value for key, value in scaling.items() if key != "rope_type"}
-    kind = choose("model.rope_scaling.rope_type", scaling.get("rope_type"), tuple(ROPE_SCALING))
-    if set(numbers) != set(ROPE_SCALING[kind]):
-        raise UserError(
-            f"model.rope_scaling: '{kind}' has {', '.join(ROPE_SCALING[kind])}, "
-            f"not {', '.join(numbers) or 'nothing'}"
-        )
-    slower_F = frequency_F / numbers["factor"]
-    if kind == "linear":
-        return slower_F
-    low, high = numbers["low_freq_factor"], numbers["high_freq_factor"]
-    turns_F = numbers["original_max_position_embeddings"] * frequency_F / (2 * jnp.pi)
-    kept_F = jnp.clip((turns_F - low) / (high - low), 0.0, 1.0)
-    return (1 - kept_F) * slower_F + kept_F * frequency_F
-
-
-def rotate(x_BTNH: jax.Array, positions_BT: jax.Array, frequencies_F: jax.Array) -> jax.Array:
-    """Rotary positions (Su et al. 2021, eq. 34): pair i turned by position * frequency i.
-
-    Pair i is (x[i], x[i + H/2]), the order of Llama's published weights. Computed in float32; the dtype
-    is kept.
-    """
-    angle_BT1F = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies_F
-    cos, sin = jnp.cos(angle_BT1F), jnp.sin(angle_BT1F)
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
 
 
 def cached_segments(

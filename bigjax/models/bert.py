@@ -9,29 +9,26 @@ blocks), and of the head mlm_dense, mlm_norm and mlm_bias, or pooler and head.
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
-from bigjax.core.layout import constrain
-from bigjax.models.attention import attend, positions
+from bigjax.models.attention import positions
 from bigjax.models.blocks import (
-    MLP,
-    branch,
+    check_context,
     dense,
     head_width,
-    join_heads,
     layer_norm,
     named,
-    normal,
-    split_heads,
     stack,
+    table,
     unembed,
 )
 from bigjax.models.common import choose
+from bigjax.models.transformer import ACTIVATIONS, Block, Form, Where, flops_by_formula, size
 
 HEADS = ("none", "mlm", "sequence", "tokens", "embedding")
 PRESETS = {
@@ -41,18 +38,21 @@ PRESETS = {
     "base": dict(layers=12, width=768, heads=12, mlp_width=3072),  # Devlin et al. 2019
     "large": dict(layers=24, width=1024, heads=16, mlp_width=4096),
 }
-gelu = functools.partial(nn.gelu, approximate=False)  # with the error function itself, as published
 
 
 class BERT(nn.Module):
-    """Devlin et al. 2019; with `roberta` the RoBERTa of Liu et al. 2019.
+    """Devlin et al. 2019; with `roberta` the RoBERTa of Liu et al. 2019; with `pooled` "relu" and no types
+    the DistilBERT of Sanh et al. 2019.
 
     vocab: number of tokens.
     layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
     mlp_width: of the blocks' hidden layer; default 4 D.
     context: the longest text it can read.
-    types: kinds of token (first or second text of a pair).
-    roberta: positions start two rows into their table, and the sequence head drops out once more.
+    types: kinds of token (first or second text of a pair); 0: tokens have none.
+    roberta: the sequence head drops out once more, and positions do not start in row 0 of their table.
+    first_position: the row in which they start; default 2 for RoBERTa (its padding token is 1), else 0.
+    activation: of the blocks and the masked-LM head (see `bigjax.models.transformer.ACTIVATIONS`).
+    pooled: what the sequence head does before its last layer: "tanh", or "relu".
     head: what comes out (see `__call__`); "sequence" and "tokens" need `outputs`.
     outputs: K, classes or tags.
     dropout: of the embeddings, of each residual branch and before the last layer. (The published one
@@ -73,6 +73,9 @@ class BERT(nn.Module):
     outputs: int | None = None
     dropout: float = 0.0
     norm_epsilon: float = 1e-12
+    first_position: int | None = None
+    activation: str = "gelu"
+    pooled: str = "tanh"
     remat: str = "none"
     scan_layers: bool = False
 
@@ -101,23 +104,25 @@ class BERT(nn.Module):
         choose("model.head", self.head, HEADS)
         if (self.head in ("sequence", "tokens")) != (self.outputs is not None):
             raise UserError("model.outputs: heads 'sequence' and 'tokens' need it, the others not")
-        init = named(normal(), "vocab", "embed")
-        embedding_VD = self.param("embedding", init, (self.vocab, self.width))
+        form = Form(
+            heads=self.heads,
+            head_width=head_width(self.width, self.heads),
+            mlp_width=self.mlp_width or 4 * self.width,
+            causal=False,
+            norm_epsilon=self.norm_epsilon,
+            places="sum",
+            activation=self.activation,
+            dropout=self.dropout,
+        )
+        embedding_VD = table(self, "embedding", self.vocab, "vocab")
         x_BTD = self._embed(embedding_VD, tokens_BT, segments_BT, types_BT)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         x_BTD = drop(layer_norm("embedding_norm", self.norm_epsilon)(x_BTD))
-        fields = dict(
-            heads=self.heads,
-            mlp_width=self.mlp_width or 4 * self.width,
-            dropout=self.dropout,
-            norm_epsilon=self.norm_epsilon,
-            train=train,
-        )
         x_BTD = stack(
             Block,
-            fields,
+            dict(form=form, train=train),
             x_BTD,
-            segments_BT,
+            Where(segments=segments_BT, keys=segments_BT),
             layers=self.layers,
             remat=self.remat,
             scan=self.scan_layers,
@@ -130,74 +135,56 @@ class BERT(nn.Module):
             return dense("head", self.outputs, "embed", "outputs")(drop(x_BTD))
         if self.head == "sequence":
             first_BD = drop(x_BTD[:, 0]) if self.roberta else x_BTD[:, 0]
-            pooled_BD = jnp.tanh(dense("pooler", self.width, "embed", "pooled")(first_BD))
+            act = ACTIVATIONS[choose("model.pooled", self.pooled, ("tanh", "relu"))]
+            pooled_BD = act(dense("pooler", self.width, "embed", "pooled")(first_BD))
             return dense("head", self.outputs, "embed", "outputs")(drop(pooled_BD))
         return mean_embedding(x_BTD, segments_BT) if self.head == "embedding" else x_BTD
 
     def _embed(self, embedding_VD, tokens_BT, segments_BT, types_BT) -> jax.Array:
         """The sum of what each token is, where it stands, and of which kind it is, (B, T, D)."""
         T = tokens_BT.shape[1]
-        if self.context < T:
-            raise UserError(
-                f"model.context: {self.context} is less than the {T} tokens of the data"
-            )
-        first = 2 if self.roberta else 0
-        init = named(normal(), "position", "embed")
-        positions_CD = self.param("positions", init, (first + self.context, self.width))
-        types_YD = self.param("types", named(normal(), "type", "embed"), (self.types, self.width))
-        # Whole rows on every device, or a lookup in columns would scatter what it finds.
-        embedding_VD = constrain(embedding_VD, "vocab", None)
-        positions_CD, types_YD = (constrain(x, None, None) for x in (positions_CD, types_YD))
+        check_context(self.context, T)
+        first = self.first_position
+        first = 2 * self.roberta if first is None else first
+        positions_CD = table(self, "positions", first + self.context, "position")
         places = jnp.arange(T) if segments_BT is None else positions(segments_BT)
-        kinds = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
-        return embedding_VD[tokens_BT] + positions_CD[first + places] + types_YD[kinds]
+        x_BTD = embedding_VD[tokens_BT] + positions_CD[first + places]
+        if self.types:
+            types_YD = table(self, "types", self.types, "type")
+            kinds = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            x_BTD = x_BTD + types_YD[kinds]
+        return x_BTD
 
     def _masked_lm(self, x_BTD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
         """Logits from one more layer and the tokens' own embeddings, float32 (B, T, V)."""
-        x_BTD = gelu(dense("mlm_dense", self.width, "embed", "pooled")(x_BTD))
+        x_BTD = ACTIVATIONS[self.activation](
+            dense("mlm_dense", self.width, "embed", "pooled")(x_BTD)
+        )
         x_BTD = layer_norm("mlm_norm", self.norm_epsilon)(x_BTD)
         bias_V = self.param("mlm_bias", named(nn.initializers.zeros, "vocab"), (self.vocab,))
         return unembed(x_BTD, embedding_VD) + bias_V
 
-
-class Block(nn.Module):
-    """norm(x + attention(x)), then norm(x + mlp(x))."""
-
-    heads: int
-    mlp_width: int
-    dropout: float
-    norm_epsilon: float
-    train: bool
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        x_BTD = constrain(x_BTD, "batch", "length", None)
-        drop = nn.Dropout(self.dropout, deterministic=not self.train)
-        mixed_BTD = branch(Attention(self.heads, name="attention")(x_BTD, segments_BT))
-        norm = layer_norm("attention_norm", self.norm_epsilon)
-        x_BTD = norm(x_BTD + drop(mixed_BTD).astype(x_BTD.dtype))
-        mixed_BTD = branch(MLP(self.mlp_width, gelu, name="mlp")(x_BTD))
-        norm = layer_norm("mlp_norm", self.norm_epsilon)
-        return norm(x_BTD + drop(mixed_BTD).astype(x_BTD.dtype))
-
-
-class Attention(nn.Module):
-    """Each token over all tokens of its segment (Vaswani et al. 2017, 3.2.2), all heads, joined."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        D = x_BTD.shape[-1]
-        H = head_width(D, self.heads)
-        # One dtype for all, should a precision policy except one of them.
-        q_BTNH, k_BTNH, v_BTNH = nn.dtypes.promote_dtype(
-            *(split_heads(name, self.heads, H)(x_BTD) for name in ("query", "key", "value"))
-        )
-        mixed_BTNH = attend(
-            q_BTNH, k_BTNH, v_BTNH, query_segments=segments_BT, key_segments=segments_BT
-        )
-        return join_heads("out", D)(mixed_BTNH)
+    def flops(
+        self,
+        params: Any,
+        tokens_BT: Any,
+        segments_BT: Any = None,
+        types_BT: Any = None,
+        places: Any = None,
+    ) -> dict[str, float]:
+        """FLOPs of forward and backward by formula (see `flops_by_formula`), of inputs of these shapes."""
+        B, T = tokens_BT.shape
+        tables = ("embedding", "positions", "types")
+        head = [name for name in params if name.startswith("mlm_") or name in ("pooler", "head")]
+        of_head = {name: params[name] for name in head}
+        if self.head == "mlm":
+            of_head["embedding"] = params["embedding"]
+        read = {"mlm": B * (T if places is None else places.shape[1]), "sequence": B}
+        multiplied = [
+            (size(params, *tables, *head), B * T),
+            (size(of_head), read.get(self.head, B * T)),
+        ]
+        return flops_by_formula(multiplied, self.layers * self.width * B * T * T)
 
 
 def mean_embedding(x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What the Transformer families share: a stack of equal blocks, norms, projections, the MLP.
+"""What the Transformer families share: a stack of equal blocks, norms, projections, tables of tokens.
 
 Models call `stack` instead of looping over their layers; it holds the two levers on the memory and
 compile time they cost. Every parameter names its logical axes. Knows nothing of devices.
@@ -6,7 +6,8 @@ compile time they cost. Every parameter names its logical axes. Knows nothing of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -42,20 +43,23 @@ def stack(
     layers: int,
     remat: str,
     scan: bool,
+    each: Any = None,
 ) -> jax.Array:
     """`layers` blocks one after the other. Call inside a compact method.
 
     Args:
-      block: a module with `__call__(x, *shared) -> x`, shape and dtype kept.
+      block: a module with `__call__(x, *shared) -> x`, shape and dtype kept; with `each`, its part of
+        that comes last.
       fields: its fields.
       x: what goes through the blocks.
-      shared: arrays that every block reads (segments, positions), or None.
+      shared: trees of arrays that every block reads (segments, positions), or None.
       layers: how many blocks.
       remat: a key of `REMAT`.
       scan: one block compiled once and looped over, in place of `layers` copies in the program. The
         parameters are then one subtree "blocks" whose leaves have a leading axis of `layers`, named
         "layers", in place of the subtrees block_0, block_1, ...; the checkpoint has the same layout,
         and so has the collection "cache".
+      each: a tree of arrays with a leading axis of `layers`, in which the blocks differ; None: in none.
     """
     choose("model.remat", remat, tuple(REMAT))
     if remat != "none":
@@ -63,17 +67,19 @@ def stack(
         block = nn.remat(block, policy=REMAT[remat], prevent_cse=not scan)
     if not scan:
         for i in range(layers):
-            x = block(**fields, name=f"block_{i}")(x, *shared)
+            own = () if each is None else (jax.tree.map(operator.itemgetter(i), each),)
+            x = block(**fields, name=f"block_{i}")(x, *shared, *own)
         return x
+    own = () if each is None else (each,)
     loop = nn.scan(
-        lambda module, x, *shared: (module(x, *shared), None),
+        lambda module, x, *rest: (module(x, *rest), None),
         variable_axes={"params": 0, "cache": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=(nn.broadcast,) * len(shared) + (0,) * len(own),
         length=layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return loop(block(**fields, name="blocks"), x, *shared)[0]
+    return loop(block(**fields, name="blocks"), x, *shared, *own)[0]
 
 
 def named(init: nn.initializers.Initializer, *names: str) -> nn.initializers.Initializer:
@@ -101,9 +107,17 @@ def layer_norm(name: str, epsilon: float = 1e-5) -> nn.Module:
     )
 
 
-def rms_norm(name: str, epsilon: float = 1e-5) -> nn.Module:
-    """RMSNorm (Zhang and Sennrich 2019) over the last axis: x / rms(x) times a scale. As `layer_norm`."""
-    return nn.RMSNorm(epsilon=epsilon, scale_init=named(nn.initializers.ones, "embed"), name=name)
+def rms_norm(name: str, epsilon: float = 1e-5, names: Sequence[str] = ("embed",)) -> nn.Module:
+    """RMSNorm (Zhang and Sennrich 2019), x / rms(x) times a scale, over the last axes, which have
+    these logical names. As `layer_norm`."""
+    axes = tuple(range(-len(names), 0))
+    return nn.RMSNorm(
+        epsilon=epsilon,
+        scale_init=named(nn.initializers.ones, *names),
+        reduction_axes=axes,
+        feature_axes=axes,
+        name=name,
+    )
 
 
 def head_width(width: int, heads: int) -> int:
@@ -151,24 +165,24 @@ def dense(
     )
 
 
-class MLP(nn.Module):
-    """activation(x U + b) W + c.
+def check_context(context: int, tokens: int) -> None:
+    """Raises UserError where a row (or its cache) has more tokens than the model can read."""
+    if context < tokens:
+        raise UserError(f"model.context: {context} is less than the {tokens} tokens of the data")
 
-    width: F, of the hidden layer.
-    activation: elementwise.
-    layers: of the whole model, where the branch should start smaller the deeper it is; else None.
-    """
 
-    width: int
-    activation: Callable[[jax.Array], jax.Array]
-    layers: int | None = None
-    bias: bool = True
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        h_BTF = dense("up", self.width, "embed", "mlp", bias=self.bias)(x_BTD)
-        down = dense("down", x_BTD.shape[-1], "mlp", "embed", bias=self.bias, layers=self.layers)
-        return down(self.activation(h_BTF))
+def table(
+    module: nn.Module,
+    name: str,
+    rows: int,
+    axis: str,
+    init: nn.initializers.Initializer | None = None,
+) -> jax.Array:
+    """A parameter (rows, module.width) to look up in. Call inside a compact method of the module."""
+    init = named(init or normal(), axis, "embed")
+    found_VD = module.param(name, init, (rows, module.width))
+    # Whole rows on every device, or a lookup in columns would scatter what it finds.
+    return constrain(found_VD, "vocab" if axis == "vocab" else None, None)
 
 
 def last_token(x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:

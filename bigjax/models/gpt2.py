@@ -9,25 +9,21 @@ Parameters: embedding, positions, block_0, block_1, ... (with scan_layers: block
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
-from bigjax.core.errors import UserError
-from bigjax.core.layout import constrain
-from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import (
-    MLP,
-    branch,
+    check_context,
     head_width,
-    join_heads,
     last_token,
     layer_norm,
-    named,
-    normal,
-    split_heads,
     stack,
+    table,
     unembed,
 )
+from bigjax.models.transformer import Block, Form, flops_by_formula, size, stand
 
 # Radford et al. 2019, table 2 (124m there says 117M, 350m says 345M), and Brown et al. 2020, table 2.1,
 # "GPT-3 XL", with GPT-2's vocabulary and 16 heads of 128 in place of 24: a multiple of what GPUs like.
@@ -47,6 +43,8 @@ class GPT2(nn.Module):
     layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
     context: the longest document it can read.
     mlp_width: default 4 D.
+    activation: of the MLP (see `bigjax.models.transformer.ACTIVATIONS`).
+    norm_epsilon: of the LayerNorms.
     dropout: after the embedding and on each residual branch.
     attention: which implementation (see `bigjax.models.attention.attend`).
     remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
@@ -58,6 +56,8 @@ class GPT2(nn.Module):
     heads: int
     context: int
     mlp_width: int | None = None
+    activation: str = "gelu_tanh"
+    norm_epsilon: float = 1e-5
     dropout: float = 0.0
     attention: str = "auto"
     remat: str = "none"
@@ -88,107 +88,38 @@ class GPT2(nn.Module):
           float32 (B, T, V); with a cache (B, 1, V), after the last token of each row.
         """
         T = tokens_BT.shape[1]
-        if self.context < max(T, cache):
-            raise UserError(
-                f"model.context: {self.context} is less than the {max(T, cache)} tokens of the data"
-            )
-        head_width(self.width, self.heads)
-        embedding_VD = self.param(
-            "embedding", named(normal(), "vocab", "embed"), (self.vocab, self.width)
-        )
-        positions_CD = self.param(
-            "positions", named(normal(), "position", "embed"), (self.context, self.width)
-        )
-        # Whole rows on every device, or a lookup in columns would scatter what it finds.
-        embedding_VD = constrain(embedding_VD, "vocab", None)
-        positions_CD = constrain(positions_CD, None, None)
-        keys, slot = segments_BT, None
-        if cache:
-            at_BT, keys, slot = cached_segments(self, segments_BT, cache)
-            x_BTD = positions_CD[at_BT]
-        else:
-            x_BTD = positions_CD[:T] if keys is None else positions_CD[positions(keys)]
-        x_BTD = embedding_VD[tokens_BT] + x_BTD
-        x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
-        fields = dict(
+        check_context(self.context, max(T, cache))
+        form = Form(
             heads=self.heads,
+            head_width=head_width(self.width, self.heads),
             mlp_width=self.mlp_width or 4 * self.width,
-            layers=self.layers,
+            activation=self.activation,
+            norm_epsilon=self.norm_epsilon,
+            depth=self.layers,
             dropout=self.dropout,
-            train=train,
-            cache=cache,
             implementation=self.attention,
         )
+        embedding_VD = table(self, "embedding", self.vocab, "vocab")
+        positions_CD = table(self, "positions", self.context, "position")
+        where = stand(self, T, segments_BT, cache)
+        x_BTD = positions_CD[:T] if where.segments is None else positions_CD[where.at]
+        x_BTD = embedding_VD[tokens_BT] + x_BTD
+        x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         x_BTD = stack(
             Block,
-            fields,
+            dict(form=form, train=train, cache=cache),
             x_BTD,
-            segments_BT,
-            keys,
-            slot,
+            where,
             layers=self.layers,
             remat=self.remat,
             scan=self.scan_layers,
         )
         if cache:
             x_BTD = last_token(x_BTD, segments_BT)
-        return unembed(layer_norm("norm")(x_BTD), embedding_VD)
+        return unembed(layer_norm("norm", self.norm_epsilon)(x_BTD), embedding_VD)
 
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    heads: int
-    mlp_width: int
-    layers: int  # of the whole model: the residual branches start smaller the deeper it is
-    dropout: float
-    train: bool
-    cache: int
-    implementation: str
-
-    @nn.compact
-    def __call__(self, x_BTD, segments_BT, key_segments, slot) -> jax.Array:
-        x_BTD = constrain(x_BTD, "batch", "length", None)
-        drop = nn.Dropout(self.dropout, deterministic=not self.train)
-        attention = Attention(
-            self.heads, self.layers, self.cache, self.implementation, name="attention"
-        )
-        mlp = MLP(self.mlp_width, nn.gelu, self.layers, name="mlp")  # tanh's form of GELU
-        normed_BTD = layer_norm("attention_norm")(x_BTD)
-        mixed_BTD = branch(attention(normed_BTD, segments_BT, key_segments, slot))
-        # The residual stream keeps its dtype, whatever its branches compute in.
-        x_BTD = x_BTD + drop(mixed_BTD).astype(x_BTD.dtype)
-        mixed_BTD = branch(mlp(layer_norm("mlp_norm")(x_BTD)))
-        return x_BTD + drop(mixed_BTD).astype(x_BTD.dtype)
-
-
-class Attention(nn.Module):
-    """Attention over the tokens so far, all heads, joined."""
-
-    heads: int
-    layers: int
-    cache: int
-    implementation: str
-
-    @nn.compact
-    def __call__(self, x_BTD, segments_BT, key_segments, slot) -> jax.Array:
-        D = x_BTD.shape[-1]
-        q_BTNH, k_BSNH, v_BSNH = (
-            split_heads(name, self.heads, D // self.heads)(x_BTD)
-            for name in ("query", "key", "value")
-        )
-        # One dtype for all, should a precision policy except one of them.
-        q_BTNH, k_BSNH, v_BSNH = nn.dtypes.promote_dtype(q_BTNH, k_BSNH, v_BSNH)
-        if self.cache:
-            k_BSNH, v_BSNH = cached_keys(self, k_BSNH, v_BSNH, slot, self.cache)
-        mixed_BTNH = attend(
-            q_BTNH,
-            k_BSNH,
-            v_BSNH,
-            causal=True,
-            query_segments=segments_BT,
-            key_segments=key_segments,
-            offset=slot,
-            implementation=self.implementation,
-        )
-        return join_heads("out", D, layers=self.layers)(mixed_BTNH)
+    def flops(self, params: Any, tokens_BT: Any, *_: Any) -> dict[str, float]:
+        """FLOPs of forward and backward by formula (see `flops_by_formula`), of inputs of these shapes."""
+        B, T = tokens_BT.shape
+        attended = self.layers * self.width * B * T * T
+        return flops_by_formula([(size(params, "positions"), B * T)], attended, causal=True)

@@ -1,8 +1,8 @@
-"""Llama: a decoder-only Transformer with RMSNorm, rotary positions, grouped queries and SwiGLU.
+"""Llama and its kin: decoders with RMSNorm, rotary positions, grouped queries and a gated MLP.
 
-Nothing has a bias. Every parameter names its logical axes, every block boundary its activation's.
-Shapes are in the names: B batch, T length, D width, N query heads, K key and value heads, H width of
-a head, F width of the MLP, V vocabulary.
+With their choices the one class is Qwen 2 and 3, Mistral, Gemma 2 and 3, Phi-3, OLMo 2 and SmolLM 3
+(which choices: the table in `bigjax.pretrained.llama`). Shapes are in the names: B batch, T length,
+D width, H width of a head, F pairs of a head, L layers, V vocabulary.
 
 Parameters: embedding, block_0, block_1, ... (with scan_layers: blocks), norm, and unembedding where
 the embedding is not tied.
@@ -10,37 +10,29 @@ the embedding is not tied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.core.layout import constrain
-from bigjax.models.attention import (
-    attend,
-    cached_keys,
-    cached_segments,
-    positions,
-    rotary_frequencies,
-    rotate,
-)
-from bigjax.models.blocks import (
-    branch,
-    dense,
-    head_width,
-    join_heads,
-    last_token,
-    named,
-    normal,
-    rms_norm,
-    split_heads,
-    stack,
-    unembed,
+from bigjax.models import rotary
+from bigjax.models.blocks import check_context, head_width, last_token, stack, table, unembed
+from bigjax.models.common import choose
+from bigjax.models.transformer import (
+    Block,
+    Form,
+    Layer,
+    flops_by_formula,
+    norm,
+    size,
+    stand,
 )
 
+KINDS = ("full", "local", "no_rope")
 # "smollm2_135m": Ben Allal et al. 2025, "SmolLM2"; "1b": Zhang et al. 2024, "TinyLlama", table 1, the
 # Llama 2 layout at 1.1 billion.
 PRESETS = {
@@ -73,8 +65,17 @@ class Llama(nn.Module):
     head_width: H, even; default: the heads share the width evenly.
     mlp_width: F.
     context: the longest document it can read.
-    rope_theta, rope_scaling: of the rotary positions (see `rotary_frequencies`).
-    norm_epsilon: added to the mean square in RMSNorm.
+    rope_theta, rope_scaling: of the rotary positions (see `bigjax.models.rotary.frequencies`).
+    rope_width: how much of a head turns; default: all.
+    layer_kinds: of the layers in turn, from the first on again and again: "full" attention, "local"
+        attention over the last `window` tokens, or full attention with "no_rope", without positions.
+    window: tokens a local layer sees, the query's own among them.
+    local_rope_theta: of local layers, which are then not scaled; default: as the others.
+    norm: "rms", or "rms_from_one"; norm_places, activation, biases, qk_norm: see
+        `bigjax.models.transformer.Form`. norm_epsilon: added to the mean square.
+    query_width: scores are products over its square root; default H.
+    softcap, logit_softcap: caps on scores and on logits, c tanh(x / c); None: none.
+    scaled_embedding: whether embeddings are multiplied by sqrt(D).
     tied: whether the logits are products with the embedding, or with a table of their own.
     attention: which implementation (see `bigjax.models.attention.attend`).
     remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
@@ -92,6 +93,19 @@ class Llama(nn.Module):
     rope_scaling: Mapping[str, Any] | None = None
     norm_epsilon: float = 1e-5
     tied: bool = False
+    rope_width: int | None = None
+    layer_kinds: Sequence[str] = ("full",)
+    window: int | None = None
+    local_rope_theta: float | None = None
+    norm: str = "rms"
+    norm_places: str = "before"
+    activation: str = "silu"
+    biases: Sequence[str] = ()
+    qk_norm: str = "none"
+    query_width: float | None = None
+    softcap: float | None = None
+    logit_softcap: float | None = None
+    scaled_embedding: bool = False
     attention: str = "auto"
     remat: str = "none"
     scan_layers: bool = False
@@ -126,138 +140,95 @@ class Llama(nn.Module):
           float32 (B, T, V); with a cache (B, 1, V), after the last token of each row.
         """
         T = tokens_BT.shape[1]
-        if self.context < max(T, cache):
-            raise UserError(
-                f"model.context: {self.context} is less than the {max(T, cache)} tokens of the data"
-            )
+        check_context(self.context, max(T, cache))
+        form = self._form()
+        embedding_VD = table(self, "embedding", self.vocab, "vocab")
+        where = stand(self, T, segments_BT, cache)
+        x_BTD = embedding_VD[tokens_BT]
+        if self.scaled_embedding:
+            x_BTD = x_BTD * jnp.asarray(self.width**0.5, x_BTD.dtype)
+        x_BTD = stack(
+            Block,
+            dict(form=form, train=train, cache=cache),
+            x_BTD,
+            where,
+            layers=self.layers,
+            remat=self.remat,
+            scan=self.scan_layers,
+            each=self._layers(form.head_width, jnp.max(where.at) + 1),
+        )
+        if cache:
+            x_BTD = last_token(x_BTD, segments_BT)
+        x_BTD = norm(form, "norm")(x_BTD)
+        if not self.tied:
+            embedding_VD = table(self, "unembedding", self.vocab, "vocab")
+        logits_BTV = unembed(x_BTD, embedding_VD)
+        cap = self.logit_softcap
+        return logits_BTV if cap is None else cap * jnp.tanh(logits_BTV / cap)
+
+    def _form(self) -> Form:
+        """What the blocks are; UserError where heads do not fit."""
         H = self.head_width or head_width(self.width, self.heads)
-        if H % 2:
+        turning = self.rope_width or H
+        if turning % 2 or turning > H:
             raise UserError(
-                f"model.heads: {self.heads} heads of width {H}; "
+                f"model.heads: {self.heads} heads of width {H} of which {turning} turn; "
                 "rotary positions turn pairs and need an even width"
             )
         if self.heads % self.kv_heads:
             raise UserError(
                 f"model.kv_heads: {self.kv_heads} key heads do not serve {self.heads} heads evenly"
             )
-        table = named(normal(), "vocab", "embed")
-        embedding_VD = self.param("embedding", table, (self.vocab, self.width))
-        # Whole rows on every device, or a lookup in columns would scatter what it finds.
-        embedding_VD = constrain(embedding_VD, "vocab", None)
-        if cache:
-            at_BT, keys, slot = cached_segments(self, segments_BT, cache)
-        else:
-            keys, slot = segments_BT, None
-            at_BT = jnp.arange(T)[None] if keys is None else positions(keys)
-        fields = dict(
+        return Form(
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_width=H,
             mlp_width=self.mlp_width,
+            norm=self.norm,
             norm_epsilon=self.norm_epsilon,
-            layers=self.layers,
-            cache=cache,
+            places=self.norm_places,
+            activation=self.activation,
+            gated=True,
+            biases=self.biases,
+            qk_norm=self.qk_norm,
+            scale=None if self.query_width is None else self.query_width**-0.5,
+            softcap=self.softcap,
+            depth=self.layers,
             implementation=self.attention,
         )
-        x_BTD = stack(
-            Block,
-            fields,
-            embedding_VD[tokens_BT],
-            at_BT,
-            rotary_frequencies(H, self.rope_theta, self.rope_scaling),
-            segments_BT,
-            keys,
-            slot,
-            layers=self.layers,
-            remat=self.remat,
-            scan=self.scan_layers,
+
+    def _kinds(self) -> list[str]:
+        """The kind of each layer, by name."""
+        for kind in self.layer_kinds:
+            choose("model.layer_kinds", kind, KINDS)
+        if not self.layer_kinds or ("local" in self.layer_kinds) != (self.window is not None):
+            raise UserError("model.window goes with 'local' among model.layer_kinds")
+        return [self.layer_kinds[i % len(self.layer_kinds)] for i in range(self.layers)]
+
+    def _layers(self, head_width: int, length: jax.Array) -> Layer:
+        """In what the layers differ, each leaf (L, ...)."""
+        kinds, width = self._kinds(), self.rope_width or head_width
+        turns = {"full": rotary.frequencies(width, self.rope_theta, self.rope_scaling, length)}
+        factors = {"full": rotary.attention_factor(self.rope_scaling)}
+        turns["local"], factors["local"] = turns["full"], factors["full"]
+        if self.local_rope_theta is not None:
+            turns["local"] = rotary.frequencies(width, self.local_rope_theta, None)
+            factors["local"] = 1.0
+        turns["no_rope"], factors["no_rope"] = jnp.zeros(width // 2), 1.0
+        window_L = None
+        if self.window is not None:
+            reach = {"local": self.window}
+            window_L = np.array([reach.get(kind, self.context) for kind in kinds], np.int32)
+        return Layer(
+            turns=jnp.stack([turns[kind] for kind in kinds]),
+            factor=np.array([factors[kind] for kind in kinds], np.float32),
+            window=window_L,
         )
-        if cache:
-            x_BTD = last_token(x_BTD, segments_BT)
-        x_BTD = rms_norm("norm", self.norm_epsilon)(x_BTD)
-        if self.tied:
-            return unembed(x_BTD, embedding_VD)
-        unembedding_VD = self.param("unembedding", table, (self.vocab, self.width))
-        return unembed(x_BTD, constrain(unembedding_VD, "vocab", None))
 
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    heads: int
-    kv_heads: int
-    head_width: int
-    mlp_width: int
-    norm_epsilon: float
-    layers: int  # of the whole model: the residual branches start smaller the deeper it is
-    cache: int
-    implementation: str
-
-    @nn.compact
-    def __call__(self, x_BTD, at_BT, turns_F, segments_BT, key_segments, slot) -> jax.Array:
-        x_BTD = constrain(x_BTD, "batch", "length", None)
-        attention = Attention(
-            self.heads,
-            self.kv_heads,
-            self.head_width,
-            self.layers,
-            self.cache,
-            self.implementation,
-            name="attention",
-        )
-        mlp = GatedMLP(self.mlp_width, self.layers, name="mlp")
-        normed_BTD = rms_norm("attention_norm", self.norm_epsilon)(x_BTD)
-        mixed_BTD = branch(attention(normed_BTD, at_BT, turns_F, segments_BT, key_segments, slot))
-        # The residual stream keeps its dtype, whatever its branches compute in.
-        x_BTD = x_BTD + mixed_BTD.astype(x_BTD.dtype)
-        mixed_BTD = branch(mlp(rms_norm("mlp_norm", self.norm_epsilon)(x_BTD)))
-        return x_BTD + mixed_BTD.astype(x_BTD.dtype)
-
-
-class Attention(nn.Module):
-    """Attention over the tokens so far, queries and keys turned by their positions, heads joined."""
-
-    heads: int
-    kv_heads: int
-    head_width: int
-    layers: int
-    cache: int
-    implementation: str
-
-    @nn.compact
-    def __call__(self, x_BTD, at_BT, turns_F, segments_BT, key_segments, slot) -> jax.Array:
-        D, H = x_BTD.shape[-1], self.head_width
-        q_BTNH = split_heads("query", self.heads, H, bias=False)(x_BTD)
-        k_BSKH = split_heads("key", self.kv_heads, H, bias=False, axis="kv_heads")(x_BTD)
-        v_BSKH = split_heads("value", self.kv_heads, H, bias=False, axis="kv_heads")(x_BTD)
-        # One dtype for all, should a precision policy except one of them.
-        q_BTNH, k_BSKH, v_BSKH = nn.dtypes.promote_dtype(q_BTNH, k_BSKH, v_BSKH)
-        q_BTNH = rotate(q_BTNH, at_BT, turns_F)
-        k_BSKH = rotate(k_BSKH, at_BT, turns_F)
-        if self.cache:
-            k_BSKH, v_BSKH = cached_keys(self, k_BSKH, v_BSKH, slot, self.cache)
-        mixed_BTNH = attend(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
-            causal=True,
-            query_segments=segments_BT,
-            key_segments=key_segments,
-            offset=slot,
-            implementation=self.implementation,
-        )
-        return join_heads("out", D, bias=False, layers=self.layers)(mixed_BTNH)
-
-
-class GatedMLP(nn.Module):
-    """(silu(x G) * x U) W: SwiGLU (Shazeer 2020, eq. 6)."""
-
-    width: int
-    layers: int
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        gate_BTF = dense("gate", self.width, "embed", "mlp", bias=False)(x_BTD)
-        up_BTF = dense("up", self.width, "embed", "mlp", bias=False)(x_BTD)
-        down = dense("down", x_BTD.shape[-1], "mlp", "embed", bias=False, layers=self.layers)
-        return down(nn.silu(gate_BTF) * up_BTF)
+    def flops(self, params: Any, tokens_BT: Any, *_: Any) -> dict[str, float]:
+        """FLOPs of forward and backward by formula (see `flops_by_formula`), of inputs of these shapes."""
+        B, T = tokens_BT.shape
+        keys = [min(T, self.window or T) if kind == "local" else T for kind in self._kinds()]
+        attended = self.heads * self._form().head_width * B * T * sum(keys)
+        multiplied = size(params) if self.tied else size(params, "embedding")
+        return flops_by_formula([(multiplied, B * T)], attended, causal=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,7 @@ from bigjax.core.layout import constrain
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import branch, head_width, last_token, named, rms_norm, stack, unembed
 from bigjax.models.common import choose
+from bigjax.models.transformer import flops_by_formula, size
 
 PRESETS = {
     "tiny": dict(layers=2, width=128, heads=4, mlp_width=512),
@@ -136,6 +138,21 @@ class T5(nn.Module):
         if self.tied:
             return unembed(x_BTD * self.width**-0.5, self.embedding)
         return self.head(x_BTD).astype(jnp.float32)
+
+    def flops(
+        self, params: Any, source_BS: Any, _: Any, target_BT: Any, *__: Any
+    ) -> dict[str, float]:
+        """FLOPs of forward and backward by formula (see `flops_by_formula`), of inputs of these shapes."""
+        (B, S), T = source_BS.shape, target_BT.shape[1]
+        width = self.heads * (self.head_width or head_width(self.width, self.heads))
+        logits = {"": params["embedding" if self.tied else "head"]}
+        multiplied = [
+            (size(params["encoder"], "distances"), B * S),
+            (size(params["decoder"], "distances"), B * T),
+            (size(logits), B * T),
+        ]
+        decoder = (self.decoder_layers or self.layers) * (T * T + T * S)
+        return flops_by_formula(multiplied, width * B * (self.layers * S * S + decoder))
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         # Whole rows on every device, or a lookup in columns would scatter what it finds.

@@ -8,7 +8,8 @@ norm, (pool,) head, (distillation_head).
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,22 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.core.layout import constrain
-from bigjax.models.attention import attend
-from bigjax.models.blocks import (
-    MLP,
-    branch,
-    dense,
-    head_width,
-    join_heads,
-    layer_norm,
-    named,
-    normal,
-    split_heads,
-    stack,
-)
+from bigjax.models.blocks import dense, head_width, layer_norm, named, normal, stack, table
 from bigjax.models.common import choose
 from bigjax.models.convolution import check_images
+from bigjax.models.transformer import MLP, Attention, Block, Form, Where, flops_by_formula, size
 
 # Table 1 of the paper; Ti and S from Touvron et al. 2021 (DeiT).
 PRESETS = {
@@ -56,6 +45,7 @@ class ViT(nn.Module):
         (Beyer et al. 2022, "Better plain ViT baselines").
     distillation: a second token beside cls, with a head of its own (Touvron et al. 2021, section 4);
         the logits are the mean of the two heads'.
+    activation, biases: of the blocks (see `bigjax.models.transformer.Form`).
     dropout: after the positions and on each residual branch.
     remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
     """
@@ -72,6 +62,8 @@ class ViT(nn.Module):
     distillation: bool = False
     dropout: float = 0.0
     norm_epsilon: float = 1e-6
+    activation: str = "gelu"
+    biases: Sequence[str] = ("qkv", "out", "mlp")
     remat: str = "none"
     scan_layers: bool = False
 
@@ -93,15 +85,24 @@ class ViT(nn.Module):
         x_BRCD = dense("patches", self.width, "patch", "embed")(patches(x, self.patch))
         x_BTD = self._with_positions(x_BRCD)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
-        fields = dict(
+        form = Form(
             heads=self.heads,
+            head_width=head_width(self.width, self.heads),
             mlp_width=self.mlp_width or 4 * self.width,
-            dropout=self.dropout,
+            causal=False,
             norm_epsilon=self.norm_epsilon,
-            train=train,
+            activation=self.activation,
+            biases=self.biases,
+            dropout=self.dropout,
         )
         x_BTD = stack(
-            Block, fields, x_BTD, layers=self.layers, remat=self.remat, scan=self.scan_layers
+            Block,
+            dict(form=form, train=train),
+            x_BTD,
+            Where(),
+            layers=self.layers,
+            remat=self.remat,
+            scan=self.scan_layers,
         )
         x_BTD = layer_norm("norm", self.norm_epsilon)(x_BTD)
         if self.pool == "cls":
@@ -109,9 +110,7 @@ class ViT(nn.Module):
         elif self.pool == "mean":
             x_BD = jnp.mean(x_BTD, axis=1, dtype=jnp.float32)
         else:
-            x_BD = AttentionPool(self.heads, fields["mlp_width"], self.norm_epsilon, name="pool")(
-                x_BTD
-            )
+            x_BD = AttentionPool(form, name="pool")(x_BTD)
         logits = dense("head", self.outputs, "embed", "classes")(x_BD)
         if self.distillation:
             second = dense("distillation_head", self.outputs, "embed", "classes")(x_BTD[:, 1])
@@ -129,66 +128,35 @@ class ViT(nn.Module):
         tokens = [jnp.broadcast_to(token.astype(x_BTD.dtype), (B, 1, D)) for token in tokens]
         x_BTD = jnp.concatenate([*tokens, x_BTD], axis=1)
         if self.positions == "learned":
-            shape = (x_BTD.shape[1], D)
-            positions_TD = self.param("positions", named(normal(), "position", "embed"), shape)
+            positions_TD = table(self, "positions", x_BTD.shape[1], "position")
             x_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
         return x_BTD
 
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    heads: int
-    mlp_width: int
-    dropout: float
-    norm_epsilon: float
-    train: bool
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x_BTD = constrain(x_BTD, "batch", "length", None)
-        drop = nn.Dropout(self.dropout, deterministic=not self.train)
-        y_BTD = layer_norm("attention_norm", self.norm_epsilon)(x_BTD)
-        mixed_BTD = branch(Attention(self.heads, name="attention")(y_BTD, y_BTD))
-        x_BTD = x_BTD + drop(mixed_BTD).astype(x_BTD.dtype)
-        y_BTD = layer_norm("mlp_norm", self.norm_epsilon)(x_BTD)
-        return x_BTD + drop(branch(mlp(self.mlp_width)(y_BTD))).astype(x_BTD.dtype)
-
-
-class Attention(nn.Module):
-    """Every query sees every key; all heads, joined."""
-
-    heads: int
-
-    @nn.compact
-    def __call__(self, queries_BTD: jax.Array, keys_BSD: jax.Array) -> jax.Array:
-        D = keys_BSD.shape[-1]
-        project = functools.partial(split_heads, heads=self.heads, width=head_width(D, self.heads))
-        # One dtype for all, should a precision policy except one of them.
-        q_BTNH, k_BSNH, v_BSNH = nn.dtypes.promote_dtype(
-            project("query")(queries_BTD), project("key")(keys_BSD), project("value")(keys_BSD)
-        )
-        return join_heads("out", D)(attend(q_BTNH, k_BSNH, v_BSNH))
+    def flops(self, params: Any, x: Any) -> dict[str, float]:
+        """FLOPs of forward and backward by formula (see `flops_by_formula`), of images of this shape."""
+        B = x.shape[0]
+        special = {"cls": 1 + self.distillation}.get(self.pool, 0)
+        T = (self.image // self.patch) ** 2 + special
+        heads = ("head", "distillation_head")
+        of_heads = {name: params[name] for name in heads if name in params}
+        multiplied = [(size(params, "positions", *heads), B * T), (size(of_heads), B)]
+        return flops_by_formula(multiplied, self.layers * self.width * B * T * T)
 
 
 class AttentionPool(nn.Module):
     """The tokens as one vector: attention from a learned query, then x + mlp(norm(x))."""
 
-    heads: int
-    mlp_width: int
-    norm_epsilon: float
+    form: Form
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         B, _, D = x_BTD.shape
         probe_D = self.param("probe", named(normal(), "embed"), (D,))
         probe_B1D = jnp.broadcast_to(probe_D.astype(x_BTD.dtype), (B, 1, D))
-        x_BD = Attention(self.heads, name="attention")(probe_B1D, x_BTD)[:, 0]
-        return x_BD + mlp(self.mlp_width)(layer_norm("mlp_norm", self.norm_epsilon)(x_BD))
-
-
-def mlp(width: int) -> MLP:
-    return MLP(width, functools.partial(nn.gelu, approximate=False), name="mlp")
+        pool = Attention(self.form, name="attention")
+        x_BD = pool(probe_B1D, Where(), memory_BSD=x_BTD)[:, 0]
+        normed_BD = layer_norm("mlp_norm", self.form.norm_epsilon)(x_BD)
+        return x_BD + MLP(self.form, name="mlp")(normed_BD)
 
 
 def patches(x: jax.Array, side: int) -> jax.Array:

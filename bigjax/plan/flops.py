@@ -1,66 +1,45 @@
-"""The FLOPs of one training step, counted from the program itself and by the field's formula.
+"""The FLOPs of one training step, counted from the program itself and by the model's own formula.
 
-A multiplication and an addition are two. Pure; nothing is compiled or run.
+A multiplication and an addition are two. Nothing is compiled or run, and nothing is raised: a figure
+that cannot be had is missing, and the log says why.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from bigjax.core.rules import paths
+log = logging.getLogger(__name__)
 
 COUNTED = "matrix products and convolutions"
 
 
-def of_step(train_step: Any, model: Mapping[str, Any], task: Any, state: Any, *rest: Any) -> dict:
-    """FLOPs of one step by convention.
+def of_step(
+    train_step: Any, formula: Callable[[Any], dict[str, float]], *arguments: Any
+) -> dict[str, float]:
+    """FLOPs of one step by convention: name -> figure.
 
     Args:
       train_step: the jitted step; called with these very arguments before, tracing is cached.
-      model: the model's section of the config: a Transformer's formula is added to the count.
-      task: the run's task, whose first input are the tokens.
-      state, rest: the step's arguments: the batch (None: no step was run, nothing is counted), ...
+      formula: a batch -> the model's own figures for it (`bigjax.build.parts.Network.flops`).
+      arguments: the step's: the state, the batch (None: no step was run, nothing is counted), ...
     """
-    if rest[0] is None:
+    batch = arguments[1]
+    if batch is None:
         return {}
-    found = {COUNTED: of_jaxpr(train_step.trace(state, *rest).jaxpr.jaxpr)}
-    if {"layers", "heads", "width", "context"} <= model.keys():
-        tokens = task.input if isinstance(task.input, str) else task.input[0]
-        parameters = multiplied(model, state.params)
-        found |= transformer(parameters, model["layers"], model["width"], *rest[0][tokens].shape)
-    return found
+    counted = figure(lambda: {COUNTED: of_jaxpr(train_step.trace(*arguments).jaxpr.jaxpr)})
+    return counted | figure(lambda: formula(batch))
 
 
-def multiplied(model: Mapping[str, Any], params: Any) -> int:
-    """How many of a Transformer's parameters multiply; tables that are only looked up do not.
-
-    The embedding multiplies where it also gives the logits: with a tied or a masked-LM head.
-    """
-    sizes = {path: leaf.size for path, leaf in paths(params).items()}
-    tables = ["positions", "types"]
-    if not model.get("tied", True) or model.get("head", "mlm") != "mlm":
-        tables.append("embedding")
-    return sum(sizes.values()) - sum(sizes.get(table, 0) for table in tables)
-
-
-def transformer(parameters: int, layers: int, width: int, batch: int, length: int) -> dict:
-    """6 N + 12 L D T a token (Chowdhery et al. 2022, "PaLM", appendix B), forward and backward.
-
-    The second term is attention's, over the whole square of T x T; as a causal mask leaves half of
-    that, some count 6 L D T. Both are given, by name.
-
-    Args:
-      parameters: N, those that multiply: a table that is only looked up does not count.
-      layers, width: L and D, heads times their width.
-      batch, length: sequences, and T tokens in each.
-    """
-    attention, tokens = layers * width * length, batch * length
-    return {
-        "6N + 12LDT": float(tokens * (6 * parameters + 12 * attention)),
-        "6N + 6LDT, causal": float(tokens * (6 * parameters + 6 * attention)),
-    }
+def figure(count: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What `count` gives; nothing, with a line in the log, where it fails: a run is worth more."""
+    try:
+        return count()
+    except Exception as error:  # a user's model may raise anything
+        log.warning("no FLOPs: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        return {}
 
 
 def of_jaxpr(jaxpr: Any) -> float:

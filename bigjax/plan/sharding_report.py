@@ -21,7 +21,7 @@ from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.mesh.placement import Placement
 from bigjax.mesh.sharding import batch_sharding
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 REPLICATED_LIMIT = 2**20  # bytes; a larger parameter is replicated only where a rule says so
 SPLITTING_AXES = ("fsdp", "tensor")

@@ -1,13 +1,14 @@
-"""Line charts as inline SVG: no library, no script, a few kilobytes each.
+"""Where the lines, bands and axes of a chart lie. Pure: numbers in, coordinates out.
 
-Pure: points in, markup out. Used by the report pages alone.
+`templates/macros.html` draws them as inline SVG: no script, a few kilobytes each.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
+from typing import Any
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#ca8a04", "#4b5563")
 WIDTH, HEIGHT = 460, 250
@@ -15,58 +16,79 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34  # margins around the plotted area
 MOST_POINTS = 400  # a line; beyond it only each bucket's least and greatest value are drawn
 MOST_DOTS = 20  # points of a line that are also marked one by one
 
-Points = Sequence[tuple[float, float]]
+AXIS_GAP = 170  # between two axes of the parallel coordinates
+PLOT = 260  # their height
+MARGIN = 40
+LOG_RATIO = 20  # positive values that span more than this get a logarithmic axis
+
+Points = Sequence[tuple[float, ...]]
+"""(step, value), or (step, value, low, high) with a band; steps count from 0."""
 
 
-def line_chart(series: Mapping[str, Points]) -> str:
-    """Returns an SVG of the named series of (step, value) points, steps counted from 0.
+@dataclass(frozen=True)
+class Curve:
+    """One series. Paths are SVG's "x,y x,y"; a value that is not finite leaves a gap.
 
-    A value that is not finite leaves a gap in its line.
+    Attributes:
+      dots: (x, y, what to say of the point).
     """
-    finite = [point for points in series.values() for point in points if math.isfinite(point[1])]
+
+    name: str
+    color: str
+    lines: list[str]
+    bands: list[str]
+    dots: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Axes and curves. Ticks are (coordinate, text)."""
+
+    title: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    curves: list[Curve]
+
+
+def chart(title: str, series: Mapping[str, Points]) -> Chart:
+    """Lays out the named series; without a finite value it has no curves."""
+    runs = {name: finite_runs(points) for name, points in series.items()}
+    finite = [point for parts in runs.values() for run in parts for point in run]
     if not finite:
-        return '<p class="note">no finite value</p>'
-    last_step = max(step for step, _ in finite) or 1
-    values = ticks(min(value for _, value in finite), max(value for _, value in finite))
+        return Chart(title, [], [], [])
+    last_step = max(point[0] for point in finite) or 1
+    low, high = min(min(p[1:]) for p in finite), max(max(p[1:]) for p in finite)
+    values = ticks(low, high)
 
     def x_of(step: float) -> float:
         return round(LEFT + step / last_step * (WIDTH - LEFT - RIGHT), 1)
 
     def y_of(value: float) -> float:
-        height = (value - values[0]) / (values[-1] - values[0])
-        return round(HEIGHT - BOTTOM - height * (HEIGHT - TOP - BOTTOM), 1)
+        share = (value - values[0]) / (values[-1] - values[0])
+        return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
-    for value in values:
-        y = y_of(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{value:.6g}</text>')
-    for step in ticks(0, last_step):
-        if step <= last_step and step == int(step):
-            x, y = x_of(step), HEIGHT - BOTTOM + 16
-            parts.append(f'<text x="{x}" y="{y}" text-anchor="middle">{short_count(step)}</text>')
-    x, y = WIDTH - RIGHT, HEIGHT - 3
-    parts.append(f'<text x="{x}" y="{y}" text-anchor="end">step</text>')
-    for points, color in zip(series.values(), _colors(len(series)), strict=True):
-        for run in finite_runs(points):
-            drawn = thin(run)
-            path = " ".join(f"{x_of(step)},{y_of(value)}" for step, value in drawn)
-            parts.append(f'<polyline points="{path}" stroke="{color}"/>')
-            if len(drawn) <= MOST_DOTS:
-                parts += [
-                    f'<circle cx="{x_of(step)}" cy="{y_of(value)}" r="3" fill="{color}">'
-                    f"<title>{step:g}: {value:.6g}</title></circle>"
-                    for step, value in drawn
-                ]
-    return "".join([*parts, "</svg>"])
+    def path(points: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{x_of(step)},{y_of(value)}" for step, value in points)
 
-
-def legend(names: Sequence[str]) -> str:
-    """Returns the names with the colours that `line_chart` gives series of this order."""
-    return "".join(
-        f'<span class="key"><i style="background:{color}"></i>{escape(name)}</span>'
-        for name, color in zip(names, _colors(len(names)), strict=True)
-    )
+    curves = []
+    for i, (name, parts) in enumerate(runs.items()):
+        thinned = [thin(part) for part in parts]
+        bands = [
+            path([(p[0], p[3]) for p in part] + [(p[0], p[2]) for p in reversed(part)])
+            for part in thinned
+            if len(part[0]) == 4
+        ]
+        dots = [
+            (x_of(p[0]), y_of(p[1]), f"{p[0]:g}: {p[1]:.6g}")
+            for part in thinned
+            for p in part
+            if len(part) <= MOST_DOTS
+        ]
+        lines = [path([p[:2] for p in part]) for part in thinned]
+        curves.append(Curve(name, COLORS[i % len(COLORS)], lines, bands, dots))
+    steps = [step for step in ticks(0, last_step) if step <= last_step and step == int(step)]
+    x_ticks = [(x_of(step), short_count(step)) for step in steps]
+    return Chart(title, x_ticks, [(y_of(value), f"{value:.6g}") for value in values], curves)
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -79,12 +101,12 @@ def ticks(low: float, high: float) -> list[float]:
     return [i * step for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
-def finite_runs(points: Points) -> list[list[tuple[float, float]]]:
-    """Returns the unbroken stretches of points whose value is finite."""
-    runs: list[list[tuple[float, float]]] = [[]]
-    for x, y in points:
-        if math.isfinite(y):
-            runs[-1].append((x, y))
+def finite_runs(points: Points) -> list[list[tuple[float, ...]]]:
+    """Returns the unbroken stretches of points whose values are finite."""
+    runs: list[list[tuple[float, ...]]] = [[]]
+    for point in points:
+        if all(map(math.isfinite, point)):
+            runs[-1].append(tuple(point))
         elif runs[-1]:
             runs.append([])
     return [run for run in runs if run]
@@ -110,5 +132,97 @@ def short_count(number: float) -> str:
     return f"{number:g}"
 
 
-def _colors(count: int) -> list[str]:
-    return [COLORS[i % len(COLORS)] for i in range(count)]
+@dataclass(frozen=True)
+class Axis:
+    """One axis of parallel coordinates: numbers from low to high, or words in order.
+
+    Attributes:
+      words: the values as text, in order; None for numbers.
+    """
+
+    name: str
+    words: tuple[str, ...] | None = None
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
+
+    @classmethod
+    def of(cls, name: str, values: Sequence[Any]) -> Axis:
+        """The axis that shows these values."""
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+        if not numbers or len(set(values)) == 1:
+            return cls(name, tuple(dict.fromkeys(map(_text, sorted(values, key=_order)))))
+        low, high = min(values), max(values)
+        return cls(name, None, low, high, log=low > 0 and high / low > LOG_RATIO)
+
+    def place(self, value: Any) -> float:
+        """Where a value lies, from 0 (bottom) to 1 (top)."""
+        if self.words is not None:
+            count = len(self.words)
+            return self.words.index(_text(value)) / (count - 1) if count > 1 else 0.5
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def marks(self) -> list[tuple[float, str]]:
+        """(place, text) of what is written beside the axis."""
+        if self.words is not None:
+            return [(self.place(word), word) for word in self.words]
+        shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+        if self.log:
+            return [(s, f"{self.low * (self.high / self.low) ** s:.3g}") for s in shares]
+        return [(s, f"{self.low + s * (self.high - self.low):.4g}") for s in shares]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Parallel coordinates: (x, name, ticks (y, text)) an axis, (path, color, opacity, title) a line."""
+
+    width: int
+    height: int
+    axes: list[tuple[int, str, list[tuple[float, str]]]]
+    lines: list[tuple[str, str, str, str]]
+
+
+def parallel_coordinates(
+    axes: Sequence[Axis], rows: Sequence[Sequence[Any]], titles: Sequence[str]
+) -> Coordinates:
+    """Lays out a line for each row of values; the first rows, drawn last, are warmest.
+
+    Args:
+      axes: one a column.
+      rows: the best first.
+      titles: shown when the pointer rests on a line.
+    """
+
+    def x_of(column: int) -> int:
+        return MARGIN + 30 + column * AXIS_GAP
+
+    def y_of(place: float) -> float:
+        return round(MARGIN + (1 - place) * PLOT, 1)
+
+    lines = []
+    for rank in reversed(range(len(rows))):
+        share = 1 - rank / max(1, len(rows) - 1)
+        columns = enumerate(zip(axes, rows[rank], strict=True))
+        path = " ".join(f"{x_of(i)},{y_of(axis.place(value))}" for i, (axis, value) in columns)
+        color, opacity = f"hsl({230 - 215 * share:.0f},75%,50%)", f"{0.25 + 0.7 * share:.2f}"
+        lines.append((path, color, opacity, titles[rank]))
+    drawn = [
+        (x_of(i), axis.name.rpartition(".")[2], [(y_of(p), text) for p, text in axis.marks()])
+        for i, axis in enumerate(axes)
+    ]
+    width = AXIS_GAP * (len(axes) - 1) + 2 * MARGIN + 90
+    return Coordinates(width, PLOT + 2 * MARGIN, drawn, lines)
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Words first, a missing value among them, then numbers by size."""
+    is_number = isinstance(value, int | float)
+    return is_number, value if is_number else 0.0, str(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from bigjax.run.files import write_atomic
+from bigjax.run.text import rate
 
 CATEGORIES = (
     "start_up",  # from the call of `train` to the first step: data, state, restore
@@ -251,7 +252,8 @@ def lines(found: dict[str, Any]) -> list[str]:
     if "measurement_error" in found:
         return [*said, f"error in measurement: {found['measurement_error']}"]
     said.append(
-        f"{found['steps_per_second']:.4g} steps/s, {found['examples_per_second']:.4g} examples/s"
+        f"{rate(found['steps_per_second'])} steps/s, {rate(found['examples_per_second'])} examples/s: "
+        "the whole run's mean over step, input and other (the bar's rate is of its last seconds)"
     )
     for name, share in found.get("mfu", {}).items():
         said.append(f"MFU {share:.1%} ({name})")

@@ -1,18 +1,39 @@
-"""What a run was made of: code revision, versions, devices, flags, data. Written to `manifest.json`."""
+"""What a run was made of, and the resume contract: what a run that goes on promises, given what changed.
+
+`manifest.json` holds code revision, versions, devices, flags and data of every start. Config keys and
+data that change what is computed are refused unless allowed by name. Other code, versions or flags
+are listed, and the promise is weakened: a researcher commits many times a day, and is told rather
+than stopped. Reads and writes `config.json` and `manifest.json`, nothing else.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
+import re
+import secrets
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from bigjax.config import resolve as configs
+from bigjax.config.resolve import Config
+from bigjax.core.errors import UserError
+from bigjax.run.files import RUN_ID, plain, read_json, write_json
+
+log = logging.getLogger("bigjax")
 
 PACKAGES = (
     "jax",
@@ -25,10 +46,47 @@ PACKAGES = (
     "tensorflow-datasets",
 )
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION")
+PROJECT = Path(__file__).resolve().parents[2]
+
+BITWISE = "bitwise: the run goes on as if it had never stopped"
+OTHER_MESH = (
+    "state bitwise after restore, sample ids identical, "
+    "first loss within 1e-6 relative, step 20 within 1e-5 (float32)"
+)
+OTHER_DEVICES = "state bitwise after restore, sample ids identical, losses within rounding"
+UNLESS = "; as far as what changed computes the same"
+NOT_THE_SAME = "state bitwise after restore; from there on another run, as allowed"
+LOST = "state bitwise after restore; manifest.json was lost, so nobody knows what else changed"
+
+_ABSENT = "(absent)"
+_SECRET_KEY = re.compile(
+    r"(^|[_.-])(token|secret|passw(or)?d|passphrase|credentials?|(api|access|private)_?key)$"
+)
+_SECRET_VALUE = re.compile(
+    r"(hf|ghp|gho|glpat|sk|xox[a-z])[_-]\w{12,}|AKIA\w{12,}|://[^/\s:@]+:[^/\s@]+@"
+)
+_PATH = re.compile(r"(?:(?<=[\s=,'\"(\[])|^)/[^\s,'\")\]]*[^\s,'\")\]/]")
 
 
-def describe(config: Any, mesh: Any, sources: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a run that starts now.
+@dataclass(frozen=True)
+class Session:
+    """One start of a run.
+
+    Attributes:
+      run: the run's id, made at its first start; its checkpoints carry it.
+      about: what `describe` says of this start.
+      changed: "key: old -> new" lines against the start before; None where none is known.
+      contract: what holds if a checkpoint is restored.
+    """
+
+    run: str
+    about: dict[str, Any]
+    changed: list[str] | None
+    contract: str
+
+
+def describe(config: Config, mesh: Any, sources: dict[str, Any]) -> dict[str, Any]:
+    """What a start that happens now is made of.
 
     Args:
       config: the run's `Config`.
@@ -37,7 +95,7 @@ def describe(config: Any, mesh: Any, sources: dict[str, Any]) -> dict[str, Any]:
     """
     devices = mesh.devices.flatten()
     return {
-        "command": " ".join(sys.argv),
+        "command": command(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seed": config.seed,
         "config_fingerprint": config.fingerprint,
@@ -50,13 +108,160 @@ def describe(config: Any, mesh: Any, sources: dict[str, Any]) -> dict[str, Any]:
             "processes": jax.process_count(),
             "mesh": {axis: size for axis, size in mesh.shape.items() if size > 1},
         },
-        "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
+        "flags": {name: shown(name, os.environ[name]) for name in FLAGS if name in os.environ},
         "data": {
             split: {"examples": len(source), "fingerprint": source.fingerprint()}
             for split, source in sources.items()
         },
         "class_names": sources["train"].class_names,
     }
+
+
+def check_config(config: Config, workdir: Path, allowed: Sequence[str] = ()) -> list[str]:
+    """Lines "key: old -> new" for the config keys that differ from the run's in the folder.
+
+    Raises:
+      UserError: a key that changes what is computed differs, and is not under one of `allowed`; or
+        the folder's config is lost, and this is not the one its checkpoints were made with.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        saved = _newest_save(workdir)
+        if saved and saved["config_fingerprint"] != config.fingerprint and "config" not in allowed:
+            raise UserError(
+                f"{path} is lost, and this config is not the one of the checkpoints there (by its "
+                "fingerprint): use that one, another --workdir, or --allow_changed=config"
+            )
+        return []
+    old = configs.load(path, trusted=config.trusted)
+    free = (*configs.FREE_ON_RESUME, *allowed)
+    if changed := differences(old.values, config.values, ignore=free):
+        raise UserError(
+            f"{workdir} holds a run of another config; changed: {'; '.join(changed)}. "
+            "Use the old values, another --workdir, or --allow_changed=KEY"
+        )
+    return differences(old.values, config.values)
+
+
+def begin(
+    workdir: Path, about: dict[str, Any], config_changes: list[str], allowed: Sequence[str] = ()
+) -> Session:
+    """Compares this start with the one before it; writes nothing.
+
+    Where `manifest.json` is lost or damaged, the run keeps the id that its checkpoints carry.
+
+    Args:
+      about: what `describe` says of this start.
+      config_changes: from `check_config`.
+
+    Raises:
+      UserError: the data changed and `allowed` has no "data".
+    """
+    about, first = plain(about), read_manifest(workdir)
+    if first is None:
+        if saved := _newest_save(workdir):
+            log.warning("%s is lost: made anew", workdir / "manifest.json")
+            return Session(saved["run"], about, None, LOST)
+        return Session(_new_id(), about, None, BITWISE)
+    before = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+    data = _changed("data", before, about)
+    data = [line for line in data if _ABSENT not in line]  # a split more or less is no change
+    others = [
+        line for part in ("code", "versions", "flags") for line in _changed(part, before, about)
+    ]
+    if data and not _covers(allowed, "data"):
+        raise UserError(f"{workdir}: the data is not the run's: {'; '.join(data)}")
+    broken = [c for c in config_changes if not _covers(configs.FREE_ON_RESUME, c.split(":")[0])]
+    contract = _contract(before["devices"], about["devices"])
+    if broken or data:
+        contract = NOT_THE_SAME
+    elif any(line.startswith(("code.source", "versions.", "flags.")) for line in others):
+        contract += UNLESS
+    return Session(first["run"], about, [*config_changes, *data, *others], contract)
+
+
+def read_manifest(workdir: Path) -> dict[str, Any] | None:
+    """The run's `manifest.json`; None if it is not there or, with a warning, damaged."""
+    path = workdir / "manifest.json"
+    found = read_json(path)
+    if found is None:
+        return None
+    starts = [found, *(found["resumes"] if isinstance(found.get("resumes"), list) else [None])]
+    parts = ("code", "versions", "flags", "data", "devices")
+    whole = RUN_ID.fullmatch(str(found.get("run"))) and all(
+        isinstance(start, dict) and all(isinstance(start.get(part), dict) for part in parts)
+        for start in starts
+    )
+    if not whole:
+        log.warning("%s is damaged and counts as lost (it is no run's manifest)", path)
+        return None
+    return found
+
+
+def record(workdir: Path, config: Config, session: Session, step: int) -> None:
+    """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it."""
+    path = workdir / "manifest.json"
+    if session.changed is None:
+        if path.exists():  # damaged
+            path.replace(path.with_name("manifest.json.damaged"))
+        write_json(path, {"run": session.run, **session.about, "resumes": []})
+    else:
+        first = read_manifest(workdir)
+        contract = {"step": step, "contract": session.contract, "changed": session.changed}
+        first["resumes"].append({**contract, **session.about})
+        write_json(path, first)
+    write_json(workdir / "config.json", config.values)
+
+
+def announce(session: Session) -> None:
+    """Logs the contract of this resume, and every change since the start before."""
+    log.info("contract: %s", session.contract)
+    for line in session.changed or ():
+        log.warning("changed: %s", line)
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()
+) -> list[str]:
+    """Lines "key: old -> new", by dotted keys, for all that differs between two nested dicts.
+
+    Args:
+      ignore: keys that may differ, with all below them.
+    """
+    before, after = (
+        {key: value for key, value in configs.flatten(side).items() if value != {}}
+        for side in (old, new)
+    )
+    return [
+        f"{key}: {shown(key, before.get(key, _ABSENT))} -> {shown(key, after.get(key, _ABSENT))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT) and not _covers(ignore, key)
+    ]
+
+
+def shown(key: str, value: Any) -> str:
+    """A value as others may see it: no secret, no path outside the project; of a hash, 12 digits."""
+    text = str(value)
+    if (isinstance(value, str) and _SECRET_KEY.search(key.lower())) or _SECRET_VALUE.search(text):
+        return "(secret)"
+    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text):
+        return text[:12]
+    return _PATH.sub(_shown_path, text)
+
+
+def command(arguments: Sequence[str]) -> str:
+    """A command line as others may see it, see `shown`."""
+    said = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        said.append(f"{key}={shown(key, value)}" if equals else shown("", argument))
+    return shlex.join(said)
+
+
+def _shown_path(match: re.Match[str]) -> str:
+    path = Path(match[0])
+    inside = path.is_relative_to(PROJECT)
+    return path.relative_to(PROJECT).as_posix() if inside else f".../{path.name}"
 
 
 def code_revision() -> dict[str, Any]:
@@ -79,7 +284,7 @@ def code_diff() -> str | None:
 
 def source_hash() -> str:
     """sha256 over the path and text of every Python file of bigjax."""
-    folder, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    folder, digest = PROJECT / "bigjax", hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -87,7 +292,7 @@ def source_hash() -> str:
 
 def _git(*arguments: str) -> str | None:
     """What git says of bigjax's checkout; None if it is none, or git is not there."""
-    command = ["git", "-C", str(Path(__file__).resolve().parents[2]), *arguments]
+    command = ["git", "-C", str(PROJECT), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -103,3 +308,49 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _changed(part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The differences in one part of a manifest."""
+    return differences({part: _comparable(part, old)}, {part: _comparable(part, new)})
+
+
+def _comparable(part: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: value for key, value in about[part].items() if value is not None}
+    if part == "flags" and "XLA_FLAGS" in values:  # simulated devices are the mesh's affair
+        flags = values.pop("XLA_FLAGS").split()
+        others = [flag for flag in flags if "host_platform_device_count" not in flag]
+        values |= {"XLA_FLAGS": " ".join(others)} if others else {}
+    return values
+
+
+def _contract(old: dict[str, Any], new: dict[str, Any]) -> str:
+    if old == new:
+        return f"same mesh; {BITWISE}"
+    if (old["platform"], old["kind"]) != (new["platform"], new["kind"]):
+        return f"{new['kind']} instead of {old['kind']}; {OTHER_DEVICES}"
+    return f"{_mesh(new)} instead of {_mesh(old)}; {OTHER_MESH}"
+
+
+def _mesh(devices: dict[str, Any]) -> str:
+    axes = " x ".join(f"{axis} {size}" for axis, size in devices["mesh"].items()) or "one device"
+    return f"{axes} in {devices['processes']} processes" if devices["processes"] > 1 else axes
+
+
+def _covers(allowed: Sequence[str], key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)
+
+
+def _newest_save(workdir: Path) -> dict[str, Any] | None:
+    """What the newest checkpoint says of the run; None if there is none with a true manifest."""
+    from bigjax.run.checkpoint import newest_manifest  # brings Orbax, and is hardly ever needed
+
+    return newest_manifest(workdir)
+
+
+def _new_id() -> str:
+    """A random id, the same on every process."""
+    number = np.frombuffer(secrets.token_bytes(8), np.uint32)
+    if jax.process_count() > 1:
+        number = multihost_utils.broadcast_one_to_all(number)
+    return np.asarray(number).tobytes().hex()

@@ -32,7 +32,10 @@ def open_tracker(name: str, workdir: Path) -> Tracker:
 
 
 def check(names: Sequence[str]) -> None:
-    """Raises `UserError` for a tracker that there is not, or whose package is not installed."""
+    """Raises `UserError` for a tracker that there is not, or whose package is not installed.
+
+    Touches no file: to be called before the run's folder is made.
+    """
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"config.log.trackers: no '{name}'{did_you_mean(name, TRACKERS)}")

@@ -1,33 +1,35 @@
 """Numbers of a run: (sum, weight) pairs, and the writers that show and keep the finished values.
 
 The pair helpers are pure. `Writers` belongs to process 0 alone and takes host values only, so that
-writing never waits for a device. Text tables for people are here too.
+writing never waits for a device; `step` alone takes pairs as they come.
+
+What is kept in metrics.jsonl: every `train/NAME` is the exact number of that one step, which replay
+compares bit for bit; `train_mean/loss` is the mean over all steps since the line before, which is
+what the screen and the curves show.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import os
-import shutil
-import sys
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 
+from bigjax.run import pictures
 from bigjax.run.files import plain, write_atomic
+from bigjax.run.screen import Bar, Screen, progress, screen, wrap
+from bigjax.run.tensorboard import TensorBoard
 from bigjax.run.trackers import Tracker, check, open_tracker
 
 Pair = tuple[jax.Array, jax.Array]
 """A sum and the weight to divide it by, once, at the end."""
 
-RATE_WINDOW = 10  # writes that the shown steps per second are averaged over
+MOST_PENDING = 100  # pairs that a MeanSince holds before it fetches them
+MOST_MARKS = 100  # checkpoints whose open window is remembered
 
 
 def finalize(pairs: Mapping[str, Pair]) -> dict[str, float | list]:
@@ -37,6 +39,44 @@ def finalize(pairs: Mapping[str, Pair]) -> dict[str, float | list]:
             name: (np.asarray(total, np.float64) / np.asarray(weight, np.float64)).tolist()
             for name, (total, weight) in jax.device_get(dict(pairs)).items()
         }
+
+
+class MeanSince:
+    """The mean of a number over the steps since the last `clear`, of their (sum, weight) pairs.
+
+    Adding a pair does not wait for it: it is fetched when the mean is asked for, or when many are
+    pending. Sums are taken in float64 in the order of the steps, so the mean is a pure function of
+    the pairs.
+    """
+
+    def __init__(self) -> None:
+        self._total = self._weight = 0.0
+        self._pending: list[Pair] = []
+
+    def add(self, pair: Pair) -> None:
+        self._pending.append(pair)
+        if len(self._pending) >= MOST_PENDING:
+            self.sums()
+
+    def sums(self) -> tuple[float, float]:
+        """Sum and weight since the last `clear`, from which `resume` goes on."""
+        for total, weight in self._pending:
+            self._total += float(total)
+            self._weight += float(weight)
+        self._pending = []
+        return self._total, self._weight
+
+    def mean(self) -> float:
+        """NaN where nothing was weighed."""
+        total, weight = self.sums()
+        return total / weight if weight else float("nan")
+
+    def clear(self) -> None:
+        self.resume((0.0, 0.0))
+
+    def resume(self, sums: Sequence[float]) -> None:
+        self._total, self._weight = sums
+        self._pending = []
 
 
 class Writers:
@@ -65,14 +105,20 @@ class Writers:
         """
         check(trackers)
         self._trackers: dict[str, Tracker | None] = dict.fromkeys(trackers)  # opened when written
-        self._path = Path(workdir) / "metrics.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._progress = Progress(total_steps, stream or sys.stderr) if progress else None
-        self._tensorboard = self._path.parent / "tensorboard" if tensorboard else None
-        self._summary = None
+        self._workdir = Path(workdir)
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._path = self._workdir / "metrics.jsonl"
+        self._marks_path = self._workdir / "train_mean.json"
+        self._marks: dict[str, Sequence[float]] = {}  # step of a save -> the window open then
+        self._screen = (Screen(stream) if stream else screen()) if progress else None
+        self._total_steps = total_steps
+        self._bar: Bar | None = None
+        self._loss, self._step = MeanSince(), 0
+        self._use_tensorboard, self._tensorboard = tensorboard, None
         self._purge_step = None
         self._file = None
         self._written: set[tuple[int, str]] = set()
+        self._evaluated: dict[str, float] = {}  # the last evaluation's scalars
 
     def truncate_after(self, step: int) -> None:
         """Forgets every line after `step`, and a last line cut short, as a run resumed there needs."""
@@ -80,12 +126,36 @@ class Writers:
         write_atomic(self._path, "".join(_json_line(line) for line in lines))
         self._written = {(step, name) for line in lines if line["step"] == step for name in line}
         self._purge_step = step + 1
+        self._step = step
+        if self._marks_path.exists():
+            marks = json.loads(self._marks_path.read_text())
+            self._marks = {at: [float(x) for x in sums] for at, sums in marks.items()}
+            self._marks = {at: sums for at, sums in self._marks.items() if int(at) <= step}
+        self._loss.resume(self._marks.get(str(step), (0.0, 0.0)))
+        for of_name in pictures.saved(self._workdir).values():
+            for at, path in of_name.items():
+                if at > step:
+                    path.unlink()
+
+    def step(self, step: int, pairs: Mapping[str, Pair]) -> None:
+        """Notes a finished step, in order, whether it is logged or not: moves the bar.
+
+        Its loss counts in the mean that the next line of training metrics has. Waits for nothing
+        that is still being computed, unless the bar is redrawn.
+        """
+        self._step = step
+        self._loss.add(pairs["loss"])
+        if bar := self._moved(step):
+            bar.advance(0, **{"mean loss": self._loss.mean})
 
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
         """Writes `metrics` of `step`: numbers, or (nested) lists, which TensorBoard leaves out."""
         metrics = {k: v for k, v in metrics.items() if (step, k) not in self._written}
         if not metrics:
             return
+        if any(name.startswith("train/") for name in metrics) and self._loss.sums() != (0.0, 0.0):
+            metrics["train_mean/loss"] = self._loss.mean()
+            self._loss.clear()
         self._written = {key for key in self._written if key[0] == step}
         self._written |= {(step, name) for name in metrics}
         if self._file is None:
@@ -93,50 +163,106 @@ class Writers:
         self._file.write(_json_line({"step": int(step), **metrics}))
         self._file.flush()
         scalars = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
-        if self._tensorboard:
-            summary = self._open_summary()
-            for name, value in scalars.items():
-                summary.add_scalar(name, value, step)
+        evaluated = {name: x for name, x in scalars.items() if name.startswith("eval/")}
+        self._evaluated = evaluated or self._evaluated
+        if self._use_tensorboard:
+            self._open_tensorboard().scalars(step, scalars)
         for name, tracker in self._trackers.items():
-            tracker = tracker or open_tracker(name, self._path.parent)
+            tracker = tracker or open_tracker(name, self._workdir)
             self._trackers[name] = tracker
             tracker.log(step, scalars)
-        if self._progress:
-            self._progress.show(step, scalars)
+        self._show(step, scalars)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Keeps a picture, uint8 (H, W, 1 or 3), such as `pictures.grid` of samples.
+
+        It lies in WORKDIR/pictures/NAME/STEP.png, and is in the report and in TensorBoard.
+        """
+        path = self._workdir / pictures.FOLDER / name / f"{step}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pictures.png(pixels))
+        if self._use_tensorboard:
+            self._open_tensorboard().picture(step, name, pixels)
+
+    def histograms(self, step: int, params: Any) -> None:
+        """Adds a histogram of each leaf of a tree of arrays to TensorBoard; fetches them all."""
+        if self._use_tensorboard:
+            leaves = jax.tree_util.tree_leaves_with_path(params)
+            arrays = {
+                jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, np.float32)
+                for path, leaf in leaves
+            }
+            self._open_tensorboard().histograms(step, arrays)
+
+    def sync(self) -> None:
+        """Puts all that was written on the disk. To be called before the last step is saved."""
+        sums = self._loss.sums()
+        if sums != (0.0, 0.0):
+            kept = {**self._marks, str(self._step): sums}
+            newest = sorted(kept, key=int)[-MOST_MARKS:]
+            self._marks = {at: kept[at] for at in newest}
+            write_atomic(self._marks_path, json.dumps(plain(self._marks)) + "\n")
+        if self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Ends the progress line and writes out what TensorBoard still holds."""
-        if self._progress:
-            self._progress.end_line()
-        if self._summary:
-            self._summary.close()
+        """Ends the bar and writes out what TensorBoard still holds."""
+        if self._bar:
+            self._bar.__exit__()
+        if self._tensorboard:
+            self._tensorboard.close()
         for name, tracker in self._trackers.items():
             if tracker:
                 tracker.close()
                 self._trackers[name] = None
         if self._file:
             self._file.close()
-        self._summary = self._file = None
+        self._bar = self._tensorboard = self._file = None
 
     def __enter__(self) -> Writers:
+        self._moved(self._step)  # shows the bar while the first step compiles
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type | None = None, *exception: object) -> None:
+        if kind is None and self._tensorboard and self._evaluated:
+            self._tensorboard.hyperparameters(self._evaluated)
         self.close()
 
-    def _open_summary(self):
-        if self._summary is None:
-            with _hidden("torch"):  # which tensorboardX imports where it is installed: seconds
-                from tensorboardX import SummaryWriter  # 0.3 s
+    def _open_tensorboard(self) -> TensorBoard:
+        self._tensorboard = self._tensorboard or TensorBoard(self._workdir, self._purge_step)
+        return self._tensorboard
 
-            # The suffix keeps two starts within one second from sharing, and emptying, one file.
-            self._summary = SummaryWriter(
-                str(self._tensorboard),
-                purge_step=self._purge_step,
-                flush_secs=10,
-                filename_suffix=f".{os.getpid()}.{time.monotonic_ns()}",
-            )
-        return self._summary
+    def _moved(self, step: int) -> Bar | None:
+        """The bar, at this step; None if nothing is shown."""
+        if self._screen and not self._bar:
+            total, on = self._total_steps, self._screen
+            self._bar = progress("step", total, done=step, stays=True, on=on).__enter__()
+        if self._bar:
+            self._bar.done = step
+        return self._bar
+
+    def _show(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Training metrics go into the bar, in a file on a line; others always on a line."""
+        bar = self._moved(step)
+        if bar is None:
+            return
+        training = {k[6:]: x for k, x in scalars.items() if k.startswith("train/")}
+        other = {k: x for k, x in scalars.items() if not k.startswith(("train/", "train_mean/"))}
+        if training:
+            loss = {"loss": training.pop("loss")} if "loss" in training else {}
+            if "train_mean/loss" in scalars:
+                loss = {"mean loss": scalars["train_mean/loss"]}
+            bar.values = loss | training
+            if self._screen.redraws:
+                bar.advance(0)
+            else:
+                bar.say()
+        if other:
+            fields = [f"step {step}/{self._total_steps}"]
+            fields += [f"{name} {value:.4g}" for name, value in other.items()]
+            width = self._screen.columns if self._screen.is_terminal else 10**9
+            self._screen.say(wrap(fields, width))
 
 
 class NoWriters(Writers):
@@ -145,54 +271,20 @@ class NoWriters(Writers):
     def truncate_after(self, step: int) -> None:
         pass
 
+    def step(self, step: int, pairs: Mapping[str, Pair]) -> None:
+        pass
+
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
         pass
 
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        pass
 
-class Progress:
-    """Shows training metrics on a line that is rewritten, other metrics on lines that stay.
+    def histograms(self, step: int, params: Any) -> None:
+        pass
 
-    Where the stream is no terminal every write is a plain line.
-    """
-
-    def __init__(self, total_steps: int, stream: TextIO):
-        self._total = total_steps
-        self._stream = stream
-        self._is_terminal = stream.isatty()
-        self._history: deque[tuple[int, float]] = deque(maxlen=RATE_WINDOW + 1)
-        self._width = 0  # of the rewritten line now on the screen
-
-    def show(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Shows `scalars` of `step`; the rate counts from the first call, so without compilation."""
-        training = {k[6:]: v for k, v in scalars.items() if k.startswith("train/")}
-        other = {k: v for k, v in scalars.items() if not k.startswith("train/")}
-        if training:
-            self._history.append((step, time.perf_counter()))
-            parts = [f"step {step}/{self._total}", *self._rate(), *_name_values(training)]
-            self._put("  ".join(parts), stays=not self._is_terminal)
-        if other:
-            self._put("  ".join([f"step {step}/{self._total}", *_name_values(other)]), stays=True)
-
-    def end_line(self) -> None:
-        """Leaves the rewritten line standing and goes to the next one."""
-        if self._width:
-            self._stream.write("\n")
-            self._width = 0
-
-    def _rate(self) -> list[str]:
-        (first_step, first), (step, now) = self._history[0], self._history[-1]
-        if step <= first_step or now <= first:
-            return []
-        rate = (step - first_step) / (now - first)
-        return [f"{rate:.3g} steps/s", f"{duration((self._total - step) / rate)} left"]
-
-    def _put(self, text: str, *, stays: bool) -> None:
-        if self._is_terminal:
-            text = text[: shutil.get_terminal_size().columns - 1]
-        padding = " " * (self._width - len(text))
-        self._stream.write("\r" * bool(self._width) + text + padding + "\n" * stays)
-        self._stream.flush()
-        self._width = 0 if stays else len(text)
+    def sync(self) -> None:
+        pass
 
 
 def read_metrics(path: str | Path) -> list[dict]:
@@ -214,67 +306,3 @@ def read_metrics(path: str | Path) -> list[dict]:
 
 def _json_line(line: Mapping[str, object]) -> str:
     return json.dumps(plain(dict(line))) + "\n"
-
-
-def _name_values(scalars: Mapping[str, float]) -> list[str]:
-    loss_first = sorted(scalars, key=lambda name: name != "loss")
-    return [f"{name} {scalars[name]:.4g}" for name in loss_first]
-
-
-def duration(seconds: float) -> str:
-    """Returns `seconds` for people: "8s", "3m05s", "2h03m", "4d02h"."""
-    seconds = round(seconds)
-    for size, big, part, small in (
-        (86400, "d", 3600, "h"),
-        (3600, "h", 60, "m"),
-        (60, "m", 1, "s"),
-    ):
-        if seconds >= size:
-            return f"{seconds // size}{big}{seconds % size // part:02d}{small}"
-    return f"{seconds}s"
-
-
-def cell(value: object) -> str:
-    """Returns a table cell: a float in 4 digits, a list of numbers as mean ± standard deviation.
-
-    The deviation (n - 1) has 2 digits and the mean as many decimals as it.
-    """
-    if isinstance(value, (list, tuple)):
-        spread = float(np.std(value, ddof=1)) if len(value) > 1 else 0.0
-        if not (spread > 0 and math.isfinite(spread)):
-            return cell(float(np.mean(value)))
-        decimals = max(0, 1 - math.floor(math.log10(spread)))
-        return f"{np.mean(value):.{decimals}f} ± {spread:.{decimals}f}"
-    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
-
-
-@contextlib.contextmanager
-def _hidden(module: str) -> Iterator[None]:
-    """Within, an import of the module fails, unless it is imported already."""
-    imported = module in sys.modules
-    if not imported:
-        sys.modules[module] = None
-    try:
-        yield
-    finally:
-        if not imported:
-            del sys.modules[module]
-
-
-def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
-    """Returns aligned text: a header, a rule, a line per row; words to the left, numbers right.
-
-    `columns` are the keys of `rows` to show, in order; a list of numbers (one per seed) is shown as
-    mean ± standard deviation, a missing key as an empty cell.
-    """
-    cells = [[cell(row.get(column, "")) for column in columns] for row in rows]
-    words = [any(isinstance(row.get(column), str) for row in rows) for column in columns]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    lines = [columns, ["-" * width for width in widths], *cells]
-    return "\n".join(
-        "  ".join(
-            text.ljust(width) if is_word else text.rjust(width)
-            for text, width, is_word in zip(line, widths, words, strict=True)
-        ).rstrip()
-        for line in lines
-    )

@@ -19,7 +19,7 @@ import jax
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.loop.train import Stopped
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock
 from bigjax.sweep import drive, grid, record, reproduce, results, search
 from bigjax.sweep.describe import Search, Sweep
 from bigjax.sweep.executors import Executor, Local, Pruning

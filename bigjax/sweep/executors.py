@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from bigjax.core.compilers import for_children
 from bigjax.run.files import write_json
 from bigjax.sweep.trials import Trial
 
@@ -51,7 +52,12 @@ class Job:
         """The job as plain JSON, all that a worker needs."""
         return {
             "trials": [
-                {"name": t.name, "folder": str(t.folder(workdir)), "config": t.config.values}
+                {
+                    "name": t.name,
+                    "folder": str(t.folder(workdir)),
+                    "config": t.config.values,
+                    "trusted": sorted(t.config.trusted),
+                }
                 for t in self.trials
             ],
             "vectorize": self.vectorize,
@@ -178,7 +184,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **variables},
+                env={**for_children(os.environ), **variables},
                 start_new_session=True,  # a Ctrl-C in the terminal is for the sweep to pass on
                 text=True,
             )

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a table that is redrawn, and a line for each failure.
+"""What a person sees while a sweep runs: a bar, the running trials below it, a line for each failure.
 
 Where the stream is no terminal, a line for each trial that ends.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from bigjax.run.writers import duration
+from bigjax.run.screen import Screen, fit, progress
+from bigjax.run.text import duration
 from bigjax.sweep.executors import Event
 from bigjax.sweep.trials import Trial
 
@@ -35,15 +35,13 @@ class Progress:
     ):
         self._folders = {trial.name: trial.folder(workdir) for trial in trials}
         self._states = dict(states)
-        self._stream = stream
-        self._is_terminal = stream.isatty()
-        self._started = time.monotonic()
+        self._screen = Screen(stream)
+        ended = sum(state != "missing" for state in self._states.values())
+        self._bar = progress("trials", len(trials), unit="trials", done=ended, on=self._screen)
         self._drawn = 0.0
-        self._lines = 0  # of the table now on the screen
-        self._ended = 0
         self._running: dict[str, float] = {}
-        if done := sum(state != "missing" for state in self._states.values()):
-            self.line(f"{done} of {len(self._states)} trials have ended before")
+        if ended:
+            self.line(f"{ended} of {len(self._states)} trials have ended before")
 
     def note(self, event: Event) -> None:
         if event.status == "started":
@@ -53,67 +51,47 @@ class Progress:
         if event.status == "stopped":
             return
         self._states[event.trial] = event.status
-        self._ended += 1
+        states = list(self._states.values())
+        counts = {word: states.count(word) for word in ("failed", "pruned") if word in states}
+        self._bar.advance(1, **counts)
         if event.status == "failed":
             self.line(f"failed: {event.trial}: {event.reason}")
-        if not self._is_terminal:
+        if not self._screen.is_terminal:
             took = f"  {duration(time.monotonic() - began)}" if began else ""
-            self.line(f"{self._summary()}  {event.status} {event.trial}{took}")
+            self.line(f"{'  '.join(self._bar.fields())}  {event.status} {event.trial}{took}")
 
     def show(self) -> None:
         """Redraws the table, if it is time."""
-        if not self._is_terminal or time.monotonic() - self._drawn < REDRAW:
+        if not self._screen.is_terminal or time.monotonic() - self._drawn < REDRAW:
             return
         self._drawn = time.monotonic()
-        rows = [self._summary()]
+        width = self._screen.columns
+        lines = [self._bar.line(width)]
         for name, began in list(self._running.items())[:MOST_RUNNING]:
             last = _last_line(self._folders[name] / "metrics.jsonl")
-            values = [f"{k.removeprefix('train/')} {v:.4g}" for k, v in last.items()]
-            took = duration(self._drawn - began)
-            rows.append("  ".join([f"  {took:>7}", name, *values]))
+            values = [f"{k.rpartition('/')[2]} {v:.4g}" for k, v in last.items()]
+            lines.append(fit([f"  {duration(self._drawn - began):>7}", name, *values], width))
         if len(self._running) > MOST_RUNNING:
-            rows.append(f"  and {len(self._running) - MOST_RUNNING} more")
-        self._erase()
-        width = shutil.get_terminal_size().columns - 1
-        self._stream.write("".join(f"{row[:width]}\n" for row in rows))
-        self._stream.flush()
-        self._lines = len(rows)
+            lines.append(f"  and {len(self._running) - MOST_RUNNING} more")
+        self._screen.show(lines)
 
     def line(self, text: str) -> None:
         """Writes a line that stays."""
-        self._erase()
-        self._stream.write(text + "\n")
-        self._stream.flush()
+        self._screen.say(text)
 
     def close(self) -> None:
-        """Takes the table off the screen and leaves one line."""
-        if self._is_terminal and self._ended:
-            self.line(self._summary())
-
-    def _summary(self) -> str:
-        states = list(self._states.values())
-        ended = sum(state != "missing" for state in states)
-        parts = [f"{ended}/{len(states)} trials"]
-        parts += [f"{states.count(w)} {w}" for w in ("failed", "pruned") if w in states]
-        spent = time.monotonic() - self._started
-        if self._ended and spent > 0:
-            rate = self._ended / spent
-            parts.append(f"{60 * rate:.3g} a minute")
-            parts.append(f"{duration((len(states) - ended) / rate)} left")
-        return "  ".join(parts)
-
-    def _erase(self) -> None:
-        if self._lines:
-            self._stream.write(f"\x1b[{self._lines}A\x1b[J")
-            self._lines = 0
+        """Leaves one line of the table."""
+        if self._screen.is_terminal:
+            self._screen.say(fit(self._bar.fields(), self._screen.columns))
 
 
 def _last_line(path: Path) -> dict[str, float]:
-    """ "step" and "train/loss" of the last line of a metrics.jsonl; {} without."""
+    """ "step" and the loss of the last line of training metrics in a metrics.jsonl; {} without."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
             last = json.loads(file.read().splitlines()[-1])
     except (OSError, IndexError, ValueError):
         return {}
-    return {k: float(last[k]) for k in ("step", "train/loss") if k in last}
+    loss = "train_mean/loss" if "train_mean/loss" in last else "train/loss"
+    return {k: float(last[k]) for k in ("step", loss) if k in last}

@@ -15,9 +15,9 @@ from typing import Any
 
 from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock
 from bigjax.run.manifest import PACKAGES
-from bigjax.run.writers import table
+from bigjax.run.text import table
 from bigjax.sweep import drive, record
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Local
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     options, overrides = _parse(arguments)
     folder, old = read(options.manifest)
-    trials = recorded_trials(old, overrides)
+    trials = recorded_trials(old, overrides, options.trust)
     how = dict(old["starts"][-1]["how"]) if old["starts"] else {}
     for name in ("workers", "devices", "vectorize"):
         if getattr(options, name) is None:
@@ -97,17 +97,21 @@ def read(path: Path) -> tuple[Path, dict[str, Any]]:
     return path.resolve().parent, found
 
 
-def recorded_trials(recorded: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[Trial]:
+def recorded_trials(
+    recorded: Mapping[str, Any], overrides: Sequence[str] = (), trust: bool = False
+) -> list[Trial]:
     """The trials that ended, from their recorded configs, and "KEY=VALUE" changes to all of them.
 
     Raises:
-      UserError: today's code refuses a config.
+      UserError: today's code refuses a config, or it would import what the user has not named.
     """
+    trusted = [configs.TRUST_ALL] * trust
     trials = []
     for row in recorded["trials"]:
         if row["status"] not in ENDED:
             continue
         try:
+            configs.check_trusted(Path(row["name"]), row["config"], trusted)
             config = configs.resolve(row["config"], overrides)
         except UserError as error:
             raise UserError(f"trial {row['name']}: {error}") from None
@@ -286,6 +290,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("manifest", type=Path, help="of a sweep; or the folder of a sweep or run")
     parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
     parser.add_argument("--rtol", type=float, default=RELATIVE, help="of final metrics, relative")
+    parser.add_argument("--trust", action="store_true", help="run what code the configs name")
     for name in ("workers", "devices", "vectorize"):
         parser.add_argument(f"--{name}", type=int, help="as for a sweep; default: as recorded")
     overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]

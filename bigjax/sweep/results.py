@@ -13,7 +13,7 @@ from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.run.files import write_atomic
-from bigjax.run.writers import table
+from bigjax.run.text import table
 from bigjax.sweep import statistics
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.grid import Point

@@ -21,9 +21,7 @@ from typing import Any
 from bigjax.config import resolve as configs
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop.train import Stopped, train
-from bigjax.run.files import write_json
-from bigjax.run.lock import workdir_lock
-from bigjax.sweep import hparams
+from bigjax.run.files import workdir_lock, write_json
 from bigjax.sweep.executors import Event, Pruning
 
 log = logging.getLogger("bigjax")
@@ -81,13 +79,12 @@ def _alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Pruning 
     name, folder = trial["name"], Path(trial["folder"])
     watch = None
     try:
-        config = configs.resolve(trial["config"])
+        config = configs.resolve(trial["config"], trusted=trial["trusted"])
         if pruning:
             from bigjax.sweep.pruning import Watch
 
             watch = Watch(pruning, folder)
-        result = train(config, folder, stop=lambda: stop() or bool(watch and watch.is_pruned()))
-        hparams.write(folder, config, result["metrics"])
+        train(config, folder, stop=lambda: stop() or bool(watch and watch.is_pruned()))
     except Stopped:
         if not (watch and watch.pruned):
             return Event(name, "stopped")
@@ -104,21 +101,20 @@ def _alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Pruning 
 def _together(train_together, trials, stop) -> Iterator[Event]:
     folders = [Path(trial["folder"]) for trial in trials]
     try:
-        resolved = [configs.resolve(trial["config"]) for trial in trials]
+        resolved = [configs.resolve(trial["config"], trusted=trial["trusted"]) for trial in trials]
         with contextlib.ExitStack() as locks:
             for folder in folders:
                 locks.enter_context(workdir_lock(folder))
-            results, failures = train_together(resolved, folders, stop=stop)
+            _, failures = train_together(resolved, folders, stop=stop)
     except Stopped:
         yield from (Event(trial["name"], "stopped") for trial in trials)
         return
     except Exception as error:
-        results, failures = [], dict.fromkeys(range(len(trials)), error)
+        failures = dict.fromkeys(range(len(trials)), error)
     for number, trial in enumerate(trials):
         if number in failures:
             yield Event(trial["name"], "failed", fail(folders[number], failures[number]))
         else:
-            hparams.write(folders[number], resolved[number], results[number]["metrics"])
             yield Event(trial["name"], "done")
 
 

@@ -21,7 +21,7 @@ def export_verb(
     """Writes the run's newest weights as a folder that `transformers` loads."""
     if options.format != "safetensors":
         raise UserError(f"--format={options.format}: export writes safetensors")
-    run = open_run(options.workdir, overrides, splits=(), raw=raw)
+    run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
     init, model = run.config.section("init"), run.setup.values["model"]
     family = options.family or (init and init.family)
     family = family or family_of_type(model["type"], "config.model.type")

@@ -18,7 +18,7 @@ from bigjax.loop.open import load_run
 from bigjax.loop.replay import replay
 from bigjax.plan import sharding_report
 from bigjax.run.checkpoint import CheckpointError, Checkpoints
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 
 def config_verb(
@@ -40,9 +40,9 @@ def sharding_verb(
 ) -> None:
     """Prints what lies where and what a step sends, for every stage; trains nothing."""
     if stages.is_pipeline(raw):
-        found, _, _ = stages.resolve(raw, overrides)
+        found, _, _ = stages.resolve(raw, overrides, options.trust)
     else:
-        found = {"": configs.resolve(raw, overrides)}
+        found = {"": configs.resolve(raw, overrides, [configs.TRUST_ALL] * options.trust)}
     reports = {}
     for name, config in found.items():
         source = open_sources(config)["train"]
@@ -84,7 +84,7 @@ def checkpoints_verb(
         raise UserError(f"{options.workdir} holds no run; train first")
     lost = []
     for run in runs:
-        checkpoints = Checkpoints(run, configs.load(run / "config.json").section("checkpoint"))
+        checkpoints = Checkpoints(run)
         rows = checkpoints.listing(options.verify)
         checkpoints.close()
         print(f"{run}\n{table(rows, ['step', 'MiB', 'age', 'metric', 'state'])}\n")
@@ -101,5 +101,6 @@ def replay_verb(
     start, steps = options.start, options.steps
     if start is None or start < 0 or (steps is not None and steps < 1):
         raise UserError("replay needs --from=STEP (a checkpoint's, or 0), and --steps of 1 or more")
-    setup = assemble(load_run(options.workdir, overrides), options.workdir)
+    config = load_run(options.workdir, overrides, raw, options.trust)
+    setup = assemble(config, options.workdir)
     print(replay(setup, options.workdir, start, steps))

@@ -18,6 +18,7 @@ from typing import Any
 from bigjax.core.errors import RunFailed, UserError, did_you_mean
 from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
+from bigjax.run.screen import LogLines
 from bigjax.verbs.export import export_verb
 from bigjax.verbs.inspect import checkpoints_verb, config_verb, replay_verb, sharding_verb
 from bigjax.verbs.predict import evaluate_verb, predict_verb
@@ -58,7 +59,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     Returns:
       The exit code. Exceptions other than the user's errors and stops pass through.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogLines()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
@@ -125,6 +126,9 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     )
     parser.add_argument(
         "--allow_changed", action="append", default=[], metavar="KEY", help="resume: may differ"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="a run's folder may name any code, and it is run"
     )
     parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")

@@ -17,7 +17,7 @@ from bigjax.data import inputs
 from bigjax.data.sources import Arrays
 from bigjax.loop.open import Opened, open_run
 from bigjax.mesh import distributed
-from bigjax.verbs.train import metrics_table
+from bigjax.run.text import metrics_table
 
 
 def evaluate_verb(
@@ -25,7 +25,7 @@ def evaluate_verb(
 ) -> None:
     """Evaluates the newest checkpoint of the run in the folder."""
     splits = None if options.split is None else (options.split,)
-    run = open_run(options.workdir, overrides, splits=splits, raw=raw)
+    run = open_run(options.workdir, overrides, splits=splits, raw=raw, trust=options.trust)
     for split in run.setup.evaluate.splits:
         values = run.evaluate(split)
         print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
@@ -37,7 +37,7 @@ def predict_verb(
     """Writes one JSON object a row of the input; bad rows are reported by number and left out."""
     if options.input is None:
         raise UserError("predict needs --input=FILE (.npz, .csv, .txt, or a folder of png/jpg)")
-    run = open_run(options.workdir, overrides, splits=(), raw=raw)
+    run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
     source = run.setup.sources["train"]
     rows = inputs.read(options.input, source, run.setup.program.task.input)
     for problem in rows.problems:

@@ -10,7 +10,7 @@ from bigjax.config import resolve as configs
 from bigjax.loop import stages
 from bigjax.loop.train import train
 from bigjax.run import clock
-from bigjax.run.writers import table
+from bigjax.run.text import metrics_table, table
 
 
 def train_verb(
@@ -19,18 +19,12 @@ def train_verb(
     """Trains, or goes on with, the run in the folder; ends in a table."""
     if stages.is_pipeline(raw):
         allowed = options.allow_changed
-        print(stages.train_pipeline(raw, overrides, options.workdir, stop, allowed))
+        print(stages.train_pipeline(raw, overrides, options.workdir, stop, allowed, options.trust))
         return
-    config = configs.resolve(raw, overrides)
+    config = configs.resolve(raw, overrides, [configs.TRUST_ALL] * options.trust)
     result = train(config, options.workdir, stop=stop, allow_changed=options.allow_changed)
     print(metrics_table(result["metrics"]))
     if "time" in result:
         print("\n" + table(clock.rows(result["time"]), ["time", "seconds", "share"]))
         print("\n".join(clock.lines(result["time"])))
     print(f"report: {options.workdir / 'report.html'}")
-
-
-def metrics_table(metrics: dict[str, Any]) -> str:
-    """Scalar metrics as a table for people; lists (per class, confusion) are in the report."""
-    rows = [{"metric": k, "value": v} for k, v in metrics.items() if not isinstance(v, list)]
-    return table(rows, ["metric", "value"])

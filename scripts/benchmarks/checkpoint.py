@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 
 from bigjax.core import settings
 from bigjax.run.checkpoint import Checkpoints, Origin
-from bigjax.run.writers import table
+from bigjax.run.text import table
 from scripts.benchmarks.measure import machine, summary
 
 ARRAYS, SHAPE = 8, (4096, 4096)  # 8 x 64 MiB

@@ -22,10 +22,10 @@ from ml_collections import ConfigDict
 from bigjax.build.parts import key_data, traced_hyper
 from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
-from bigjax.core import guard
 from bigjax.data.sources import Arrays
+from bigjax.run import ledger
 from bigjax.run.clock import Clock
-from bigjax.run.writers import table
+from bigjax.run.text import table
 
 BATCH, IN_FLIGHT = 256, 2
 CHECKS = {
@@ -56,19 +56,19 @@ def build(check: dict):
     program = build_program(config, Arrays({"image": image, "label": label}))
     ids = np.zeros(BATCH, np.int32)
     batch = dict(image=image, label=label, mask=np.ones(BATCH, np.float32), sample=ids, epoch=ids)
-    return program, program.init(key_data(0), traced_hyper(config)), jax.device_put(batch)
+    return program, program.init(key_data(0), traced_hyper(config))[0], jax.device_put(batch)
 
 
 def run(program, state, batch, steps: int):
     """Steps as the loop takes them: two in flight, the flags read as each settles."""
     in_flight = []
     for _ in range(steps):
-        state, metrics = program.train_step(state, batch, None)
+        state, metrics = program.train_step(state, batch, {})
         in_flight.append(metrics)
         if len(in_flight) > IN_FLIGHT:
             settled = in_flight.pop(0)
             jax.block_until_ready(settled["loss"])
-            guard.flags(settled)
+            ledger.flags(settled)
     jax.block_until_ready(state)
     return state
 

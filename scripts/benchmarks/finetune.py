@@ -79,7 +79,7 @@ def bigjax_round(batch: int, length: int) -> Round:
 
     def run() -> None:
         nonlocal state
-        state, metrics = built.train_step(state, ready, None)
+        state, metrics = built.train_step(state, ready, {})
         jax.block_until_ready((state, metrics))
 
     return run

@@ -63,7 +63,7 @@ def measure(name: str, batch: int, steps: int, remat: str) -> dict:
     tokens = np.random.default_rng(0).integers(0, sizes["vocab"], shape).astype(np.int32)
     mesh = sharding.make_mesh(config.section("mesh"), jax.devices()[:1])
     program = build_program(config, Arrays({"tokens": tokens}), mesh=mesh)
-    state = program.init(key_data(0), traced_hyper(config))
+    state = program.init(key_data(0), traced_hyper(config))[0]
     ids = np.arange(batch, dtype=np.int32)
     rows = dict(tokens=tokens, mask=np.ones(batch, np.float32), sample=ids, epoch=0 * ids)
     rows = jax.device_put(rows, sharding.batch_sharding(mesh))
@@ -72,7 +72,7 @@ def measure(name: str, batch: int, steps: int, remat: str) -> dict:
         nonlocal state
         started = time.perf_counter()
         for _ in range(count):
-            state, metrics = program.train_step(state, rows, None)
+            state, metrics = program.train_step(state, rows, {})
         jax.block_until_ready((state, metrics))
         return (time.perf_counter() - started) / count
 

@@ -53,7 +53,7 @@ def bigjax_round(options: argparse.Namespace) -> Callable[[], float]:
     )
     config = resolve(raw)
     program = build_program(config, source)
-    state = program.init(key_data(0), traced_hyper(config))
+    state = program.init(key_data(0), traced_hyper(config))[0]
     layout, batches = sharding.batch_sharding(program.mesh), []
     for step in range(options.steps):
         rows = np.arange(step * options.batch, (step + 1) * options.batch)
@@ -68,7 +68,7 @@ def bigjax_round(options: argparse.Namespace) -> Callable[[], float]:
         nonlocal state
         started = time.perf_counter()
         for batch in batches:
-            state, metrics = program.train_step(state, batch, None)
+            state, metrics = program.train_step(state, batch, {})
         jax.block_until_ready(metrics)
         return time.perf_counter() - started
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bigjax.run.writers import table
+from bigjax.run.text import table
 from scripts.fault_injection.disks import CORRUPTIONS, corruptions, disk_full
 from scripts.fault_injection.inputs import bad_numbers, configs, mesh
 from scripts.fault_injection.processes import interruptions, pairs

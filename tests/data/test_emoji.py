@@ -10,9 +10,8 @@ from PIL import Image
 
 from bigjax.core.errors import UserError
 from bigjax.data import builders
-from bigjax.data.emoji import CATEGORIES, Emoji
 from bigjax.data.sources import TFDS
-from scripts.fetch.emoji import on_white, read_package
+from scripts.fetch.emoji import CATEGORIES, Emoji, on_white, read_package
 
 
 def png(rgba, side=64):

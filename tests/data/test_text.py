@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tokenizers as library
 
-from bigjax.config.resolve import names
+from bigjax.config import names
 from bigjax.core.errors import UserError
 from bigjax.core.transforms import apply_transforms
 from bigjax.data.documents import Documents
-from bigjax.data.sources import TFDS
+from bigjax.data.sources import TFDS, open_splits
 from bigjax.data.text import LabelledText, SentencePairs, TaggedText, TextPairs
 from bigjax.data.text_transforms import MaskTokens
 
@@ -59,7 +59,7 @@ def reference(bert, length, *texts):
 
 
 def write_jsonl(folder, split, rows):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     path = folder / f"{split}.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
@@ -100,14 +100,21 @@ def test_a_pair_in_one_row_equals_the_librarys_own(bert, tmp_path, length):
     assert found["label"].dtype == np.float32
 
 
-def test_labels_that_are_names_are_numbered_over_all_splits(bert, tmp_path):
-    for split, labels in (("train", ["b", "c", "b", "c"]), ("test", ["a", "c", "b", "b"])):
-        rows = [{"text": t, "label": n} for t, n in zip(LINES, labels, strict=True)]
+def test_labels_are_numbered_as_in_train_in_every_split(bert, tmp_path):
+    """Of train one label is no number, of test all are: the same text has the same class."""
+    labels = {"train": ["1", "2", "other", "4"], "test": ["2", "1", "4", "1"], "odd": ["3"] * 4}
+    for split, its in labels.items():
+        rows = [{"text": t, "label": n} for t, n in zip(LINES, its, strict=True)]
         write_jsonl(tmp_path / "set", split, rows)
     target = LabelledText(str(tmp_path / "set"), bert, length=16)
-    assert everything(target.open("train"))["label"].tolist() == [1, 2, 1, 2]
-    assert everything(target.open("test[:50%]"))["label"].tolist() == [0, 2]
-    assert target.open("test").class_names == ("a", "b", "c")
+    opened = open_splits(target, {"train": "train", "test": "test[:50%]"})
+    assert everything(opened["train"])["label"].tolist() == [0, 1, 3, 2]
+    assert everything(opened["test"])["label"].tolist() == [1, 0]
+    assert opened["test"].class_names == ("1", "2", "4", "other")
+    with pytest.raises(UserError, match=r"odd.jsonl, line 1: 'label' is '3', no class of train"):
+        target.open("odd")
+    part = open_splits(target, {"train": "train[:50%]", "test": "test[:50%]"})
+    assert everything(part["train"])["label"].tolist() == [1, 2] and part["train"].num_classes == 3
 
 
 @pytest.mark.parametrize(
@@ -137,15 +144,20 @@ def test_csv_holds_the_same_as_jsonl(bert, tmp_path):
 def test_the_first_token_of_a_word_carries_its_tag(bert, tmp_path):
     rows = [{"words": ["cats", "sat", "tail"], "tags": ["N", "V", "N"]}]
     write_jsonl(tmp_path / "set", "train", rows)
-    write_jsonl(tmp_path / "set", "test", [{"words": "rain", "tags": "A"}])
+    write_jsonl(tmp_path / "set", "test", [{"words": "rain", "tags": "V"}])
+    write_jsonl(tmp_path / "set", "odd", [{"words": "rain", "tags": "A"}])
     source = TaggedText(str(tmp_path / "set"), bert, length=8).open("train")
     found = everything(source)
     tokens = [source.tokenizer.token(i) for i in found["tokens"][0]]
     assert tokens == ["[CLS]", "cat", "##s", "sat", "tail", "[SEP]", "[PAD]", "[PAD]"]
-    assert source.class_names == ("A", "N", "V")
-    assert found["labels"][0].tolist() == [-100, 1, -100, 2, 1, -100, -100, -100]
+    assert source.class_names == ("N", "V")
+    assert found["labels"][0].tolist() == [-100, 0, -100, 1, 0, -100, -100, -100]
+    test = everything(TaggedText(str(tmp_path / "set"), bert, length=8).open("test"))
+    assert test["labels"][0].max() == 1
+    with pytest.raises(UserError, match=r"odd.jsonl, line 1: a tag is 'A', no class of train"):
+        TaggedText(str(tmp_path / "set"), bert, length=8).open("odd")
     short = everything(TaggedText(str(tmp_path / "set"), bert, length=4).open("train"))
-    assert short["labels"][0].tolist() == [-100, 1, -100, -100]
+    assert short["labels"][0].tolist() == [-100, 0, -100, -100]
 
 
 def test_the_target_begins_and_ends_even_where_it_is_cut_off(bert, tmp_path):
@@ -332,7 +344,7 @@ def test_an_empty_document_is_one_clear_line(bert, tmp_path, content, unit):
     ("target", "words"),
     [
         (dict(path="brown"), ["scripts/fetch_data brown"]),
-        (dict(path="bronw"), ["did you mean 'brown'"]),
+        (dict(path="bronw"), ["did you mean 'brown'", "there: brown"]),
         (dict(path="/nowhere/{split}.jsonl"), ["/nowhere"]),
         (dict(path="tfds:nothing_here"), ["nothing_here", "not prepared"]),
         (dict(length=2), ["at least 4"]),
@@ -342,6 +354,8 @@ def test_an_empty_document_is_one_clear_line(bert, tmp_path, content, unit):
 )
 def test_a_wrong_setting_is_one_clear_line(bert, tmp_path, target, words):
     write_jsonl(tmp_path / "set", "train", [{"text": line} for line in LINES])
+    if target.get("path") == "bronw":
+        write_jsonl(tmp_path / "data" / "text" / "brown", "train", [{"text": "x"}])
     with pytest.raises(UserError) as caught:
         Documents(**dict(path=str(tmp_path / "set"), tokenizer=bert) | target).open("train")
     assert all(word in str(caught.value) for word in words), caught.value

@@ -71,6 +71,20 @@ def test_standardize_takes_its_numbers_from_the_training_split():
     assert out[3] == 0 and np.all(np.isfinite(out))
 
 
+@pytest.mark.parametrize("spread", [347.0, 3e4, 0.0])
+def test_standardize_follows_scikit_learn_far_from_zero(spread):
+    """Unix seconds: the deviation is a 5-millionth of the mean; a constant column is one of rounding."""
+    from sklearn.preprocessing import StandardScaler
+
+    x = np.random.default_rng(0).normal(1.7e9, spread, (20_000, 1)).astype(np.float32)
+    expected = StandardScaler().fit(x.astype(np.float64))
+    fitted = t.Standardize().fit(Arrays({"features": x}))
+    np.testing.assert_allclose(fitted.std, expected.scale_, rtol=1e-9)
+    ours = jax.jit(jax.vmap(lambda row: fitted({"features": row}, KEY)["features"]))(x)
+    np.testing.assert_allclose(ours, expected.transform(x.astype(np.float64)), atol=2e-6)
+    assert np.asarray(ours).std() == pytest.approx(1.0 if spread else 0.0, abs=1e-4)
+
+
 def test_flatten_and_one_hot():
     out = apply_transforms((t.Flatten(), t.OneHot(num_classes=3)), batch_of(range(4)), KEY)
     assert out["image"].shape == (4, 60)

@@ -14,7 +14,7 @@ import pytest
 
 from bigjax.build import program
 from bigjax.loop.train import Stopped
-from bigjax.run.lock import workdir_lock
+from bigjax.run.files import workdir_lock
 from bigjax.sweep import drive
 from bigjax.sweep.executors import Event, Local
 from bigjax.sweep.trials import expand, status

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from bigjax.build import together as mapping
 from bigjax.config.resolve import load
 from bigjax.core.errors import UserError
+from bigjax.loop.together import train_together
 from bigjax.loop.train import Stopped, train
 from bigjax.run.writers import read_metrics
-from bigjax.sweep import vectorize
 from bigjax.sweep.drive import Plan, jobs
 from bigjax.sweep.trials import expand, waves
 from tests.sweep.test_run import Here, run, tables
@@ -37,14 +38,12 @@ def test_vectorised_equals_sequential_down_to_the_last_bit_of_the_parameters(tmp
 def test_through_vmap_losses_agree_to_1e_6(tmp_path, monkeypatch):
     trials = expand(rates(1e-2, 1e-3))
     for name, backend in (("one", "cpu"), ("all", "an accelerator")):
-        vectorize._mapped_train_step.cache_clear()
-        vectorize._mapped_eval_step.cache_clear()
+        mapping._MAPPED.clear()
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         configs = [trial.config for trial in trials]
         folders = [trial.folder(tmp_path / name) for trial in trials]
-        vectorize.train_together(configs, folders, stop=lambda: False)
-    vectorize._mapped_train_step.cache_clear()
-    vectorize._mapped_eval_step.cache_clear()
+        train_together(configs, folders, stop=lambda: False)
+    mapping._MAPPED.clear()
     for trial in trials:
         one, together = (
             [line["train/loss"] for line in read_metrics(trial.folder(tmp_path / name) / "metrics.jsonl") if "train/loss" in line]
@@ -55,12 +54,12 @@ def test_through_vmap_losses_agree_to_1e_6(tmp_path, monkeypatch):
 
 
 def test_a_teacher_trained_with_others_is_a_run_like_any_other(tmp_path):
-    from bigjax.verbs.verbs import open_run
+    from bigjax.loop.open import open_run
 
     found, _ = run(temperatures(1.0, seeds=1), tmp_path / "s", vectorize=64)
     (teacher,) = (t for t in expand(found.sweep) if not t.in_table)
     folder = teacher.folder(tmp_path / "s")
-    _, _, state, _ = open_run(folder, (), None)
+    state = open_run(folder).state
     assert int(state.step) == 12
     again = train(teacher.config, folder)
     assert again == json.loads((folder / "result.json").read_text())
@@ -107,7 +106,7 @@ def test_what_cannot_run_together_is_refused(tmp_path):
         for t in expand(rates(points=[{"model.widths": (8,)}, {"model.widths": (9,)}], seeds=1))
     )
     with pytest.raises(UserError, match="one by one"):
-        vectorize.train_together([a, b], [tmp_path / "a", tmp_path / "b"], stop=lambda: False)
+        train_together([a, b], [tmp_path / "a", tmp_path / "b"], stop=lambda: False)
     (rewinding,) = expand(rates(1e-2, seeds=1, overrides={"check.policy": "rewind"}))
     with pytest.raises(UserError, match="rewind"):
-        vectorize.train_together([rewinding.config], [tmp_path / "a"], stop=lambda: False)
+        train_together([rewinding.config], [tmp_path / "a"], stop=lambda: False)

@@ -5,12 +5,8 @@ manifest of hashes, written last. Without a true manifest a checkpoint does not 
 also the data position, so a state is all that a resume needs.
 """
 
-from bigjax.run.checkpoint.leaves import (
-    CheckpointError,
-    abstract_with,
-    has_checkpoints,
-    restore_leaves,
-)
+from bigjax.run.checkpoint.folder import CheckpointError, has_checkpoints, newest_manifest
+from bigjax.run.checkpoint.leaves import abstract_with, restore_leaves, saved_arrays
 from bigjax.run.checkpoint.manager import Checkpoints, Origin
 
 __all__ = [
@@ -19,5 +15,7 @@ __all__ = [
     "Origin",
     "abstract_with",
     "has_checkpoints",
+    "newest_manifest",
     "restore_leaves",
+    "saved_arrays",
 ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,11 +35,21 @@ class OtherFormat(BadCheckpoint):
     """The manifest is true, but of another version of bigjax."""
 
 
-def file_hashes(folder: epath.Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """File name in the folder -> {"size": bytes, "crc32": hex}; large files side by side."""
-    names = list(names)
+def file_hashes(
+    folder: epath.Path, names: Iterable[str], *, sync: bool = False
+) -> dict[str, dict[str, Any]]:
+    """File name in the folder -> {"size": bytes, "crc32": hex}; large files side by side.
+
+    With `sync`, what was hashed also survives a loss of power (of local files).
+    """
+    names, sync = list(names), sync and is_local(folder)
     with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(names, pool.map(lambda n: _file_hash(folder / n), names), strict=True))
+        found = pool.map(lambda name: _file_hash(folder / name, sync), names)
+        return dict(zip(names, found, strict=True))
+
+
+def is_local(folder: epath.Path) -> bool:
+    return "://" not in str(folder)
 
 
 def files_of(folder: epath.Path) -> list[str]:
@@ -96,9 +108,10 @@ def wrong_arrays(arrays: dict[str, Any], expected: dict[str, dict[str, Any]]) ->
     """
 
     def is_wrong(path: str) -> bool:
-        pieces = _pieces(arrays[path])
+        pieces, covered = _pieces(arrays[path]), 0
         for name, digest in expected[path]["blocks"].items():
             wanted = _bounds(name)
+            covered += math.prod(stop - start for start, stop in wanted)
             for bounds, values in pieces:
                 if all(a <= c and d <= b for (a, b), (c, d) in zip(bounds, wanted, strict=True)):
                     inside = tuple(
@@ -107,7 +120,7 @@ def wrong_arrays(arrays: dict[str, Any], expected: dict[str, dict[str, Any]]) ->
                     if content_hash(values[inside]) != digest:
                         return True
                     break
-        return False
+        return covered != math.prod(np.shape(arrays[path]))  # a block that is not listed
 
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(is_wrong, arrays))
@@ -147,14 +160,18 @@ def read_manifest(folder: epath.Path, *, step: int, run: str | None) -> dict[str
         digest = content.pop("sha256")
     except FileNotFoundError:
         raise BadCheckpoint(f"{MANIFEST}: missing, the save was not completed") from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise BadCheckpoint(f"{MANIFEST}: not readable ({error})") from None
     if hashlib.sha256(_canonical(content).encode()).hexdigest() != digest or (
         text != sealed(content)
     ):
         raise BadCheckpoint(f"{MANIFEST}: altered, its own hash does not match")
-    if content["format"] != FORMAT:
-        raise OtherFormat(f"{MANIFEST}: format {content['format']}, this bigjax reads {FORMAT}")
+    if content.get("format") != FORMAT:
+        raise OtherFormat(f"{MANIFEST}: format {content.get('format')}, this bigjax reads {FORMAT}")
+    if problem := _malformed(content):
+        raise BadCheckpoint(f"{MANIFEST}: {problem} is not as bigjax writes it")
     if content["step"] != step:
         raise BadCheckpoint(f"{MANIFEST}: is of step {content['step']}, not {step}")
     if run is not None and content["run"] != run:
@@ -170,7 +187,20 @@ def check_files(
     Raises:
       BadCheckpoint: names each file that is missing, unlisted, of another size or another hash.
     """
-    expected, there = manifest["files"], files_of(folder)
+    try:
+        problems = _file_problems(folder, manifest["files"], mine)
+    except PermissionError:
+        raise
+    except OSError as error:  # a disk that fails; files that go while they are read
+        raise BadCheckpoint(f"{error.filename}: {error.strerror}") from None
+    if problems:
+        raise BadCheckpoint(some(sorted(problems), "; "))
+
+
+def _file_problems(
+    folder: epath.Path, expected: dict[str, Any], mine: Callable[[int], bool]
+) -> list[str]:
+    there = files_of(folder)
     problems = [f"{name}: missing" for name in expected if name not in there]
     problems += [f"{name}: not in the manifest" for name in there if name not in expected]
     present = [name for i, name in enumerate(sorted(expected)) if name in there and mine(i)]
@@ -179,8 +209,30 @@ def check_files(
             problems.append(f"{name}: {found['size']} bytes, not {expected[name]['size']}")
         elif found["crc32"] != expected[name]["crc32"]:
             problems.append(f"{name}: altered (CRC-32)")
-    if problems:
-        raise BadCheckpoint(some(sorted(problems), "; "))
+    return problems
+
+
+def _malformed(content: dict[str, Any]) -> str | None:
+    """The first key of a manifest whose value cannot be one; None if all is well."""
+    types = {"run": (str, type(None)), "step": int, "time": float, "config_fingerprint": str}
+    types |= {"metrics": dict, "arrays": dict, "files": dict}
+    for key, kind in types.items():
+        if not isinstance(content.get(key), kind):
+            return key
+    for path, about in content["arrays"].items():
+        try:
+            shape, blocks = about["shape"], about["blocks"].items()
+            np.dtype(about["dtype"])
+            if not all(
+                len(_bounds(name)) == len(shape) and type(crc) is str for name, crc in blocks
+            ):
+                return path
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return path
+    for name, about in content["files"].items():
+        if not isinstance(about, dict) or not {"size", "crc32"} <= about.keys():
+            return name
+    return None
 
 
 def some(names: list[str], separator: str = ", ") -> str:
@@ -189,9 +241,11 @@ def some(names: list[str], separator: str = ", ") -> str:
     return separator.join(names[:6]) + more
 
 
-def _file_hash(path: epath.Path) -> dict[str, Any]:
+def _file_hash(path: epath.Path, sync: bool) -> dict[str, Any]:
     checksum, size = 0, 0
     with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
         while chunk := file.read(CHUNK):
             checksum = zlib.crc32(chunk, checksum)
             size += len(chunk)

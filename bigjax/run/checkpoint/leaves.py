@@ -7,21 +7,17 @@ from typing import Any
 
 import flax
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
+from jax.sharding import NamedSharding, PartitionSpec
 
-from bigjax.core.errors import RunFailed, UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.rules import paths
 from bigjax.run.checkpoint import hashes
+from bigjax.run.checkpoint.folder import ITEM, CheckpointError, all_steps, folder_of
 from bigjax.run.checkpoint.hashes import BadCheckpoint
-
-POINTER = "checkpoints_at.txt"  # in the run's folder, where `checkpoint.folder` is used
-ITEM = "default"  # the sub-folder of a step that Orbax's own CheckpointManager would use
-
-
-class CheckpointError(RunFailed):
-    """A save failed, or none of the checkpoints can be trusted. Says which, and why."""
 
 
 def restore_leaves(workdir: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
@@ -38,36 +34,77 @@ def restore_leaves(workdir: Path, wanted: dict[str, Any]) -> dict[str, jax.Array
       UserError: there is no checkpoint, a leaf is missing (the nearest is named) or has another shape.
       CheckpointError: the checkpoint is bad.
     """
+    while True:
+        step, folder = _newest(workdir)
+        try:
+            manifest = hashes.read_manifest(folder, step=step, run=None)
+            return _verified_leaves(folder, manifest, wanted)
+        except Exception as error:
+            if not folder.exists():
+                continue  # removed by the run that writes there: look again
+            if isinstance(error, BadCheckpoint):
+                raise CheckpointError(f"{folder}: {error}") from None
+            raise
+
+
+def saved_arrays(workdir: Path) -> set[str]:
+    """The paths of all arrays in a run's newest checkpoint. Raises as `restore_leaves`."""
+    while True:
+        step, folder = _newest(workdir)
+        try:
+            return set(hashes.read_manifest(folder, step=step, run=None)["arrays"])
+        except BadCheckpoint as bad:
+            if folder.exists():
+                raise CheckpointError(f"{folder}: {bad}") from None
+
+
+def _newest(workdir: Path) -> tuple[int, epath.Path]:
     directory = folder_of(workdir)
     steps = all_steps(directory)
     if not steps:
         raise UserError(f"{workdir}: holds no checkpoint")
-    folder = directory / str(max(steps))
+    return max(steps), directory / str(max(steps))
+
+
+def _verified_leaves(
+    folder: epath.Path, manifest: dict[str, Any], wanted: dict[str, Any]
+) -> dict[str, jax.Array]:
+    there = manifest["arrays"]
+    for path, leaf in wanted.items():
+        if path not in there:
+            raise UserError(f"{folder}: holds no '{path}'{did_you_mean(path, there)}")
+        if tuple(there[path]["shape"]) != tuple(leaf.shape):
+            raise UserError(
+                f"{folder}: '{path}' has shape {tuple(there[path]['shape'])}, "
+                f"not {tuple(leaf.shape)}"
+            )
+    kept = {
+        path: jax.ShapeDtypeStruct(leaf.shape, there[path]["dtype"], sharding=leaf.sharding)
+        for path, leaf in wanted.items()
+    }
+    if kept and "step" in there:
+        about = there["step"]
+        sharding = next(iter(kept.values())).sharding
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        kept["step"] = jax.ShapeDtypeStruct(
+            tuple(about["shape"]), about["dtype"], sharding=sharding
+        )
     try:
-        manifest = hashes.read_manifest(folder, step=max(steps), run=None)
-        there = manifest["arrays"]
-        for path, leaf in wanted.items():
-            if path not in there:
-                raise UserError(f"{folder}: holds no '{path}'{did_you_mean(path, there)}")
-            if tuple(there[path]["shape"]) != tuple(leaf.shape):
-                raise UserError(
-                    f"{folder}: '{path}' has shape {tuple(there[path]['shape'])}, "
-                    f"not {tuple(leaf.shape)}"
-                )
-        kept = {
-            path: jax.ShapeDtypeStruct(leaf.shape, there[path]["dtype"], sharding=leaf.sharding)
-            for path, leaf in wanted.items()
-        }
-        try:
-            restored = _read_leaves(folder, flax.traverse_util.unflatten_dict(kept, sep="/"))
-        except Exception as error:
-            hashes.check_files(folder, manifest)  # says which file it was, if it was one
-            raise error
-        if wrong := hashes.wrong_arrays(restored, there):
-            raise BadCheckpoint(f"arrays differ from what was saved: {hashes.some(wrong)}")
-    except BadCheckpoint as bad:
-        raise CheckpointError(f"{folder}: {bad}") from None
-    return {path: values.astype(wanted[path].dtype) for path, values in restored.items()}
+        restored = _read_leaves(folder, flax.traverse_util.unflatten_dict(kept, sep="/"))
+    except Exception as error:
+        hashes.check_files(folder, manifest)  # says which file it was, if it was one
+        raise error
+    if wrong := hashes.wrong_arrays(restored, there):
+        raise BadCheckpoint(f"arrays differ from what was saved: {hashes.some(wrong)}")
+    check_step(restored, manifest["step"])
+    return {path: restored[path].astype(leaf.dtype) for path, leaf in wanted.items()}
+
+
+def check_step(arrays: dict[str, Any], step: int) -> None:
+    """Raises `BadCheckpoint` if the state says that it is of another step than its manifest does."""
+    if "step" in arrays and np.any((inside := np.asarray(arrays["step"])) != step):
+        raise BadCheckpoint(f"its state is of step {inside}, not {step}")
 
 
 def _read_leaves(folder: epath.Path, wanted: Any) -> dict[str, jax.Array]:
@@ -100,26 +137,6 @@ def damage(folder: epath.Path, manifest: dict[str, Any]) -> str:
             found["unreadable"].append(path)
     says = [f"arrays {kind}: {hashes.some(names)}" for kind, names in found.items() if names]
     return f" ({'; '.join(says)})" if says else " (all arrays still read as saved)"
-
-
-def folder_of(workdir: Path | str) -> epath.Path:
-    """Where a run's checkpoints lie: in its folder, or where the pointer there says."""
-    pointer = epath.Path(workdir) / POINTER
-    if pointer.exists():
-        return epath.Path(pointer.read_text().strip())
-    return (epath.Path(workdir) / "checkpoints").absolute()
-
-
-def all_steps(folder: epath.Path) -> list[int]:
-    """Steps that have a folder, good or bad."""
-    if not folder.exists():
-        return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-
-
-def has_checkpoints(workdir: Path | str) -> bool:
-    """Whether a run has saved anything, good or bad."""
-    return bool(all_steps(folder_of(workdir)))
 
 
 def abstract_with(shardings: Any, abstract: Any) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
+import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,13 +24,26 @@ from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.run.checkpoint import hashes, leaves
-from bigjax.run.checkpoint.hashes import MANIFEST, BadCheckpoint
-from bigjax.run.checkpoint.leaves import ITEM, POINTER, CheckpointError, all_steps, folder_of
+from bigjax.run.checkpoint.folder import (
+    ITEM,
+    POINTER,
+    SAVED,
+    CheckpointError,
+    all_steps,
+    begin_save,
+    clean_up,
+    end_save,
+    folder_of,
+    lost,
+    remove,
+    set_aside,
+    sync_folders,
+)
+from bigjax.run.checkpoint.hashes import MANIFEST, PARTIAL, BadCheckpoint
+from bigjax.run.files import sync, write_atomic, write_json
 
 log = logging.getLogger("bigjax")
 
-DOOMED = ".deleting-"
-SAVING = ".saving-"
 EXCHANGE_SECONDS = 600  # how long the first process waits for the hashes of the others
 
 
@@ -46,33 +61,35 @@ class Checkpoints:
     """The checkpoints of one run's folder.
 
     Args:
-      workdir: the run's folder; anything that `epath.Path` takes.
-      options: the config's section `checkpoint`.
+      workdir: the run's folder.
+      options: the config's section `checkpoint`; a reader needs none.
       origin: of the run that writes here; None to read only: nothing is moved or removed then.
     """
 
     def __init__(
-        self, workdir: Path | str, options: settings.Checkpoint, origin: Origin | None = None
+        self,
+        workdir: Path | str,
+        options: settings.Checkpoint = settings.Checkpoint(),  # noqa: B008 (frozen)
+        origin: Origin | None = None,
     ) -> None:
-        self._folder = folder_of(workdir)
+        self._workdir = Path(workdir)
+        self._folder = folder_of(workdir, origin and origin.run)
         if origin is not None and options.folder is not None and not self._folder.exists():
             self._folder = epath.Path(options.folder) / str(origin.run)
             if jax.process_index() == 0:
-                (epath.Path(workdir) / POINTER).write_text(f"{self._folder}\n")
+                write_atomic(self._workdir / POINTER, f"{self._folder}\n")
         self._options = options
         self._origin = origin
         self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
+        self._spared: set[int] = set()  # too old to keep, but with files of others in them
         if origin is not None and jax.process_index() == 0:
-            self._clean_up()
+            clean_up(self._folder, origin.run)
 
     def steps(self) -> list[int]:
         """Steps whose checkpoints have a true manifest; their files are not read."""
         return sorted(step for step in all_steps(self._folder) if self._manifest(step))
-
-    def latest(self) -> int | None:
-        return max(self.steps(), default=None)
 
     def save(self, step: int, state: Any, metrics: dict[str, Any]) -> None:
         """Starts an asynchronous save; `state` may be donated to the next step once this returns.
@@ -97,9 +114,7 @@ class Checkpoints:
             return
         try:
             if jax.process_index() == 0:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._unfinished(step).write_text("")
-                folder.mkdir(exist_ok=True)
+                begin_save(self._folder, step, self._run)
             self._checkpointer.save(folder / ITEM, args=ocp.args.StandardSave(state))
         except Exception as error:
             raise self._save_failed(step, error) from error
@@ -158,21 +173,30 @@ class Checkpoints:
         `checkpoints/bad/<step>-<n>/`.
 
         Raises:
-          CheckpointError: there are checkpoints and none is good; says what was tried.
+          CheckpointError: there are, or were, checkpoints and none is good; says what was tried.
           UserError: as `restore`.
         """
         self.wait()
-        tried = []
-        # One list for all processes: the others may look while the first still clears up.
-        for step in _from_first(sorted(all_steps(self._folder), reverse=True)):
+        tried, steps = [], self._newest_first()
+        while steps:
+            step = steps.pop(0)
             try:
                 return step, self._restore(step, abstract_state)
             except BadCheckpoint as bad:
+                if self._is_gone(step):  # the run that writes there has pruned it: look again
+                    tried, steps = [], self._newest_first()
+                    continue
                 where = self._set_aside(step, bad)
                 tried.append(f"step {step}: {bad}")
                 log.error("checkpoint of step %d is bad: %s%s", step, bad, where)
-        if tried:
-            raise CheckpointError(f"{self._folder}: no good checkpoint; " + "; ".join(tried))
+        why = "; ".join(tried)
+        if not why and self._origin is not None:
+            why = lost(self._workdir, self._folder, self._options.every)
+        if why:
+            raise CheckpointError(
+                f"{self._folder}: no good checkpoint; {why}. This run does not start again from "
+                "step 0 by itself: put a checkpoint back, or train in another --workdir"
+            )
         return None
 
     def listing(self, verify_files: bool) -> list[dict[str, Any]]:
@@ -194,6 +218,8 @@ class Checkpoints:
                     self._check_files(step, manifest)
                 row["state"] = "verified" if verify_files else "complete"
             except BadCheckpoint as bad:
+                if not folder.exists():  # pruned while we looked
+                    continue
                 row["state"] = f"BAD: {bad}"
             rows.append(row)
         return rows
@@ -201,14 +227,17 @@ class Checkpoints:
     # Saving, in the background.
 
     def _finish(self, step: int, layout: Any, blocks: Any, metrics: dict[str, float]) -> None:
-        """Hashes the arrays, waits for Orbax, hashes its files, writes the manifest, prunes."""
+        """Hashes the arrays, waits for Orbax, hashes its files, writes the manifest, prunes.
+
+        Everything that the manifest vouches for is on the disk before it, and it before anything
+        older is removed: a loss of power at any moment leaves a good checkpoint.
+        """
         folder = self._folder / str(step)
         try:
             contents = hashes.block_hashes(blocks)
             self._checkpointer.wait_until_finished()
-            files = hashes.file_hashes(
-                folder, filter(_is_mine, sorted(hashes.files_of(folder), key=_owner))
-            )
+            names = filter(_is_mine, sorted(hashes.files_of(folder), key=_owner))
+            files = hashes.file_hashes(folder, names, sync=True)
             parts = _gathered(f"{self._run}/{step}", {"arrays": contents, "files": files})
             if jax.process_index() != 0:
                 return
@@ -228,8 +257,11 @@ class Checkpoints:
                 "arrays": layout,
                 "files": files,
             }
+            if (self._workdir / "metrics.jsonl").exists():
+                sync(self._workdir / "metrics.jsonl")
             _write_manifest(folder, content)
-            self._unfinished(step).unlink()
+            write_json(self._workdir / SAVED, {"run": self._run, "step": step})
+            end_save(self._folder, step)
             self._prune()
         except Exception as error:
             raise self._save_failed(step, error) from error
@@ -246,34 +278,14 @@ class Checkpoints:
         """Removes what is neither among the newest `keep` nor the best."""
         manifests = {step: self._manifest(step) for step in self.steps()}
         kept = set(sorted(manifests)[-self._options.keep :])
-        best = self._options.best
-        scored = [step for step, manifest in manifests.items() if best in manifest["metrics"]]
-        if scored:
+        scores = {step: m["metrics"].get(self._options.best) for step, m in manifests.items()}
+        scores = {step: x for step, x in scores.items() if x is not None and not math.isnan(x)}
+        if scores:
             choose = max if self._options.best_mode == "max" else min
-            kept.add(choose(reversed(scored), key=lambda s: manifests[s]["metrics"][best]))
-        for step in manifests.keys() - kept:
-            doomed = self._folder / f"{DOOMED}{step}"  # a kill half-way leaves no half checkpoint
-            (self._folder / str(step)).rename(doomed)
-            doomed.rmtree()
-
-    def _unfinished(self, step: int) -> epath.Path:
-        """A file that is there while `step` is saved: after a kill it tells half a save from damage."""
-        return self._folder / f"{SAVING}{step}"
-
-    def _clean_up(self) -> None:
-        """Removes what a killed process left of saves that never became a checkpoint."""
-        if not self._folder.exists():
-            return
-        for path in list(self._folder.iterdir()):
-            if path.name.startswith(SAVING):
-                folder = self._folder / path.name.removeprefix(SAVING)
-                if folder.exists() and not (folder / MANIFEST).exists():
-                    folder.rmtree()
-                path.unlink()
-        for path in self._folder.iterdir():
-            unfinished = path.name.isdigit() and not (path / MANIFEST).exists()
-            if path.name.startswith(DOOMED) or (unfinished and not (path / ITEM).exists()):
-                path.rmtree()
+            kept.add(choose(reversed(scores), key=scores.get))
+        for step in manifests.keys() - kept - self._spared:
+            if not remove(self._folder, step, manifests[step], self._run):
+                self._spared.add(step)
 
     # Restoring.
 
@@ -306,15 +318,25 @@ class Checkpoints:
             raise UserError(
                 f"{folder} holds the state of another config: {'; '.join(differences[:5])}"
             )
-        state = self._checkpointer.restore(
-            folder / ITEM, args=ocp.args.StandardRestore(abstract_state)
-        )
-        if not verify:
-            return state
+        try:
+            args = ocp.args.StandardRestore(abstract_state)
+            state = self._checkpointer.restore(folder / ITEM, args=args)
+        except Exception:
+            if folder.exists():
+                raise
+            raise BadCheckpoint("removed while it was read") from None
         arrays = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
-        wrong = hashes.wrong_arrays(arrays, manifest["arrays"])
+        wrong = hashes.wrong_arrays(arrays, manifest["arrays"]) if verify else []
         _agree(f"arrays differ from what was saved: {hashes.some(wrong)}" if wrong else "")
+        leaves.check_step(arrays, step)
         return state
+
+    def _newest_first(self) -> list[int]:
+        # One list for all processes: the others may look while the first still clears up.
+        return _from_first(sorted(all_steps(self._folder), reverse=True))
+
+    def _is_gone(self, step: int) -> bool:
+        return bool(_from_first([int(not (self._folder / str(step)).exists())])[0])
 
     def _check_files(self, step: int, manifest: dict[str, Any]) -> None:
         count, index = jax.process_count(), jax.process_index()
@@ -324,14 +346,7 @@ class Checkpoints:
         """Moves a checkpoint out of the way; returns where it went, for the message."""
         if self._origin is None:
             return ""
-        target = None
-        if jax.process_index() == 0:
-            folder = self._folder / "bad"
-            folder.mkdir(parents=True, exist_ok=True)
-            used = [int(p.name.split("-")[1]) for p in folder.glob(f"{step}-*")]
-            target = folder / f"{step}-{max(used, default=0) + 1}"
-            (self._folder / str(step)).rename(target)
-            (target / "why.txt").write_text(f"{bad}\n")
+        target = set_aside(self._folder, step, str(bad)) if jax.process_index() == 0 else None
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"bigjax set aside {step}")
         return f"; set aside as {target}" if target else ""
@@ -339,9 +354,15 @@ class Checkpoints:
 
 def _write_manifest(folder: epath.Path, content: dict[str, Any]) -> None:
     """Writes the manifest in one move: a reader, or a crash, sees a whole one or none."""
-    partial = folder / hashes.PARTIAL
-    partial.write_text(hashes.sealed(json.loads(json.dumps(content))))
+    partial = folder / PARTIAL
+    with partial.open("w") as file:
+        file.write(hashes.sealed(json.loads(json.dumps(content))))
+        file.flush()
+        if hashes.is_local(folder):
+            os.fsync(file.fileno())
+    sync_folders(folder)
     partial.replace(folder / MANIFEST)
+    sync_folders(folder)
 
 
 def _from_first(numbers: list[int]) -> list[int]:

@@ -1,0 +1,61 @@
+"""What a process must be told before JAX starts in it: remedies for compilers, and huge pages.
+
+`import bigjax` calls `mend`, so that every way to start gets the remedy: scripts, `python -m`, workers,
+notebooks. Standard library only; nothing here imports JAX. What was set is in the run's manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+# jaxlib version -> XLA flags without which it computes wrong numbers. Other versions may not know a
+# flag, and an unknown one aborts the process: never set for a version that is not in this table.
+REMEDIES = {
+    # Some float32 reductions over more than 32,768 rows on a CPU (jax issue 39103).
+    "0.10.2": ("--xla_cpu_experimental_ynn_fusion_type=-reduce",),
+}
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+TUNABLE = "glibc.malloc.hugetlb"
+
+
+def mend() -> None:
+    """Adds the remedies of the installed jaxlib to XLA_FLAGS; JAX reads them when its backend starts.
+
+    A flag that the user has set stays as it is.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    known = {flag.partition("=")[0] for flag in given}
+    missing = [flag for flag in remedies() if flag.partition("=")[0] not in known]
+    if missing:
+        os.environ["XLA_FLAGS"] = " ".join([*given, *missing])
+
+
+def remedies() -> tuple[str, ...]:
+    """The XLA flags that the installed jaxlib needs."""
+    try:
+        return REMEDIES.get(metadata.version("jaxlib"), ())
+    except metadata.PackageNotFoundError:  # JAX says it better when it is imported
+        return ()
+
+
+def offers_huge_pages() -> bool:
+    """Whether the kernel gives huge pages to the programs that ask for them."""
+    try:
+        return "[madvise]" in HUGE_PAGES.read_text()
+    except OSError:  # not Linux
+        return False
+
+
+def for_children(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment`, with huge pages asked for where the kernel offers them.
+
+    XLA's large buffers are then a page fault for each 2 MB instead of each 4 KB. The C library reads
+    it as a process starts, so a parent must say it: scripts/setup.sh does, and whoever starts workers.
+    """
+    given = environment.get("GLIBC_TUNABLES", "")
+    if TUNABLE in given or not offers_huge_pages():
+        return dict(environment)
+    return {**environment, "GLIBC_TUNABLES": ":".join(filter(None, [given, f"{TUNABLE}=1"]))}

@@ -1,0 +1,91 @@
+"""Arrays in .npz files: the one reader of them, for training and predict, and the source.
+
+Nothing is ever unpickled, and no header is believed that promises more than its file can hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bigjax.core.errors import UserError
+from bigjax.data.sources import Arrays
+from bigjax.data.splits import files_of, find_splits, subsplit
+
+MOST_INFLATION = 1032  # of deflate: 258 bytes from 2 bits
+
+
+@dataclasses.dataclass(frozen=True)
+class NPZ:
+    """`DIRECTORY/SPLIT.npz`, arrays of equal length; `class_names` names the classes of "label"."""
+
+    directory: str
+    class_names: Sequence[str] = ()
+
+    def open(self, split: str) -> Arrays:
+        """Opens a split or sub-split; raises UserError for a bad file, array or split."""
+        found = find_splits(self.directory, (".npz",))
+        columns: dict[str, np.ndarray] = {}
+
+        def length(name: str) -> int:
+            (path,) = files_of(found, name, self.directory)
+            columns.update(read_npz(path))
+            try:
+                return len(Arrays(columns))
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from None
+
+        _, rows = subsplit(split, length)
+        return Arrays({key: column[rows] for key, column in columns.items()}, self.class_names)
+
+
+def read_npz(path: Path, choose: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Reads the arrays of an .npz file.
+
+    choose: read only these, or, where the file holds but one array, that one.
+
+    Raises:
+      UserError: it is no npz, holds objects, or lacks an array.
+    """
+    with _reading(path), np.load(path, allow_pickle=False) as archive:
+        for member in archive.zip.infolist():
+            _check_header(archive.zip, member)
+        there = archive.files
+        missing = [name for name in choose if name not in there]
+        if missing and len(there) != 1:
+            raise UserError(
+                f"{path}: holds {', '.join(there)}; needs an array named {missing[0]!r}"
+            )
+        return {name: archive[name] for name in (there if missing else choose or there)}
+
+
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Refuses an array whose header promises more bytes than the file can hold."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{member.filename} is of version {version}")
+        read = np.lib.format.read_array_header_1_0
+        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds Python objects, which are never unpickled")
+    needed = math.prod(shape) * dtype.itemsize
+    if needed > min(member.file_size, member.compress_size * MOST_INFLATION):
+        raise ValueError(f"{member.filename} says it is {shape} of {dtype}; the file is smaller")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what NumPy raises at an unreadable file into one line that names the file."""
+    try:
+        yield
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read {path}: {reason}") from None

@@ -1,0 +1,286 @@
+"""One Transformer block for GPT-2, Llama and their kin, BERT and ViT: which family it is, is data.
+
+`Form` is the table of choices in which the families differ; a decoder, an encoder and a vision model
+are stacks of the one `Block`. T5 has a block of its own. Shapes are in the names: B batch, T length,
+D width, N query heads, K key and value heads, H width of a head, F width of the MLP.
+
+Parameters of a block: attention_norm, attention (query, key, value, out, and query_norm, key_norm),
+mlp_norm, mlp ((gate,) up, down), and attention_out_norm, mlp_out_norm where norms follow the branches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigjax.core.layout import constrain
+from bigjax.models.attention import attend, cached_keys, cached_segments, positions
+from bigjax.models.blocks import (
+    branch,
+    dense,
+    join_heads,
+    layer_norm,
+    named,
+    rms_norm,
+    split_heads,
+)
+from bigjax.models.common import choose
+from bigjax.models.rotary import rotate
+
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),  # with the error function itself
+    "gelu_tanh": nn.gelu,  # Hendrycks and Gimpel 2016, the approximation
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "tanh": jnp.tanh,
+}
+NORMS = ("layer", "rms", "rms_from_one")
+PLACES = ("before", "after", "both", "sum")
+BIASES = ("qkv", "out", "mlp")
+QK_NORMS = ("none", "head", "all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What one family's block is. The defaults are GPT-2's but for the sizes.
+
+    heads, head_width, mlp_width: N, H, F.
+    kv_heads: K, of which N is a multiple; None: N, under the same logical axis.
+    causal: whether a token sees only those before it.
+    norm: "layer"; "rms"; "rms_from_one", whose parameter is the distance of the scale from 1 (Gemma).
+    places: of the norms: "before" each branch (GPT-2), "after" it (OLMo 2), "both" (Gemma 2),
+        or on the "sum" of the branch and what it is added to (BERT).
+    activation: a key of `ACTIVATIONS`.
+    gated: MLP (act(x G) * x U) W (Shazeer 2020, eq. 6) in place of act(x U) W.
+    biases: which linear maps have one: some of "qkv", "out", "mlp".
+    qk_norm: RMSNorm of queries and keys: "none", over each "head" (Qwen 3), or over "all" heads (OLMo 2).
+    scale: of the scores; None: 1 / sqrt(H). softcap: see `attend`.
+    depth: layers of the whole model, where residual branches start smaller the deeper it is; or None.
+    dropout: of each residual branch.
+    implementation: of attention.
+    """
+
+    heads: int
+    head_width: int
+    mlp_width: int
+    kv_heads: int | None = None
+    causal: bool = True
+    norm: str = "layer"
+    norm_epsilon: float = 1e-5
+    places: str = "before"
+    activation: str = "gelu_tanh"
+    gated: bool = False
+    biases: Sequence[str] = BIASES
+    qk_norm: str = "none"
+    scale: float | None = None
+    softcap: float | None = None
+    depth: int | None = None
+    dropout: float = 0.0
+    implementation: str = "auto"
+
+    def __post_init__(self):
+        for what, word, known in (
+            ("norm", self.norm, NORMS),
+            ("norm_places", self.places, PLACES),
+            ("activation", self.activation, tuple(ACTIVATIONS)),
+            ("qk_norm", self.qk_norm, QK_NORMS),
+            *(("biases", part, BIASES) for part in self.biases),
+        ):
+            choose(f"model.{what}", word, known)
+        object.__setattr__(self, "biases", tuple(self.biases))  # hashable, as Linen wants fields
+
+
+class Where(NamedTuple):
+    """Where the T tokens and the S keys that they may see stand; arrays or None.
+
+    at, key_at: their positions, int (B or 1, T) and (B or 1, S); None where nothing asks.
+    segments, keys: see `attend`. slot: where the T tokens lie in the cache.
+    """
+
+    at: jax.Array | None = None
+    key_at: jax.Array | None = None
+    segments: jax.Array | None = None
+    keys: jax.Array | None = None
+    slot: jax.Array | None = None
+
+
+class Layer(NamedTuple):
+    """In what one layer of rotary positions differs from the next; stacked, (L, ...), in a model.
+
+    turns: frequencies (F,), 0 for a layer without positions. factor: see `rotate`.
+    window: how many tokens back a query sees, itself among them; None: all, in all layers.
+    """
+
+    turns: jax.Array
+    factor: jax.Array | float
+    window: jax.Array | None
+
+
+def stand(module: nn.Module, length: int, segments_BT: jax.Array | None, cache: int) -> Where:
+    """Where a decoder's tokens stand. Call in the model, once, before its blocks."""
+    if cache:
+        at_BT, keys_BS, slot = cached_segments(module, segments_BT, cache)
+        key_at_BS = jnp.cumsum(keys_BS, axis=1) - 1
+        return Where(at_BT, key_at_BS, segments_BT, keys_BS, slot)
+    at_BT = jnp.arange(length)[None] if segments_BT is None else positions(segments_BT)
+    return Where(at_BT, at_BT, segments_BT, segments_BT, None)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the norms stand where `form.places` says."""
+
+    form: Form
+    train: bool
+    cache: int = 0
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, where: Where, layer: Layer | None = None) -> jax.Array:
+        x_BTD = constrain(x_BTD, "batch", "length", None)
+        form = self.form
+        drop = nn.Dropout(form.dropout, deterministic=not self.train)
+        attention = Attention(form, self.cache, name="attention")
+        mlp = MLP(form, name="mlp")
+        for name, part in (
+            ("attention", lambda x: attention(x, where, layer)),
+            ("mlp", mlp),
+        ):
+            y_BTD = x_BTD
+            if form.places in ("before", "both"):
+                y_BTD = norm(form, f"{name}_norm")(y_BTD)
+            y_BTD = branch(part(y_BTD))
+            if form.places in ("after", "both"):
+                y_BTD = norm(form, f"{name}_out_norm")(y_BTD)
+            # The residual stream keeps its dtype, whatever its branches compute in.
+            x_BTD = x_BTD + drop(y_BTD).astype(x_BTD.dtype)
+            if form.places == "sum":
+                x_BTD = norm(form, f"{name}_norm")(x_BTD)
+        return x_BTD
+
+
+class Attention(nn.Module):
+    """Every head's softmax(q k') v, joined; keys and values from the memory where there is one."""
+
+    form: Form
+    cache: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        where: Where,
+        layer: Layer | None = None,
+        memory_BSD: jax.Array | None = None,
+    ) -> jax.Array:
+        form, keys_of = self.form, x_BTD if memory_BSD is None else memory_BSD
+        project = functools.partial(split_heads, width=form.head_width, bias="qkv" in form.biases)
+        K, axis = (form.kv_heads, "kv_heads") if form.kv_heads else (form.heads, "heads")
+        q_BTNH = project("query", form.heads)(x_BTD)
+        k_BSKH = project("key", K, axis=axis)(keys_of)
+        v_BSKH = project("value", K, axis=axis)(keys_of)
+        if form.qk_norm != "none":
+            q_BTNH = self._norm("query_norm", "heads")(q_BTNH)
+            k_BSKH = self._norm("key_norm", axis)(k_BSKH)
+        # One dtype for all, should a precision policy except one of them.
+        q_BTNH, k_BSKH, v_BSKH = nn.dtypes.promote_dtype(q_BTNH, k_BSKH, v_BSKH)
+        if layer is not None:
+            q_BTNH = rotate(q_BTNH, where.at, layer.turns, layer.factor)
+            k_BSKH = rotate(k_BSKH, where.at, layer.turns, layer.factor)
+        if self.cache:
+            k_BSKH, v_BSKH = cached_keys(self, k_BSKH, v_BSKH, where.slot, self.cache)
+        near_BTS = None
+        if layer is not None and layer.window is not None:
+            near_BTS = where.at[:, :, None] - where.key_at[:, None, :] < layer.window
+        mixed_BTNH = attend(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            causal=form.causal,
+            query_segments=where.segments,
+            key_segments=where.keys,
+            mask=near_BTS,
+            offset=where.slot,
+            scale=form.scale,
+            softcap=form.softcap,
+            implementation=form.implementation,
+        )
+        out = join_heads("out", x_BTD.shape[-1], bias="out" in form.biases, layers=form.depth)
+        return out(mixed_BTNH)
+
+    def _norm(self, name: str, axis: str) -> nn.Module:
+        """RMSNorm of each head, or of all heads as one vector."""
+        names = ("head",) if self.form.qk_norm == "head" else (axis, "head")
+        return norm(self.form, name, names)
+
+
+class MLP(nn.Module):
+    """act(x U + b) W + c, or gated."""
+
+    form: Form
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        form, bias = self.form, "mlp" in self.form.biases
+        act = ACTIVATIONS[form.activation]
+        h_BTF = dense("up", form.mlp_width, "embed", "mlp", bias=bias)(x_BTD)
+        if form.gated:
+            h_BTF = act(dense("gate", form.mlp_width, "embed", "mlp", bias=bias)(x_BTD)) * h_BTF
+        else:
+            h_BTF = act(h_BTF)
+        down = dense("down", x_BTD.shape[-1], "mlp", "embed", bias=bias, layers=form.depth)
+        return down(h_BTF)
+
+
+def norm(form: Form, name: str, names: Sequence[str] = ("embed",)) -> nn.Module:
+    """The form's norm over the last axes, as many as there are names. Call inside a compact method."""
+    if form.norm == "layer":
+        return layer_norm(name, form.norm_epsilon)
+    if form.norm == "rms":
+        return rms_norm(name, form.norm_epsilon, names)
+    return RMSNormFromOne(form.norm_epsilon, tuple(names), name=name)
+
+
+class RMSNormFromOne(nn.Module):
+    """x / rms(x) times 1 + scale, over the last axis: decay draws the scale to 1 (Gemma Team 2024)."""
+
+    epsilon: float
+    names: Sequence[str]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = named(nn.initializers.zeros, *self.names)
+        scale = self.param("scale", init, x.shape[-len(self.names) :])
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(wide**2, axis=tuple(range(-len(self.names), 0)), keepdims=True)
+        normed = wide * jax.lax.rsqrt(mean + self.epsilon) * (1 + scale.astype(jnp.float32))
+        return normed.astype(jnp.promote_types(x.dtype, scale.dtype))
+
+
+def flops_by_formula(
+    multiplied: Sequence[tuple[float, float]], attended: float, *, causal: bool = False
+) -> dict[str, float]:
+    """6 N + 12 L D T a token (Chowdhery et al. 2022, "PaLM", appendix B), forward and backward.
+
+    The second term is attention's, over the whole square of T x T; as a causal mask leaves half of
+    that, some count 6 L D T: for decoders both are given, by name.
+
+    Args:
+      multiplied: (parameters, how many tokens they multiply), for each part of the model; a table that is
+        only looked up does not count.
+      attended: the sum over layers and rows of (width of all heads) x queries x keys.
+    """
+    products = sum(6.0 * parameters * tokens for parameters, tokens in multiplied)
+    found = {"6N + 12LDT": products + 12.0 * attended}
+    return found | {"6N + 6LDT, causal": products + 6.0 * attended} if causal else found
+
+
+def size(params: Any, *without: str) -> int:
+    """How many numbers are in the parameters, but for those top-level entries."""
+    kept = {name: tree for name, tree in params.items() if name not in without}
+    return sum(leaf.size for leaf in jax.tree.leaves(kept))

@@ -1,0 +1,321 @@
+"""Tables: what pandas and scikit-learn make of the same cells, and bad cells told by file and row."""
+
+import datetime
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bigjax.core.errors import UserError
+from bigjax.data import inputs
+from bigjax.data.sources import open_splits
+from bigjax.data.table import Table
+
+TRAIN = """city,age,member,since,rooms,label
+Paris,31,yes,2024-01-01,2,rent
+Oslo,,no,2024-01-03,3,buy
+ Paris,25,yes,2024-01-05T12:00:00Z,,rent
+,40,no,2024-01-07,1,other
+"""
+TEST = """label,rooms,since,member,age,city
+buy,4,2024-02-01,no,,Rome
+rent,,2024-01-01,yes,50,Oslo
+"""
+
+
+def everything(source):
+    return source.read(np.arange(len(source)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / "test.csv").write_text(TEST)
+    return tmp_path
+
+
+def by_name(source, rows=None):
+    rows = everything(source)["features"] if rows is None else rows
+    return pd.DataFrame(rows, columns=source.feature_names)
+
+
+def test_real_columns_become_what_pandas_makes_of_them(folder):
+    opened = open_splits(Table(str(folder)), {"train": "train", "test": "test"})
+    frame = pd.read_csv(folder / "train.csv", skipinitialspace=True)
+    ours = by_name(opened["train"])
+    # Categories: pandas' indicators, a missing cell being a value of its own, and none is unknown.
+    dummies = pd.get_dummies(frame["city"].fillna("").str.strip()).astype(np.float32)
+    for text in ("", "Oslo", "Paris"):
+        assert ours[f"city={text}"].tolist() == dummies[text].tolist()
+    assert ours["city=?"].tolist() == [0, 0, 0, 0]
+    # Numbers: missing cells are the mean of train, and told.
+    assert ours["age"].tolist() == frame["age"].fillna(frame["age"].mean()).astype("f4").tolist()
+    assert ours["age missing"].tolist() == frame["age"].isna().tolist()
+    assert ours["member"].tolist() == [1, 0, 1, 0]
+    days = pd.to_datetime(frame["since"], utc=True, format="ISO8601").astype("int64")
+    unit = (
+        86_400
+        * 10
+        ** {"us": 6, "ns": 9, "s": 0}[
+            pd.to_datetime(frame["since"], utc=True, format="ISO8601").dt.unit
+        ]
+    )
+    np.testing.assert_allclose(ours["since"], (days - days.mean()) / unit, rtol=1e-6)
+    assert opened["train"].class_names == ("buy", "other", "rent")
+    assert everything(opened["train"])["label"].tolist() == [2, 0, 2, 1]
+
+
+def test_other_splits_take_all_that_is_fitted_from_train(folder):
+    opened = open_splits(Table(str(folder)), {"train": "train", "test": "test"})
+    test = by_name(opened["test"])
+    assert opened["test"].feature_names == opened["train"].feature_names
+    assert test.loc[0, ["city=", "city=Oslo", "city=Paris", "city=?"]].tolist() == [0, 0, 0, 1]
+    assert test["city=Oslo"].tolist() == [0, 1]
+    assert test["age"].tolist() == [32, 50] and test["age missing"].tolist() == [1, 0]
+    assert test["rooms"].tolist() == [4, 2] and test["rooms missing"].tolist() == [0, 1]
+    assert everything(opened["test"])["label"].tolist() == [0, 2]
+    # Of a part of train: the mean and the vocabulary of that part alone.
+    part = open_splits(Table(str(folder)), {"train": "train[:2]", "test": "test[:1]"})
+    assert "city=Oslo" in part["train"].feature_names and "city=" not in part["train"].feature_names
+    with pytest.raises(UserError, match=r"test.csv, line 3: column 'rooms': is empty; no cell of"):
+        open_splits(Table(str(folder)), {"train": "train[:1]", "test": "test[1:]"})
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "stream", "jsonl"])
+def test_typed_files_hold_the_same(folder, suffix, tmp_path):
+    frame = pd.read_csv(folder / "train.csv", skipinitialspace=True)
+    rows = [
+        {
+            "city": None if pd.isna(row.city) else row.city,
+            "age": None if pd.isna(row.age) else float(row.age),
+            "member": row.member == "yes",
+            "since": pd.Timestamp(row.since).tz_localize(None).to_pydatetime(),
+            "rooms": None if pd.isna(row.rooms) else int(row.rooms),
+            "label": row.label,
+        }
+        for row in frame.itertuples()
+    ]
+    other = tmp_path / "typed"
+    other.mkdir()
+    if suffix == "jsonl":
+        text = "\n".join(json.dumps(row, default=datetime.datetime.isoformat) for row in rows)
+        (other / "train.jsonl").write_text(text)
+    elif suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), other / "train.parquet", row_group_size=2)
+    else:
+        table = pa.Table.from_pylist(rows)
+        make = pa.ipc.new_file if suffix == "arrow" else pa.ipc.new_stream
+        with make(str(other / "train.arrow"), table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    csv, typed = Table(str(folder)).open("train"), Table(str(other)).open("train")
+    assert csv.feature_names == typed.feature_names
+    for key, column in everything(csv).items():
+        assert np.array_equal(everything(typed)[key], column), key
+
+
+def write_large(folder, rows=20_000):
+    draw = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "x": draw.normal(size=rows),
+            "kind": draw.choice(["a", "b", "c"], rows),
+            "label": draw.integers(0, 5, rows),
+        }
+    )
+    folder.mkdir()
+    for shard, start in enumerate(range(0, rows, rows // 2)):
+        name = folder / f"train-{shard:05}-of-00002.parquet"
+        pq.write_table(table.slice(start, rows // 2), name, row_group_size=3000)
+    return table.to_pandas()
+
+
+def test_what_is_larger_than_memory_is_encoded_once_into_mapped_files(tmp_path, monkeypatch):
+    frame = write_large(tmp_path / "set")
+    target = Table(str(tmp_path / "set"), cache_mb=0, data_dir=str(tmp_path / "data"))
+    source, held = target.open("train[100:]"), Table(str(tmp_path / "set")).open("train[100:]")
+    ids = np.array([19_899, 0, 5000, 0])
+    for key, column in held.read(ids).items():
+        assert np.array_equal(source.read(ids)[key], column)
+    assert (
+        source.read(ids)["features"][:, 0].tolist() == frame["x"][ids + 100].astype("f4").tolist()
+    )
+    assert isinstance(source.column("features", slice(0, 2)).base.base, np.memmap)
+    again = target.open("train[100:]")
+    assert again.fingerprint() == source.fingerprint() != target.open("train").fingerprint()
+    assert source.num_classes == 5
+
+
+def test_a_missing_shard_and_a_split_that_is_there_twice_are_told(tmp_path):
+    write_large(tmp_path / "set")
+    (tmp_path / "set" / "train.csv").write_text("x,label\n1,2\n")
+    with pytest.raises(UserError, match="are both the split 'train'"):
+        Table(str(tmp_path / "set")).open("train")
+    (tmp_path / "set" / "train.csv").unlink()
+    (tmp_path / "set" / "train-00001-of-00002.parquet").unlink()
+    with pytest.raises(UserError, match="shard 1 of 2 is missing"):
+        Table(str(tmp_path / "set")).open("train")
+
+
+def write_hugging_face(folder):
+    """What `datasets.DatasetDict.save_to_disk` writes: an Arrow stream with the features beside it."""
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+    }
+    said = {"huggingface": json.dumps({"info": {"features": features}})}
+    folder.mkdir()
+    (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    for split, labels in (("train", [1, 0, 1]), ("test", [0])):
+        (folder / split).mkdir()
+        (folder / split / "state.json").write_text("{}")
+        images = [{"bytes": png(20 + i, 3 + label), "path": None} for i, label in enumerate(labels)]
+        table = pa.table({"image": images, "label": labels}).replace_schema_metadata(said)
+        with pa.ipc.new_stream(
+            str(folder / split / "data-00000-of-00001.arrow"), table.schema
+        ) as out:
+            out.write_table(table)
+
+
+def png(grey, side):
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("L", (side, side), grey).save(out, "png")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("cache_mb", [0, 1024])
+def test_a_hugging_face_folder_gives_pictures_and_class_names(tmp_path, cache_mb):
+    write_hugging_face(tmp_path / "set")
+    with pytest.raises(UserError, match=r"row 2 is 3x3 .*row 1 4x4: give a size"):
+        Table(str(tmp_path / "set")).open("train")
+    target = Table(
+        str(tmp_path / "set"), size=(2, 5), cache_mb=cache_mb, data_dir=str(tmp_path / "data")
+    )
+    opened = open_splits(target, {"train": "train", "test": "test"})
+    assert opened["train"].class_names == ("cat", "dog")
+    assert opened["train"].features["image"] == ((2, 5, 1), np.uint8)
+    rows = everything(opened["train"])
+    assert rows["label"].tolist() == [1, 0, 1] and rows["image"][:, 0, 0, 0].tolist() == [
+        20,
+        21,
+        22,
+    ]
+    assert everything(opened["test"])["label"].tolist() == [0]
+
+
+def test_hub_names_without_a_network_are_one_line(monkeypatch):
+    import huggingface_hub
+
+    def offline(*args, **kwargs):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UserError, match=r"^hub:some/set: cannot fetch it \(no route\)$"):
+        Table("hub:some/set").open("train")
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "words"),
+    [
+        ("a,label\n1,x\ntwo,y\n", {}, ["train.csv, line 3", "'a'", "'two'", "'category'"]),
+        ("a,label\n2024-01-01,1\nsoon,2\n", {}, ["line 3", "'soon' is no date"]),
+        ("a,label\n2024-13-01,1\n", dict(columns={"a": "date"}), ["line 2", "2024-13-01"]),
+        ("a,label\n1,x\n", dict(columns=["b"]), ["train.csv", "no column 'b'", "a, label"]),
+        ("a,label\n1,x\n", dict(columns={"a": "nummer"}), ["columns.a", "did you mean 'number'"]),
+        ("a,label\n1,x\n", dict(label="lable"), ["did you mean 'label'"]),
+        ("label\n1\n", {}, ["no column beside the label"]),
+        ("a,a,label\n1,2,3\n", {}, ["two columns are called 'a'"]),
+        ("a,label\n1,\n", {}, ["line 2", "'label' is ''"]),
+        ("a,label\n1,3\n", dict(class_names=["x", "y"]), ["line 2", "2 class names"]),
+        ("a,label\n1,z\n", dict(class_names=["x", "y"]), ["'z', no class of train"]),
+        ("a,label\n9007199254740993,1\n", dict(columns={"a": "boolean"}), ["is no boolean"]),
+        ("a,label\n", {}, ["no examples"]),
+        ("a,label\n" + "".join(f"t{i},1\n" for i in range(1001)), {}, ["more than 1000", "skip"]),
+    ],
+)
+def test_what_cannot_be_right_is_one_line(tmp_path, train, options, words):
+    (tmp_path / "train.csv").write_text(train)
+    with pytest.raises(UserError) as caught:
+        Table(str(tmp_path), **options).open("train")
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_kinds_can_be_said_and_columns_chosen(tmp_path):
+    (tmp_path / "train.csv").write_text("zip,id,x,label\n75001,a1,1,2\n10115,a2,2,3\n")
+    said = Table(str(tmp_path), columns={"zip": "category", "id": "skip", "label": "number"})
+    source = said.open("train")
+    assert source.feature_names == ("zip=10115", "zip=75001", "zip=?", "x")
+    assert source.features["label"][1] == np.float32 and source.num_classes is None
+    assert Table(str(tmp_path), columns=["x"]).open("train").feature_names == ("x",)
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_moved(tmp_path):
+    """Unix seconds: float32 alone would round them to 128 s."""
+    seconds = 1_700_000_000 + np.arange(0, 1000, 7)
+    rows = "".join(f"{s},{i % 2}\n" for i, s in enumerate(seconds))
+    (tmp_path / "train.csv").write_text("time,label\n" + rows)
+    found = everything(Table(str(tmp_path)).open("train"))["features"][:, 0]
+    np.testing.assert_allclose(found, seconds - seconds.mean(), atol=1e-4)
+
+
+# Predict.
+
+
+@pytest.fixture
+def trained(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.csv").write_text("a,b,note,label\n1,2,x,yes\n3,4,y,no\n")
+    columns = {"note": "skip"}
+    return Table(str(tmp_path / "set"), columns=columns).fit("train").open("train")
+
+
+def predicted(source, path, text):
+    path.write_text(text)
+    found = inputs.read(path, source, "features")
+    return everything(found.source)["features"].tolist(), found
+
+
+def test_columns_of_a_users_file_are_read_by_name(trained, tmp_path):
+    rows, _ = predicted(trained, tmp_path / "rows.csv", "b,a\n20,10\n40,30\n")
+    assert rows == [[10, 20], [30, 40]]
+    lines = '{"b": 2, "a": 1}\n{"a": 3, "b": 4}\n'
+    assert predicted(trained, tmp_path / "rows.jsonl", lines)[0] == [[1, 2], [3, 4]]
+
+
+def test_a_runs_own_train_file_is_predictable(trained, tmp_path):
+    found = inputs.read(tmp_path / "set" / "train.csv", trained, "features")
+    assert np.array_equal(everything(found.source)["features"], everything(trained)["features"])
+    assert found.source.features.keys() == trained.features.keys() and not found.problems
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a\n1\n", ["lacks b", "reads a, b"]),
+        ("a,c\n1,2\n", ["lacks b", "has c"]),
+        ("a,b,bb\n1,2,3\n", ["has bb, which train has not", "did you mean 'b'"]),
+        ("1,2\n3,4\n", ["lacks a, b", "has 1, 2"]),
+        ("a,b\nx,1\n", ["row 0", "column 'a'", "'x' is no number"]),
+        ("a,b\n", ["there is none"]),
+    ],
+)
+def test_wrong_columns_are_told_by_name(trained, tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        predicted(trained, tmp_path / "rows.csv", text)
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "config.task" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_bad_rows_are_told_and_the_rest_goes_on(trained, tmp_path):
+    rows, found = predicted(trained, tmp_path / "rows.csv", "a,b\n1,2\nx,4\n5\n7,8\n,9\n")
+    assert rows == [[1, 2], [7, 8]] and found.numbers == [0, 3]
+    assert found.problems[0] == "row 1: column 'a': 'x' is no number; left out"
+    assert "row 2: 1 cells under 2 columns" in found.problems[1]
+    assert "row 4: column 'a': is empty" in found.problems[2]
