@@ -8,10 +8,13 @@ NAMES: dict[str, dict[str, str]] = {
         "supervised": "bigjax.methods.supervised:Supervised",
         "distill": "bigjax.methods.distill:Distill",
         "flow_matching": "bigjax.methods.flow_matching:FlowMatching",
+        "ppo": "bigjax.methods.ppo:PPO",
     },
     "adapter": {},
     "evaluator": {
         "statistics": "bigjax.loop.evaluate:Statistics",
+        "samples": "bigjax.loop.samples:Samples",
+        "episodes": "bigjax.loop.episodes:Episodes",
     },
     "model": {
         "mlp": "bigjax.models.mlp:MLP",
@@ -27,6 +30,7 @@ NAMES: dict[str, dict[str, str]] = {
         "efficientnet_lite": "bigjax.models.efficientnet_lite:EfficientNetLite",
         "vit": "bigjax.models.vit:ViT",
         "dit": "bigjax.models.dit:DiT",
+        "actor_critic": "bigjax.models.actor_critic:ActorCritic",
     },
     "task": {
         "classification": "bigjax.tasks.classification:Classification",
@@ -39,6 +43,7 @@ NAMES: dict[str, dict[str, str]] = {
         "seq2seq": "bigjax.tasks.seq2seq:Seq2Seq",
         "contrastive": "bigjax.tasks.contrastive:Contrastive",
         "velocity_field": "bigjax.tasks.velocity:VelocityField",
+        "actor_critic": "bigjax.tasks.actor_critic:ActorCritic",
     },
     "source": {
         "tfds": "bigjax.data.sources:TFDS",
@@ -47,6 +52,7 @@ NAMES: dict[str, dict[str, str]] = {
         "table": "bigjax.data.table:Table",
         "folder": "bigjax.data.pictures:Folder",
         "markov_tokens": "bigjax.data.toy:MarkovTokens",
+        "blank": "bigjax.data.blank:Blank",
         "documents": "bigjax.data.documents:Documents",
         "labelled_text": "bigjax.data.text:LabelledText",
         "tagged_text": "bigjax.data.text:TaggedText",

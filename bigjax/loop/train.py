@@ -22,6 +22,7 @@ from bigjax.config.when import When
 from bigjax.core.state import TrainState
 from bigjax.loop import replay
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
+from bigjax.loop.evaluators import check_evaluators
 from bigjax.loop.record import Record, describe, result_of
 from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
@@ -82,6 +83,7 @@ def _sitting(
     distributed.check_same("the config", config.fingerprint)
     changes = manifest.check_config(config, workdir, allow_changed)
     setup = assemble(config, workdir)  # from here on nobody sees a config
+    check_evaluators(setup, workdir)
     about = manifest.describe(setup, setup.program.mesh, setup.sources)
     session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)

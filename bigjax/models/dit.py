@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
-from bigjax.models.blocks import branch, dense, named, normal, stack
+from bigjax.models.blocks import branch, dense, head_width, named, normal, stack, table
 from bigjax.models.convolution import check_images
-from bigjax.models.vit import Attention, mlp, patches
+from bigjax.models.transformer import MLP, Attention, Form, Where
+from bigjax.models.vit import patches
 
 FREQUENCIES = 64  # sines and as many cosines that stand for a time
 
@@ -56,12 +57,24 @@ class DiT(nn.Module):
             raise UserError(f"model.image: {self.image} pixels; the images of the data are {H}x{W}")
         x_BRCD = dense("patches", self.width, "patch", "embed")(patches(x, self.patch))
         x_BTD = x_BRCD.reshape(B, -1, self.width)
-        init = named(normal(), "position", "embed")
-        x_BTD = x_BTD + self.param("positions", init, x_BTD.shape[1:]).astype(x_BTD.dtype)
+        positions_TD = table(self, "positions", x_BTD.shape[1], "position")
+        x_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
         c_BD = self._condition(time, label)
-        fields = dict(heads=self.heads, mlp_width=self.mlp_width or 4 * self.width)
+        form = Form(
+            heads=self.heads,
+            head_width=head_width(self.width, self.heads),
+            mlp_width=self.mlp_width or 4 * self.width,
+            causal=False,
+            activation="gelu",
+        )
         x_BTD = stack(
-            Block, fields, x_BTD, c_BD, layers=self.layers, remat=self.remat, scan=self.scan_layers
+            Block,
+            dict(form=form),
+            x_BTD,
+            c_BD,
+            layers=self.layers,
+            remat=self.remat,
+            scan=self.scan_layers,
         )
         shift, scale = modulation("modulation", 2)(c_BD)
         x_BTD = modulated(bare_norm(x_BTD), shift, scale)
@@ -75,8 +88,8 @@ class DiT(nn.Module):
         t_BD = dense("time_up", self.width, "frequency", "embed")(frequencies(time))
         t_BD = dense("time_down", self.width, "embed", "embed")(nn.silu(t_BD))
         init = named(normal(), "classes", "embed")
-        table = nn.Embed(self.classes + 1, self.width, embedding_init=init, name="classes")
-        return nn.silu(t_BD + table(label + 1))
+        classes = nn.Embed(self.classes + 1, self.width, embedding_init=init, name="classes")
+        return nn.silu(t_BD + classes(label + 1))
 
 
 class Block(nn.Module):
@@ -85,8 +98,7 @@ class Block(nn.Module):
     "adaLN-Zero" of the paper's section 3.2: the gates g are 0 at first, so a block starts as identity.
     """
 
-    heads: int
-    mlp_width: int
+    form: Form
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, c_BD: jax.Array) -> jax.Array:
@@ -94,10 +106,11 @@ class Block(nn.Module):
         parts = modulation("modulation", 6)(c_BD)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
         y_BTD = modulated(bare_norm(x_BTD), shift, scale)
-        mixed_BTD = branch(Attention(self.heads, name="attention")(y_BTD, y_BTD))
+        mixed_BTD = branch(Attention(self.form, name="attention")(y_BTD, Where()))
         x_BTD = x_BTD + (gate * mixed_BTD).astype(x_BTD.dtype)
         y_BTD = modulated(bare_norm(x_BTD), mlp_shift, mlp_scale)
-        return x_BTD + (mlp_gate * branch(mlp(self.mlp_width)(y_BTD))).astype(x_BTD.dtype)
+        widened_BTD = branch(MLP(self.form, name="mlp")(y_BTD))
+        return x_BTD + (mlp_gate * widened_BTD).astype(x_BTD.dtype)
 
 
 def modulation(name: str, count: int):
