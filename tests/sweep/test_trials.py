@@ -47,7 +47,7 @@ def test_trials_of_a_pipeline_share_the_runs_that_they_need():
         else:
             (teacher,) = (t for t in teachers if t.seed == trial.seed)
             assert trial.needs == (teacher.name,)
-            assert trial.config.get("distill.teacher") == f"../{teacher.name}"
+            assert trial.config.get("method.teacher") == f"../{teacher.name}"
     first, second = waves(trials)
     assert {t.name for t in teachers} <= {t.name for t in first}
     assert all(t.needs for t in second) and len(first) + len(second) == len(trials)
