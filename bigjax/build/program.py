@@ -125,6 +125,7 @@ def _build(
     facts = Facts(
         task=network.task,
         source=source,
+        model=network.applied,
         variables=variables,
         transforms=(*parts.augment, *network.preprocess),
         train=train,
