@@ -22,6 +22,7 @@ import numpy as np
 from bigjax.report import charts
 from bigjax.run import clock, pictures
 from bigjax.run.files import read_json, write_atomic
+from bigjax.run.manifest import public
 from bigjax.run.text import cell, clip, duration
 from bigjax.run.writers import read_metrics
 
@@ -271,7 +272,7 @@ def _flat(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
             flat += _flat(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat.append((f"{prefix}{key}", text))
+            flat.append((f"{prefix}{key}", public(f"{prefix}{key}", text)))
     return flat
 
 

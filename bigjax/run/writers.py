@@ -11,6 +11,7 @@ what the screen and the curves show.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from bigjax.run.files import plain, read_json, read_json_lines, write_atomic
 from bigjax.run.screen import Bar, Screen, progress, screen, wrap
 from bigjax.run.tensorboard import TensorBoard
 from bigjax.run.trackers import Tracker, check, open_tracker
+
+log = logging.getLogger("bigjax")
 
 Pair = tuple[jax.Array, jax.Array]
 """A sum and the weight to divide it by, once, at the end."""
@@ -128,9 +131,14 @@ class Writers:
         self._purge_step = step + 1
         self._step = step
         marks = read_json(self._marks_path) or {}
-        self._marks = {
-            at: [float(x) for x in sums] for at, sums in marks.items() if int(at) <= step
-        }
+        try:
+            marks = {
+                int(at): [float(total), float(weight)] for at, (total, weight) in marks.items()
+            }
+        except (TypeError, ValueError) as error:
+            log.warning("%s is damaged and counts as lost (%s)", self._marks_path, error)
+            marks = {}
+        self._marks = {str(at): sums for at, sums in marks.items() if at <= step}
         self._loss.resume(self._marks.get(str(step), (0.0, 0.0)))
         for of_name in pictures.saved(self._workdir).values():
             for at, path in of_name.items():
@@ -279,18 +287,24 @@ class NoWriters(Writers):
 def read_metrics(path: str | Path) -> list[dict]:
     """Returns the lines of a metrics.jsonl in order; [] without a file.
 
-    What a kill has torn is left out: that step is written again after the resume. "NaN", "Infinity"
-    and "-Infinity" are returned as the floats they stand for.
-
-    Raises:
-      UserError: the file may not be read.
+    "NaN", "Infinity" and "-Infinity" are returned as the floats they stand for. Of what is damaged a
+    warning tells.
     """
-    lines, _ = read_json_lines(Path(path))
-    return [
-        {k: float(v) if isinstance(v, str) else v for k, v in line.items()}
-        for line in lines
-        if "step" in line
-    ]
+    lines, problems = read_json_lines(Path(path))
+    found = []
+    for line in lines:
+        try:
+            values = {k: float(v) if isinstance(v, str) else v for k, v in line.items()}
+        except ValueError as error:
+            problems.append(f"of step {line.get('step')}: {error}; left out")
+            continue
+        if type(values.get("step")) is int:
+            found.append(values)
+        else:
+            problems.append("a line without its step; left out")
+    for problem in problems:
+        log.warning("%s: %s", path, problem)
+    return found
 
 
 def _json_line(line: Mapping[str, object]) -> str:

@@ -37,7 +37,9 @@ def predict_verb(
 ) -> None:
     """Writes one JSON object a row of the input; bad rows are reported by number and left out."""
     if options.input is None:
-        raise UserError("predict needs --input=FILE (.npz, .csv, .txt, or a folder of png/jpg)")
+        raise UserError(
+            "predict needs --input=FILE: a table, arrays, texts, or pictures or a folder of them"
+        )
     run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
     source = run.setup.sources["train"]
     rows = inputs.read(options.input, source, run.setup.program.task.input)
