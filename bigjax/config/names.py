@@ -97,3 +97,5 @@ NAMED = ("evaluators", "data.sources")
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.
 DERIVE_MODEL = "bigjax.pretrained.load:derived_model"
+# Where `config.init` names no family, the checkpoint's config.json says it.
+FIND_FAMILY = "bigjax.pretrained.families:family_of_source"

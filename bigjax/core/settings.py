@@ -109,6 +109,7 @@ class Log:
     tensorboard: bool = True
     trackers: Sequence[str] = ()  # "wandb" (offline), "mlflow" (local files)
     profile: int | float | str = "never"  # when to trace one step with the JAX profiler
+    histograms: bool = False  # of every parameter, in TensorBoard, at each checkpoint
 
     def __post_init__(self) -> None:
         _positive("log", every=self.every)

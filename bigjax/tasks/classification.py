@@ -47,7 +47,7 @@ class Classification(Task):
         return pair, {"accuracy": masked_sum(correct, mask)}
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
-        """Sums over the examples: loss, top-k hits, confusion matrix (K, K), calibration bins."""
+        """Sums over the examples: loss, top-k hits, confusion matrix (K + 1, K), calibration bins."""
         labels, mask = self._labels(outputs, batch), batch["mask"]
         logits, true, classes = hide_masked(outputs, mask), _hard(labels), outputs.shape[1]
         predicted = jnp.argmax(logits, axis=-1)

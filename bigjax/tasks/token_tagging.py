@@ -33,7 +33,7 @@ class TokenTagging(Task):
         return sums.pop("loss"), sums
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
-        """Sums over the tags: loss and confusion matrix (K, K)."""
+        """Sums over the tags: loss and confusion matrix (K + 1, K)."""
         labels_BT, mask_BT = self._labels(outputs, batch)
         predicted_BT = jnp.argmax(hide_masked(outputs, mask_BT), axis=-1)
         rows = (labels_BT.reshape(-1), predicted_BT.reshape(-1), mask_BT.reshape(-1))

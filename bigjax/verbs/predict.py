@@ -17,6 +17,7 @@ from bigjax.data import inputs
 from bigjax.data.sources import Arrays
 from bigjax.loop.open import Opened, open_run
 from bigjax.mesh import distributed
+from bigjax.run.screen import progress
 from bigjax.run.text import metrics_table
 
 
@@ -50,10 +51,13 @@ def predict_verb(
     with contextlib.ExitStack() as stack:
         to_file = options.output and distributed.is_leader()
         out = stack.enter_context(open(options.output, "w")) if to_file else sys.stdout
-        numbers = iter(rows.numbers)
+        numbers, bar = iter(rows.numbers), progress("predicting", len(rows.source), unit="rows")
+        if to_file:  # else the rows themselves show how far it is
+            stack.enter_context(bar)
         for found in run.predictions(rows.source):
             for line in inputs.json_rows(present(found), source.class_names):
                 out.write(json.dumps({"row": next(numbers), **line}) + "\n")
+                bar.advance()
 
 
 def presenter(run: Opened, source: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
