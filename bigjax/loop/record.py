@@ -37,9 +37,7 @@ def train_batches(setup: Setup, workdir: Path, start: int) -> Iterator[Any]:
         sharding=sharding.batch_sharding(setup.program.mesh),
         workers=setup.workers,
         leave_out=ledger.left_out(workdir),
-        order=setup.program.method.order(
-            setup.sources["train"], setup.seed, setup.train.batch_size
-        ),
+        order=setup.order,
         start_step=start,
     )
 
@@ -77,10 +75,13 @@ class Record:
         self._save_due = When(setup.checkpoint.every, setup.total_steps).due
         self._writers: Writers | None = None
 
-    def begin(self, start: int) -> None:
-        """Opens the writers; what was logged after step `start` is forgotten."""
+    def begin(self, start: int, base: str | None = None) -> None:
+        """Opens the writers; what was logged after step `start` is forgotten.
+
+        base: fingerprint of the leaves that a parametrization freezes.
+        """
         if self._leader:
-            manifest.record(self.workdir, self.setup, self._session, start)
+            manifest.record(self.workdir, self.setup, self._session, start, base)
         self._writers = (Writers if self._leader else NoWriters)(
             self.workdir,
             tensorboard=self.setup.log.tensorboard,
@@ -134,8 +135,9 @@ class Record:
         found = evaluate_due(self.setup, state, frozen, step, self.workdir, self._stop)
         if found is None:
             return {}
-        self.write(step, found[0])
-        return found[0]
+        metrics = found[0] | self.setup.method.measure(step, self.setup.sources["train"])
+        self.write(step, metrics)
+        return metrics
 
     def save_due(self, step: int) -> bool:
         return self._save_due(step)
@@ -180,7 +182,7 @@ def result_of(
     )
     return {
         "step": setup.total_steps,
-        "metrics": metrics,
+        "metrics": metrics | setup.method.measure(setup.total_steps, setup.sources["train"]),
         "fingerprint": params_fingerprint(state.params),
         "seconds": round(spent["wall"], 3),
         "time": spent,

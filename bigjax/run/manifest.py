@@ -226,13 +226,19 @@ def _is_start(about: Any) -> bool:
     )
 
 
-def record(workdir: Path, config: Config, session: Session, step: int) -> None:
-    """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it."""
+def record(
+    workdir: Path, config: Config, session: Session, step: int, base: str | None = None
+) -> None:
+    """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it.
+
+    base: fingerprint of the leaves that are neither trained nor saved.
+    """
     path = workdir / "manifest.json"
     if session.changed is None:
         if path.exists():  # damaged
             path.replace(path.with_name("manifest.json.damaged"))
-        write_json(path, {"run": session.run, **session.about, "resumes": []})
+        bound = {"base": base} if base else {}
+        write_json(path, {"run": session.run, **session.about, **bound, "resumes": []})
     else:
         first = read_manifest(workdir)
         contract = {"step": step, "contract": session.contract, "changed": session.changed}

@@ -22,10 +22,12 @@ class Task:
     """The base class of every task.
 
     input: the batch's key, or keys, that the model is called with.
+    COMPARES_EXAMPLES: whether the loss of an example depends on the others of its batch.
     MAIN_METRIC: what a choice is made by where nobody says otherwise, and whether more is better.
     """
 
     input: str | Sequence[str | None]
+    COMPARES_EXAMPLES: ClassVar[bool] = False
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("accuracy", "max")
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> tuple:
