@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,30 @@ def check_step(arrays: dict[str, Any], step: int) -> None:
         raise BadCheckpoint(f"its state is of step {inside}, not {step}")
 
 
+def read_state(folder: epath.Path, abstract_state: Any) -> Any:
+    """The state of a checkpoint, unverified, laid out as `abstract_state` says.
+
+    A field that is None is not asked for: a checkpoint from before there was such a field lacks it.
+    """
+    if not dataclasses.is_dataclass(abstract_state):
+        return _read_tree(folder, abstract_state)
+    fields = {
+        field.name: getattr(abstract_state, field.name)
+        for field in dataclasses.fields(abstract_state)
+    }
+    there = {name: value for name, value in fields.items() if value is not None}
+    return dataclasses.replace(abstract_state, **_read_tree(folder, there))
+
+
 def _read_leaves(folder: epath.Path, wanted: Any) -> dict[str, jax.Array]:
-    """The arrays that a tree describes, unverified; a part of the checkpoint's tree is enough."""
+    """The arrays that a tree describes, unverified, by path."""
+    return paths(_read_tree(folder, wanted))
+
+
+def _read_tree(folder: epath.Path, wanted: Any) -> Any:
+    """What a tree describes, unverified; a part of the checkpoint's tree is enough."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(
+        return checkpointer.restore(
             folder / ITEM,
             args=ocp.args.PyTreeRestore(
                 item=wanted,
@@ -118,7 +139,6 @@ def _read_leaves(folder: epath.Path, wanted: Any) -> dict[str, jax.Array]:
                 partial_restore=True,
             ),
         )
-    return paths(restored)
 
 
 def damage(folder: epath.Path, manifest: dict[str, Any]) -> str:
