@@ -140,7 +140,7 @@ SIZES = st.integers(1, 4)
 def test_saving_undoes_loading(n, h, d, k):
     tensor = np.arange(d * k * n * h).reshape(d, k * n * h)
     entry = Entry(
-        "qkv", tuple(map(str, range(k))), "d (k n h) -> k d n h", {"k": k, "n": n, "h": h}
+        "qkv", tuple(map(str, range(k))), "d (n h) -> d n h", {"n": n, "h": h}, (1,) * k, axis=1
     )
     parts = entry.load(tensor)
     assert parts[0].shape == (d, n, h)

@@ -123,7 +123,16 @@ def _build(
     network = parts.network
     variables = jax.eval_shape(network.variables, jax.random.key(0))
     facts = Facts(
-        network.task, source, variables, train, options, parts.policy, total_steps, mesh.shape
+        task=network.task,
+        source=source,
+        model=network.applied,
+        variables=variables,
+        transforms=(*parts.augment, *network.preprocess),
+        train=train,
+        sharding=options,
+        precision=parts.policy,
+        total_steps=total_steps,
+        mesh=mesh.shape,
     )
     network.method.check(facts)
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))

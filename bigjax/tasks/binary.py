@@ -30,6 +30,9 @@ class Binary(Task):
     input: str = "features"
     label: str = "label"
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None]:
+        return self.label, 2, None
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""
         logits, labels, mask = self._read(outputs, batch)

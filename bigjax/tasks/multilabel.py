@@ -31,6 +31,9 @@ class MultiLabel(Task):
     input: str = "features"
     label: str = "label"
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None]:
+        return self.label, 2, None
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (mean over labels), and the share of examples wholly right."""
         logits, labels, mask = self._read(outputs, batch)

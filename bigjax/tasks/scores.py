@@ -6,6 +6,7 @@ The device side (jax.numpy) must stay a plain sum over examples; the host side w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,19 @@ from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.losses import hide_masked
 
 CALIBRATION_BINS = 15
+
+
+# Of the metrics that `summarize` gives, by their first letters: "top_5", "f1_macro", "rouge1".
+MORE_IS_BETTER = ("accuracy", "label_accuracy", "top_", "precision", "recall", "f1", "roc_auc")
+MORE_IS_BETTER += ("bleu", "rouge", "r2", "spearman")
+LESS_IS_BETTER = ("loss", "errors", "mse", "rmse", "mae", "perplexity", "bits_per_", "ece")
+
+
+def mode(name: str) -> Literal["max", "min"] | None:
+    """Whether more or less of one of bigjax's own metrics is better; None of any other."""
+    if name.startswith(MORE_IS_BETTER):
+        return "max"
+    return "min" if name.startswith(LESS_IS_BETTER) else None
 
 
 def field(batch: Mapping[str, jax.Array], key: str, of: str) -> jax.Array:

@@ -24,6 +24,9 @@ class TokenTagging(Task):
     input: Sequence[str] = ("tokens", "segments")
     labels: str = "labels"
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None]:
+        return self.labels, outputs, tokens.IGNORED
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, tags), and the accuracy on this batch."""
         sums = tokens.sums(outputs, *self._labels(outputs, batch))
@@ -60,8 +63,8 @@ class TokenTagging(Task):
         names = source.class_names
         words_BT = batch[self.labels] != tokens.IGNORED
         rows = [tags[words] for tags, words in zip(predicted["tags"], words_BT, strict=True)]
-        known = range(len(names or ()))
-        return {"tags": [[names[i] if i in known else int(i) for i in row] for row in rows]}
+        known = dict(enumerate(names or ()))  # a model may have more outputs than there are names
+        return {"tags": [[known.get(int(i), int(i)) for i in row] for row in rows]}
 
     def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         labels_BT = scores.field(batch, self.labels, "task.labels")
