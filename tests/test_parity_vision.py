@@ -10,9 +10,6 @@ import flax.linen
 import jax
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from bigjax.core.errors import UserError
 from bigjax.core.rules import map_with_path, paths
@@ -25,7 +22,11 @@ from bigjax.pretrained.families import open_family
 from bigjax.pretrained.load import read_published
 from tests.parity import build, export, model_values
 
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch import nn  # noqa: E402
+
 IMAGES = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
 
 

@@ -115,15 +115,22 @@ class Config:
 
     def marked(self, mark: str) -> list[str]:
         """Paths of the keys whose field is annotated with a mark (see `bigjax.core.marks`)."""
+        sections = [(name, name, self.values[name]) for name in (*TYPED, *SETTINGS)]
+        sections += [
+            (f"{name}.{own}", name, values)
+            for name in NAMED
+            for own, values in (self.get(name) or {}).items()
+        ]
         found = []
-        for name in (*TYPED, *SETTINGS):
-            values = self.values[name]
+        for path, name, values in sections:
+            if path in NAMED or not isinstance(values, dict):
+                continue
             targets = [SETTINGS[name]] if name in SETTINGS else []
-            if isinstance(values, dict) and isinstance(values.get("type"), str):
-                targets.append(target_of(KINDS[name], values["type"], f"config.{name}"))
+            if isinstance(values.get("type"), str):
+                targets.append(target_of(KINDS[name], values["type"], f"config.{path}"))
             for target in targets:
-                own = marked_fields(target, mark) if isinstance(values, dict) else ()
-                found += [f"{name}.{key}" for key in own if values.get(key) is not None]
+                own = marked_fields(target, mark)
+                found += [f"{path}.{key}" for key in own if values.get(key) is not None]
         return found
 
     @property
