@@ -138,12 +138,12 @@ def test_a_bit_that_flips_in_one_execution_is_found_and_named(run):
     before = program.init(key_data(0), traced_hyper(config))[0]
     kept, again = (jax.tree.map(lambda x: x + 0, before) for _ in range(2))
     after, _ = program.train_step(before, batch, {})
-    replay.check_again(1, program, kept, batch, None, after)
+    replay.check_again(1, program, kept, batch, {}, after)
     kernel = np.asarray(after.params["head"]["kernel"]).copy()
     kernel.view(np.uint32)[1, 0] ^= 1
     flipped = after.replace(params={"head": {**after.params["head"], "kernel": kernel}})
     with pytest.raises(replay.Different, match=r"step 1: .* params/head/kernel"):
-        replay.check_again(1, program, again, batch, None, flipped)
+        replay.check_again(1, program, again, batch, {}, flipped)
 
 
 def test_bits_are_compared_and_not_values():

@@ -194,7 +194,7 @@ def test_weights_of_another_run_are_taken_over_by_rules(finished, tmp_path):
             dict(init=dict(source="{run}"), model=dict(type="mlp", widths=(9,), outputs=10)),
             "has shape",
         ),
-        (dict(distill=dict(teacher="nowhere")), "config.distill.teacher.*holds no run"),
+        (dict(distill=dict(teacher="nowhere")), "config.method.teacher.*holds no run"),
     ],
 )
 def test_wrong_sources_of_weights_are_named(finished, tmp_path, changes, message):

@@ -126,7 +126,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The objects of a file of JSON lines, and what is wrong with it, a line of text each.
 
-    Lines that were glued together are taken apart; what cannot be read is left out and named. Without
+    Lines that were glued together are taken apart; what cannot be read is left out and named, but
+    for a last line that has no end: it is being written, or was when its process was killed. Without
     a file there are none.
 
     Raises:
@@ -147,7 +148,7 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
                 found.append(item)
             except (ValueError, RecursionError):
                 at, torn = at + 1, True
-        if torn or (line.strip() and "{" not in line):
+        if (torn or (line.strip() and "{" not in line)) and number < len(lines):
             problems.append(f"line {number} is torn; what is lost of it is left out")
     return found, problems
 

@@ -18,6 +18,7 @@ from typing import Any
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.data.sources import open_splits
 from bigjax.loop import stages
 from bigjax.sweep import choose
 from bigjax.sweep.describe import Point, Sweep
@@ -117,8 +118,7 @@ def check_data(sweep: Sweep, trials: Iterable[Trial]) -> None:
         splits = dict.fromkeys(("train", *config.get("evaluate.splits")))
         key = configs.canonical([config.get("data"), tuple(splits)])
         if key not in lengths:
-            data = config.section("data")
-            opened = {name: data.source.open(data.splits[name]) for name in splits}
+            opened = open_splits(config.section("data"), splits)
             lengths[key] = len(opened["train"])
             if "validation" in opened:
                 task = config.make("task")

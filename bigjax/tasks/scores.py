@@ -69,12 +69,13 @@ def calibration_error(bins: Mapping[str, np.ndarray]) -> float:
 
 
 def confusion_matrix(true: jax.Array, predicted: jax.Array, mask: jax.Array, classes: int):
-    """int32 (K, K), [true][predicted]; a label outside [0, K) is left out.
+    """int32 (K + 1, K), [true][predicted]; the last row counts the labels outside [0, K), all wrong.
 
     A product of one-hot rows rather than a scatter: over a sharded batch it is one all-reduce.
     """
-    true = jax.nn.one_hot(true, classes) * (mask > 0)[:, None]
-    return jnp.einsum("bi,bj->ij", true, jax.nn.one_hot(predicted, classes)).astype(jnp.int32)
+    row = jnp.where((true >= 0) & (true < classes), true, classes)
+    row = jax.nn.one_hot(row, classes + 1) * (mask > 0)[:, None]
+    return jnp.einsum("bi,bj->ij", row, jax.nn.one_hot(predicted, classes)).astype(jnp.int32)
 
 
 def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> dict:
@@ -95,13 +96,19 @@ def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndar
 
 
 def confusion_scores(confusion: np.ndarray) -> dict:
-    """Accuracy, errors, precision, recall, F1 and the matrix itself, as plain numbers and lists."""
-    hits = np.diag(confusion)
+    """Accuracy, errors, precision, recall, F1 and the matrix itself (K, K), as plain numbers and lists.
+
+    confusion: (K + 1, K) as `confusion_matrix` counts. Labels that the model has no output for are
+        errors, and told of as "labels_outside" where there are any.
+    """
+    inside, outside = confusion[:-1], int(confusion[-1].sum())
+    hits = np.diag(inside)
     return {
         "accuracy": float(hits.sum() / confusion.sum()),
         "errors": float(confusion.sum() - hits.sum()),
-        **precision_recall_f1(hits, confusion.sum(axis=0), confusion.sum(axis=1)),
-        "confusion_matrix": confusion.tolist(),
+        **({"labels_outside": outside} if outside else {}),
+        **precision_recall_f1(hits, confusion.sum(axis=0), inside.sum(axis=1)),
+        "confusion_matrix": inside.tolist(),
     }
 
 

@@ -19,6 +19,7 @@ from bigjax.run.text import table
 from scripts.fault_injection.disks import CORRUPTIONS, corruptions, disk_full
 from scripts.fault_injection.inputs import bad_numbers, configs, mesh
 from scripts.fault_injection.processes import interruptions, pairs
+from scripts.fault_injection.readers import READERS, fuzz
 from scripts.fault_injection.runs import Harness
 
 KINDS: dict[str, Callable[[Harness, int, str], tuple[int, int]]] = {
@@ -29,6 +30,7 @@ KINDS: dict[str, Callable[[Harness, int, str], tuple[int, int]]] = {
     "mesh": mesh,
     **dict.fromkeys(("nan", "spike"), bad_numbers),
     "config": configs,
+    **{f"fuzz_{name}": fuzz for name in READERS},
 }
 
 
