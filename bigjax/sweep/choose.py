@@ -19,9 +19,10 @@ from bigjax.tasks import scores
 from bigjax.tasks.base import Task
 
 TEST = re.compile(r"(?<![a-z])test(?![a-z])", re.IGNORECASE)
-PART = re.compile(r"(?P<name>[^\[\]+]+)(\[(?P<start>\d*)(?P<percent>%?):(?P<stop>\d*)%?\])?")
+PART = re.compile(r"([^\[\]+]+)(?:\[(\d+%?)?:(\d+%?)?\])?")  # NAME, NAME[START:STOP]
 HELD_OUT = 10  # % of train, where there is no validation split
 NO_SPLIT = "no validation split"
+WRITE = "To choose on other data, write --config.data.splits.validation=SPLIT (or --select_on_test)"
 LOOKED_AT = 2000  # rows of either split
 
 
@@ -39,8 +40,10 @@ def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
     task = config.make("task")
     splits = config.get("data.splits")
     evaluated = tuple(dict.fromkeys((*config.get("evaluate.splits"), *splits)))  # those first
-    tests = [name for name in evaluated if _is_test(name, splits) and name != "train"]
-    others = [name for name in evaluated if name not in tests and name != "train"]
+    evaluated = [name for name in evaluated if not name.startswith("train")]
+    tests = [name for name in evaluated if _is_test(name, splits)]
+    others = [name for name in evaluated if name not in tests]
+    others.sort(key=lambda name: name != "validation")  # which goes first
     if sweep.metric:
         split, name = _parts(sweep.metric)
     else:
@@ -49,39 +52,41 @@ def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
     test_metric = sweep.test_metric
     if test_metric is None and split not in tests and tests:
         test_metric = f"eval/{tests[0]}/{name}"
-    wanted = [split, *([_parts(test_metric)[0]] if test_metric else [])]
-    overrides, note = dict(sweep.overrides), sweep.note
-    if split == "validation" and split not in splits:
-        points = (*sweep.points, sweep.search.space if sweep.search else {})
-        if any(re.search(r"(^|\.)data\.", key) for point in points for key in point):
-            raise UserError(
-                "the points change data, and there is no validation split to choose on: write "
-                "--config.data.splits.validation=SPLIT (or --select_on_test)"
-            )
-        for stage, values in stages.items():
-            if "validation" not in values.get("data.splits"):
-                train, held_out = cut(values.get("data.splits")["train"])
-                where = f"stages.{stage}." if stage else ""
-                overrides[f"{where}data.splits.train"] = train
-                overrides[f"{where}data.splits.validation"] = held_out
-        note = note or (
-            f"{NO_SPLIT}: {HELD_OUT} % of train ({held_out}) were held out for choosing; to "
-            "choose on other data, write --config.data.splits.validation=SPLIT"
-        )
-    for stage, values in stages.items():
-        known = values.get("evaluate.splits")
-        missing = [name for name in wanted if name not in known and _has(values, name, overrides)]
-        if missing:
-            where = f"stages.{stage}." if stage else ""
-            overrides[f"{where}evaluate.splits"] = (*known, *missing)
-    return replace(
+    said = replace(
         sweep,
         metric=f"eval/{split}/{name}",
         mode=sweep.mode or mode_of(name, task),
         test_metric=test_metric,
-        overrides=overrides,
-        note=note,
     )
+    held_out = split == "validation" and split not in splits
+    overrides, note = _held_out(sweep, stages) if held_out else ({}, sweep.note)
+    wanted = {split} | ({_parts(test_metric)[0]} if test_metric else set())
+    for stage, values in stages.items():
+        known, there = values.get("evaluate.splits"), set(values.get("data.splits"))
+        there |= {"validation"} if held_out else set()
+        if missing := sorted((wanted & there) - set(known)):
+            overrides[_key(stage, "evaluate.splits")] = (*known, *missing)
+    return replace(said, overrides={**sweep.overrides, **overrides}, note=note)
+
+
+def _held_out(sweep: Sweep, stages: Mapping[str, Config]) -> tuple[dict[str, Any], str]:
+    """(the overrides that cut a validation split off train, in every stage that lacks one; a note)."""
+    points = (*sweep.points, sweep.search.space if sweep.search else {})
+    if any(re.search(r"(^|\.)data\.", key) for point in points for key in point):
+        raise UserError(f"the points change data, and there is {NO_SPLIT} to choose on. {WRITE}")
+    overrides = {}
+    for stage, values in stages.items():
+        splits = values.get("data.splits")
+        if "validation" not in splits:
+            train, held_out = cut(splits["train"])
+            overrides[_key(stage, "data.splits.train")] = train
+            overrides[_key(stage, "data.splits.validation")] = held_out
+    note = f"{NO_SPLIT}: {HELD_OUT} % of train ({held_out}) were held out for choosing. {WRITE}"
+    return overrides, note
+
+
+def _key(stage: str, key: str) -> str:
+    return f"stages.{stage}.{key}" if stage else key
 
 
 def cut(train: str) -> tuple[str, str]:
@@ -91,19 +96,15 @@ def cut(train: str) -> tuple[str, str]:
       UserError: the split is written in a way that does not say where it ends.
     """
     match = PART.fullmatch(train)
-    whole = match and match["start"] is None
-    if not match or not (whole or match["stop"] or match["percent"]):
-        raise UserError(
-            f"no validation split, and none can be cut off train='{train}': write "
-            "--config.data.splits.validation=SPLIT (or --select_on_test)"
-        )
-    percent = "%" if whole or "%" in train else ""
-    start, stop = int(match["start"] or 0), int(match["stop"] or 100)
-    size = max(1, round((stop - start) * HELD_OUT / 100))
-    name, end = match["name"], "" if percent and stop == 100 else f"{stop}{percent}"
-    first = f"{start}{percent}" if start else ""
-    middle = f"{stop - size}{percent}"
-    return f"{name}[{first}:{middle}]", f"{name}[{middle}:{end}]"
+    name, start, stop = match.groups() if match else (None, None, None)
+    ends = [end for end in (start, stop) if end]
+    in_percent = [end.endswith("%") for end in ends]
+    percent = "%" if all(in_percent) else ""
+    if name is None or len(set(in_percent)) > 1 or not (percent or stop):
+        raise UserError(f"{NO_SPLIT}, and none can be cut off train='{train}'. {WRITE}")
+    low, high = int((start or "0").rstrip("%")), int((stop or "100").rstrip("%"))
+    middle = f"{high - max(1, round((high - low) * HELD_OUT / 100))}{percent}"
+    return f"{name}[{start or ''}:{middle}]", f"{name}[{middle}:{stop or ''}]"
 
 
 def mode_of(name: str, task: Task) -> str:
@@ -160,8 +161,7 @@ def check_held_out(sweep: Sweep, task: Any, train: Any, held_out: Any) -> None:
         if missing := sorted(set(common.tolist()) - set(seen[1].tolist())):
             raise UserError(
                 f"{NO_SPLIT}, and the last {HELD_OUT} % of train hold no example of class "
-                f"{', '.join(map(str, missing))}: train is in order. Write "
-                "--config.data.splits.validation=SPLIT (or --select_on_test)"
+                f"{', '.join(map(str, missing))}: train is in order. {WRITE}"
             )
 
 
@@ -174,8 +174,3 @@ def _parts(metric: str) -> tuple[str, str]:
 
 def _is_test(split: str, splits: Mapping[str, str]) -> bool:
     return bool(TEST.search(split) or TEST.search(str(splits.get(split, ""))))
-
-
-def _has(config: Config, split: str, overrides: Mapping[str, object]) -> bool:
-    held_out = split == "validation" and any(k.endswith("splits.validation") for k in overrides)
-    return split in config.get("data.splits") or held_out

@@ -326,7 +326,8 @@ def _sweep(recorded: Mapping[str, Any]) -> Sweep:
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
     """A run's folder as the trial of a sweep, after the runs beside it that it needs."""
-    config = configs.load(folder / "config.json")
+    path = folder / "config.json"
+    config = configs.load(path)
     needed = [_runs((folder / other).resolve()) for other in beside(config).values()]
     row = {
         "name": folder.name,
@@ -334,7 +335,7 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
         "seed": config.seed,
         "needs": [other["name"] for rows in needed for other in rows],
         "in_table": True,
-        "config": config.values,
+        "config": json.loads(path.read_text()),
     }
     return [*(other for rows in needed for other in rows), {**row, **outcome(folder)}]
 

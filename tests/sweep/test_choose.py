@@ -94,7 +94,9 @@ def test_the_last_tenth_of_train_is_cut_off(train, rest, held_out):
     assert cut(train) == (rest, held_out)
 
 
-@pytest.mark.parametrize("train", ["train[100:]", "train+extra", "train[-50%:]"])
+@pytest.mark.parametrize(
+    "train", ["train[100:]", "train+extra", "train[-50%:]", "train[10:50%]", "train[5%:900]"]
+)
 def test_a_split_without_a_clear_end_is_refused_with_what_to_write(train):
     with pytest.raises(UserError, match=r"--config.data.splits.validation=SPLIT"):
         cut(train)
