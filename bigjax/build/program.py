@@ -27,6 +27,7 @@ from bigjax.build.parts import (
 from bigjax.config.resolve import Config
 from bigjax.core import steps
 from bigjax.core.adapt import BASE
+from bigjax.core.exact import exactly
 from bigjax.core.method import Facts
 from bigjax.core.rules import map_with_path, paths
 from bigjax.core.state import TrainState
@@ -122,7 +123,16 @@ def _build(
     network = parts.network
     variables = jax.eval_shape(network.variables, jax.random.key(0))
     facts = Facts(
-        network.task, source, variables, train, options, parts.policy, total_steps, mesh.shape
+        task=network.task,
+        source=source,
+        model=network.applied,
+        variables=variables,
+        transforms=(*parts.augment, *network.preprocess),
+        train=train,
+        sharding=options,
+        precision=parts.policy,
+        total_steps=total_steps,
+        mesh=mesh.shape,
     )
     network.method.check(facts)
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
@@ -156,8 +166,8 @@ def _build(
         task=network.task,
         method=network.method,
         model=network.applied,
-        init=jax.jit(parts.init, in_shardings=replicated, out_shardings=outputs),
-        init_from=jax.jit(parts.init_from, out_shardings=outputs, donate_argnums=0),
+        init=jax.jit(exactly(parts.init), in_shardings=replicated, out_shardings=outputs),
+        init_from=jax.jit(exactly(parts.init_from), out_shardings=outputs, donate_argnums=0),
         scratch=functools.partial(_scratch, parts, model_variables),
         **_jitted(functions, layout, frozen, mesh),
         state=abstract_with(layout, abstract),

@@ -113,7 +113,8 @@ class Facts:
     """What a method may refuse, known before a device is touched (see `Method.check`).
 
     task: the run's task. source: the train split.
-    variables: the model's abstract variables, collection -> tree.
+    model: has `apply`; variables: its abstract ones, collection -> tree.
+    transforms: of training batches, `data.augment` and then `data.preprocess`.
     train, sharding, precision: the settings of these sections.
     total_steps: of the whole run.
     mesh: axis -> size.
@@ -121,7 +122,9 @@ class Facts:
 
     task: Any
     source: Any
+    model: Any
     variables: Mapping[str, Any]
+    transforms: tuple[Any, ...]
     train: Any
     sharding: Any
     precision: Any
@@ -141,18 +144,34 @@ class Method:
         """
 
     def order(
-        self, source: Any, seed: int, batch_size: int
+        self, source: Any, seed: int, batch_size: int, total_steps: int
     ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] | None:
         """Which examples a step reads, where it is not the shuffled stream (None): on the host.
 
         Returns:
           `rows_of(steps)`: int64 (S,) -> ids, epochs, int64 (S, B), and mask, float32 (S, B). A pure
           function of the seed and the step, so that any host can name the rows of any step.
+
+        Raises:
+          UserError: a step of the run would read what does not fit into its batch.
         """
         return None
 
-    def init(self, rng: jax.Array, variables: Any) -> Any:
-        """The memory before the first step, a tree of arrays: saved, restored and sharded as the rest."""
+    @property
+    def unit(self) -> int:
+        """Rows in a row that belong together, such as a client's: no microbatch parts them."""
+        return 1
+
+    def measure(self, step: int, source: Any) -> dict[str, float]:
+        """Metric -> number, of what is known of the run after `step` updates without its data."""
+        return {}
+
+    def init(self, rng: jax.Array, variables: Any, rows: int) -> Any:
+        """The memory before the first step, a tree of arrays: saved, restored and sharded as the rest.
+
+        rows: of a batch. What `memory["rows"]` holds has a leading axis of them, and lies over the
+        mesh as a batch does; all else is on every device.
+        """
         return None
 
     def view(self, batch: Batch, rng: jax.Array) -> Batch:
@@ -215,9 +234,11 @@ def of_the_mean(sums: Any, pairs: Mapping[str, Pair]) -> Any:
     return jax.tree.map(lambda g: g / weight, sums)
 
 
-def split_rows(x: jax.Array, count: int) -> jax.Array:
-    """(B, ...) -> (count, B / count, ...), rows dealt out in turn.
+def split_rows(x: jax.Array, count: int, unit: int = 1) -> jax.Array:
+    """(B, ...) -> (count, B / count, ...), rows dealt out in turn, `unit` at a time.
 
     Dealt, not cut in blocks: a row then stays on the device that holds it when B is sharded.
     """
-    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+    turns = x.shape[0] // (count * unit)
+    dealt = jnp.moveaxis(x.reshape(turns, count, unit, *x.shape[1:]), 1, 0)
+    return dealt.reshape(count, turns * unit, *x.shape[1:])

@@ -93,7 +93,7 @@ def _texts(path: Path, train_source: Any) -> Inputs:
     elif path.suffix in files.TABLES:
         found = []
         for number, (_, row) in enumerate(files.records(path)):
-            line, problem = _line(row, train_source.fields)
+            line, problem = _line(row, getattr(train_source, "fields", ("text",)))
             found.append(line)
             problems |= {number: problem} if problem else {}
     else:

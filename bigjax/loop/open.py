@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax.build.assemble import Setup, assemble
+from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.state import TrainState
 from bigjax.loop.evaluate import Metrics, eval_batches, evaluate
 from bigjax.mesh import distributed
+from bigjax.run import manifest
 from bigjax.run.checkpoint import Checkpoints
 
 log = logging.getLogger("bigjax")
@@ -56,7 +57,8 @@ class Opened:
         """The task's metrics over one of `config.data.splits`."""
         source = self.setup.sources.get(split)
         if source is None:
-            source = self.config.section("data").open(check_split(self.config, split))
+            check_split(self.config, split)
+            source = open_sources(self.config, [split])[split]
         found = evaluate(self.setup, self.state, self.frozen, source)
         assert found is not None
         return found[0]
@@ -107,6 +109,7 @@ def open_run(
         log.info("%s holds no run: these are the weights of %s", workdir, source)
         state, frozen = setup.start()
     else:
+        manifest.check_fitted(workdir, setup.sources["train"])
         state, frozen = newest_state(setup, workdir), setup.frozen(references=False)
     return Opened(workdir, config, setup, state, frozen)
 

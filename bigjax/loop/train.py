@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.build.assemble import Setup, assemble
-from bigjax.build.weights import with_hyper
+from bigjax.build.weights import base_fingerprint, with_hyper
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
 from bigjax.core.state import TrainState
+from bigjax.doctor.short import trusted
 from bigjax.loop import replay
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
+from bigjax.loop.evaluators import check_evaluators
 from bigjax.loop.record import Record, describe, recorded_result, result_of
 from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
@@ -81,8 +83,10 @@ def _sitting(
     clock = Clock(workdir)
     distributed.check_same("the config", config.fingerprint)
     changes = manifest.check_config(config, workdir, allow_changed)
+    doctor = trusted()
     setup = assemble(config, workdir)  # from here on nobody sees a config
-    about = manifest.describe(setup, setup.program.mesh, setup.sources)
+    check_evaluators(setup, workdir)
+    about = manifest.describe(setup, setup.program.mesh, setup.sources) | {"doctor": doctor}
     session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)
 
@@ -103,7 +107,7 @@ def _sitting(
             state = with_hyper(state, setup.hyper) if changes else state
             frozen = setup.frozen()
         log.info("%s", describe(setup, workdir))
-        record.begin(start)
+        record.begin(start, base_fingerprint(frozen))
 
         clock.begin(start)
         with clock:

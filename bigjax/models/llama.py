@@ -102,7 +102,7 @@ class Llama(nn.Module):
     activation: str = "silu"
     biases: Sequence[str] = ()
     qk_norm: str = "none"
-    query_width: float | None = None
+    query_width: int | None = None
     softcap: float | None = None
     logit_softcap: float | None = None
     scaled_embedding: bool = False

@@ -79,14 +79,16 @@ def open_published(source: str, where: str = "config.init.source") -> Published:
     folder = path if path.is_dir() else path.parent
     if path.is_file() and path.suffix not in (".safetensors", ".gguf", ".pth", ".pt", ".bin"):
         raise UserError(f"{where}: {path} is none of .safetensors, .gguf, .pth, .pt, .bin")
-    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if path.is_file():
         files = [path]
     elif (folder / INDEX).exists():
-        names = _read_json(folder / INDEX).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise UserError(f"{folder / INDEX}: names no tensor (weight_map)")
-        files = [_inside(folder, name) for name in sorted(set(map(str, names.values())))]
+        names = read_json(folder / INDEX).get("weight_map")
+        if not names or not isinstance(names, dict) or not all(map(_is_text, names.values())):
+            raise UserError(
+                f"{folder / INDEX}: its weight_map should say which file holds which tensor"
+            )
+        files = [_inside(folder, name) for name in sorted(set(names.values()))]
     else:
         files = [folder / SINGLE] if (folder / SINGLE).exists() else _only_weights(folder, where)
     if files[0].suffix == ".gguf":
@@ -209,7 +211,11 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

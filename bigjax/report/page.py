@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.core.errors import RunFailed, UserError
 from bigjax.report import charts
 from bigjax.run import clock, pictures
 from bigjax.run.files import read_json, write_atomic
@@ -45,7 +44,7 @@ def write_report(workdir: Folder, problem: str = "") -> Path:
     """
     workdir = Path(workdir)
     files = ("config", "manifest", "result")
-    config, manifest, result = ((read_json(workdir / f"{name}.json") or {}) for name in files)
+    config, manifest, result = (read_json(workdir / f"{n}.json") or {} for n in files)
     lines = read_metrics(workdir / "metrics.jsonl")
     names = manifest.pop("class_names", None) or []
     final = result.get("metrics") or {k: v for x in lines for k, v in x.items() if k != "step"}
@@ -89,8 +88,8 @@ class LiveReport:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             text = str(error).strip().partition("\n")[0]
-            expected = isinstance(error, UserError | RunFailed) and text
-            self._write(text if expected else f"{type(error).__name__}: {text}")
+            ours = type(error).__module__.startswith("bigjax.") and text
+            self._write(text if ours else f"{type(error).__name__}: {text}")
 
     def _write(self, problem: str) -> None:
         began = time.monotonic()
@@ -132,7 +131,7 @@ def write_pipeline_report(
         has_seeds=any(isinstance(v, (list, tuple)) for row in table_rows for v in row.values()),
         curves=mean_curves(runs, ("train/loss", *evaluated)),
         stages={
-            name: (folder, (read_json(workdir / folder / "result.json") or {}))
+            name: (folder, read_json(workdir / folder / "result.json") or {})
             for name, folder in stages.items()
         },
     )

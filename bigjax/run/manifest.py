@@ -114,6 +114,7 @@ def describe(config: Config, mesh: Any, sources: dict[str, Any]) -> dict[str, An
             for split, source in sources.items()
         },
         "class_names": sources["train"].class_names,
+        "fitted": getattr(sources["train"], "fitted", None),
     }
 
 
@@ -194,6 +195,23 @@ def read_manifest(workdir: Path) -> dict[str, Any] | None:
     return found
 
 
+def check_fitted(workdir: Path, source: Any) -> None:
+    """Refuses a train split by which a run's predictions would be read wrongly.
+
+    Raises:
+      UserError: its class names, or what else a source fits to it, are not those of the run.
+    """
+    first = read_manifest(workdir) or {"resumes": []}
+    known = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+    for part in ("class_names", "fitted"):
+        old, new = known.get(part), plain(getattr(source, part, None))
+        if old is not None and old != new:
+            raise UserError(
+                f"{workdir}: the train split is not the run's: what is fitted to it ({part}) differs; "
+                "bring the data back as it was, or train anew"
+            )
+
+
 def _is_start(about: Any) -> bool:
     """Whether this can be what `describe` said of a start."""
     parts = ("code", "versions", "flags", "data", "devices")
@@ -208,13 +226,19 @@ def _is_start(about: Any) -> bool:
     )
 
 
-def record(workdir: Path, config: Config, session: Session, step: int) -> None:
-    """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it."""
+def record(
+    workdir: Path, config: Config, session: Session, step: int, base: str | None = None
+) -> None:
+    """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it.
+
+    base: fingerprint of the leaves that are neither trained nor saved.
+    """
     path = workdir / "manifest.json"
     if session.changed is None:
         if path.exists():  # damaged
             path.replace(path.with_name("manifest.json.damaged"))
-        write_json(path, {"run": session.run, **session.about, "resumes": []})
+        bound = {"base": base} if base else {}
+        write_json(path, {"run": session.run, **session.about, **bound, "resumes": []})
     else:
         first = read_manifest(workdir)
         contract = {"step": step, "contract": session.contract, "changed": session.changed}

@@ -175,25 +175,17 @@ class Writers:
         self._evaluated = evaluated or self._evaluated
         if self._use_tensorboard:
             self._open_tensorboard().scalars(step, scalars)
+            for name, files in pictures.saved(self._workdir).items() if evaluated else ():
+                if step in files:
+                    self._tensorboard.picture(step, name, files[step])
         for name, tracker in self._trackers.items():
             tracker = tracker or open_tracker(name, self._workdir)
             self._trackers[name] = tracker
             tracker.log(step, scalars)
         self._show(step, scalars)
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Keeps a picture, uint8 (H, W, 1 or 3), such as `pictures.grid` of samples.
-
-        It lies in WORKDIR/pictures/NAME/STEP.png, and is in the report and in TensorBoard.
-        """
-        path = self._workdir / pictures.FOLDER / name / f"{step}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pictures.png(pixels))
-        if self._use_tensorboard:
-            self._open_tensorboard().picture(step, name, pixels)
-
     def histograms(self, step: int, params: Any) -> None:
-        """Adds a histogram of each leaf of a tree of arrays to TensorBoard; fetches them all."""
+        """Adds a histogram of each leaf of a tree of host arrays to TensorBoard."""
         if self._use_tensorboard:
             leaves = jax.tree_util.tree_leaves_with_path(params)
             arrays = {
@@ -232,7 +224,7 @@ class Writers:
         self._moved(self._step)  # shows the bar while the first step compiles
         return self
 
-    def __exit__(self, kind: type | None = None, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *exception: object) -> None:
         if kind is None and self._tensorboard and self._evaluated:
             self._tensorboard.hyperparameters(self._evaluated)
         self.close()
@@ -285,9 +277,6 @@ class NoWriters(Writers):
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
         pass
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        pass
-
     def histograms(self, step: int, params: Any) -> None:
         pass
 
@@ -296,7 +285,7 @@ class NoWriters(Writers):
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """Returns the lines of a metrics.jsonl in order; [] without a file, and without a torn last line.
+    """Returns the lines of a metrics.jsonl in order; [] without a file.
 
     "NaN", "Infinity" and "-Infinity" are returned as the floats they stand for. Of what is damaged a
     warning tells.

@@ -22,7 +22,13 @@ from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
 from bigjax.run.screen import LogLines
 from bigjax.verbs.export import export_verb
-from bigjax.verbs.inspect import checkpoints_verb, config_verb, replay_verb, sharding_verb
+from bigjax.verbs.inspect import (
+    checkpoints_verb,
+    config_verb,
+    doctor_verb,
+    replay_verb,
+    sharding_verb,
+)
 from bigjax.verbs.predict import evaluate_verb, predict_verb
 from bigjax.verbs.train import train_verb
 
@@ -41,6 +47,7 @@ VERBS = {
     "sharding": sharding_verb,
     "export": export_verb,
     "config": config_verb,
+    "doctor": doctor_verb,
 }
 
 
@@ -141,7 +148,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
     parser.add_argument("--format", default="safetensors", help="export: safetensors")
     parser.add_argument("--family", help="export: whose layout, such as bert or roberta")
-    parser.add_argument("--json", action="store_true", help="sharding: for machines")
+    parser.add_argument("--json", action="store_true", help="sharding, doctor: for machines")
     parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")
     parser.add_argument("--processes", type=int, help="how many (detected on known clusters)")

@@ -17,6 +17,7 @@ from bigjax.data import inputs
 from bigjax.data.sources import Arrays
 from bigjax.loop.open import Opened, open_run
 from bigjax.mesh import distributed
+from bigjax.run.screen import progress
 from bigjax.run.text import metrics_table
 
 
@@ -36,7 +37,9 @@ def predict_verb(
 ) -> None:
     """Writes one JSON object a row of the input; bad rows are reported by number and left out."""
     if options.input is None:
-        raise UserError("predict needs --input=FILE (.npz, .csv, .txt, or a folder of png/jpg)")
+        raise UserError(
+            "predict needs --input=FILE: a table, arrays, texts, or pictures or a folder of them"
+        )
     run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
     source = run.setup.sources["train"]
     rows = inputs.read(options.input, source, run.setup.program.task.input)
@@ -48,10 +51,13 @@ def predict_verb(
     with contextlib.ExitStack() as stack:
         to_file = options.output and distributed.is_leader()
         out = stack.enter_context(open(options.output, "w")) if to_file else sys.stdout
-        numbers = iter(rows.numbers)
+        numbers, bar = iter(rows.numbers), progress("predicting", len(rows.source), unit="rows")
+        if to_file:  # else the rows themselves show how far it is
+            stack.enter_context(bar)
         for found in run.predictions(rows.source):
             for line in inputs.json_rows(present(found), source.class_names):
                 out.write(json.dumps({"row": next(numbers), **line}) + "\n")
+                bar.advance()
 
 
 def presenter(run: Opened, source: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
