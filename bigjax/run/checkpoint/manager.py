@@ -318,8 +318,7 @@ class Checkpoints:
                 f"{folder} holds the state of another config: {'; '.join(differences[:5])}"
             )
         try:
-            args = ocp.args.StandardRestore(abstract_state)
-            state = self._checkpointer.restore(folder / ITEM, args=args)
+            state = leaves.read_tree(folder, abstract_state)
         except Exception:
             if folder.exists():
                 raise
