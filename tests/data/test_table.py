@@ -285,6 +285,44 @@ def test_numbers_that_float32_cannot_tell_apart_are_moved(tmp_path):
     np.testing.assert_allclose(found, seconds - seconds.mean(), atol=1e-4)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv", "jsonl"])
+def test_a_damaged_file_is_read_or_told_in_one_line(tmp_path, suffix):
+    """200 copies with bytes changed, cut off or put in; Arrow follows damaged offsets unless asked."""
+    table = pa.table({"a": [1.5, None] * 20, "c": ["x", "long y"] * 20, "label": [0, 1] * 20})
+    good, draw = tmp_path / f"good.{suffix}", np.random.default_rng(0)
+    if suffix == "parquet":
+        pq.write_table(table, good)
+    elif suffix == "arrow":
+        with pa.ipc.new_file(str(good), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        frame = table.to_pandas()
+        good.write_text(
+            frame.to_csv(index=False)
+            if suffix == "csv"
+            else frame.to_json(orient="records", lines=True)
+        )
+    told = 0
+    for copy in range(200):
+        content = bytearray(good.read_bytes())
+        at = int(draw.integers(len(content)))
+        how = draw.integers(3)
+        if how == 0:
+            content[at] = draw.integers(256)
+        elif how == 1:
+            content[at : at + int(draw.integers(1, 9))] = draw.bytes(4)
+        else:
+            del content[at:]
+        path = tmp_path / f"copy{copy}.{suffix}"
+        path.write_bytes(content)
+        try:
+            Table(str(path)).open("train").read_inputs(path)
+        except UserError as error:
+            told += 1
+            assert "\n" not in str(error)
+    assert told > 20
+
+
 # Predict.
 
 
