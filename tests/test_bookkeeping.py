@@ -13,7 +13,14 @@ from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped, train
 from bigjax.run import files, manifest
-from bigjax.run.checkpoint import CheckpointError, Checkpoints, hashes, manager, restore_leaves
+from bigjax.run.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    hashes,
+    leaves,
+    manager,
+    restore_leaves,
+)
 from bigjax.run.clock import Clock
 from bigjax.run.writers import read_metrics
 from bigjax.verbs import launch
@@ -441,7 +448,7 @@ def test_a_reader_looks_again_when_its_checkpoint_is_pruned(tmp_path, monkeypatc
             (folder / "2").rename(tmp_path / "gone")
 
     where = {"manifest": (hashes, "read_manifest"), "files": (hashes, "check_files")}
-    holder, name = where.get(moment, (reader._checkpointer, "restore"))
+    holder, name = where.get(moment, (leaves, "read_tree"))
     real = getattr(holder, name)
     monkeypatch.setattr(holder, name, lambda *a, **k: prune() or real(*a, **k))
     step, _ = reader.restore_newest(wanted)

@@ -247,7 +247,7 @@ def fuzz(harness: Harness, times: int, kind: str) -> tuple[int, int]:
         began = time.monotonic()
         if found := problem(reader, folder, edited(good, edits)):
             bad.append(found)
-            harness.note(f"{kind}: {found} for {edits}")
+            harness.note(f"{kind}: {found} for {str(edits)[:300]}")
         harness.seconds.append(time.monotonic() - began)
 
     run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def _verified_leaves(
             tuple(about["shape"]), about["dtype"], sharding=sharding
         )
     try:
-        restored = _read_leaves(folder, flax.traverse_util.unflatten_dict(kept, sep="/"))
+        restored = paths(read_tree(folder, flax.traverse_util.unflatten_dict(kept, sep="/")))
     except Exception as error:
         hashes.check_files(folder, manifest)  # says which file it was, if it was one
         raise error
@@ -108,28 +107,11 @@ def check_step(arrays: dict[str, Any], step: int) -> None:
         raise BadCheckpoint(f"its state is of step {inside}, not {step}")
 
 
-def read_state(folder: epath.Path, abstract_state: Any) -> Any:
-    """The state of a checkpoint, unverified, laid out as `abstract_state` says.
+def read_tree(folder: epath.Path, wanted: Any) -> Any:
+    """The arrays that a tree describes, unverified; a part of the checkpoint's tree is enough.
 
-    A field that is None is not asked for: a checkpoint from before there was such a field lacks it.
+    Branches without arrays need not be there: a state of an older bigjax lacks what is empty today.
     """
-    if not dataclasses.is_dataclass(abstract_state):
-        return _read_tree(folder, abstract_state)
-    fields = {
-        field.name: getattr(abstract_state, field.name)
-        for field in dataclasses.fields(abstract_state)
-    }
-    there = {name: value for name, value in fields.items() if value is not None}
-    return dataclasses.replace(abstract_state, **_read_tree(folder, there))
-
-
-def _read_leaves(folder: epath.Path, wanted: Any) -> dict[str, jax.Array]:
-    """The arrays that a tree describes, unverified, by path."""
-    return paths(_read_tree(folder, wanted))
-
-
-def _read_tree(folder: epath.Path, wanted: Any) -> Any:
-    """What a tree describes, unverified; a part of the checkpoint's tree is enough."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(
             folder / ITEM,

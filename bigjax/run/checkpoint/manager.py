@@ -318,7 +318,7 @@ class Checkpoints:
                 f"{folder} holds the state of another config: {'; '.join(differences[:5])}"
             )
         try:
-            state = leaves.read_state(folder, abstract_state)
+            state = leaves.read_tree(folder, abstract_state)
         except Exception:
             if folder.exists():
                 raise
