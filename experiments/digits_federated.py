@@ -1,4 +1,21 @@
-"""Twenty clients of unlike digits train one MLP by federated averaging, 5 seeds."""
+"""Twenty clients with unlike digits train one MLP by federated averaging, 5 seeds (9 minutes).
+
+    scripts/run experiments.digits_federated
+
+The 1,000 training images are dealt out unevenly: each class by shares from a Dirichlet distribution of
+concentration 0.3, so that clients have 9 to 107 images of 3 to 9 classes. Three runs a seed: SGD on all
+images in one place; 100 rounds of 5 clients that take one step each on all they have (FedSGD of McMahan et
+al. 2017); 100 rounds of 5 clients that train five epochs in batches of 20 (FedAvg, their algorithm
+1). As in their section 3, local work takes the place of rounds. Rates and rounds were not tuned.
+
+Hardware: 2 CPU cores shared with many other jobs; 9 minutes, 33 s of processor time. Reached on 797 test
+images of other writers, 5 seeds (the clients are the same for all):
+
+    stage    errors of 797  accuracy
+    central  50.0 +- 2.9    0.9373 +- 0.0037
+    fedsgd   98 +- 17       0.877 +- 0.022
+    fedavg   68.6 +- 6.4    0.9139 +- 0.0080
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,6 +1,7 @@
 # Sourced by scripts/run and scripts/test: goes to the repository root and brings .venv up to date.
 #
-#   set_up FILE...            installs these requirements files into .venv, unless they already are
+#   set_up FILE...            installs these requirements files into .venv, unless they already are;
+#                             those named *no-deps* without what their packages ask for
 #   PYTHON=...                the Python (3.11 or newer) that makes .venv; else the newest one found
 #   BIGJAX_EXTRAS=sweep,ray   what these extras of pyproject.toml need, too
 #   BIGJAX_JAX_EXTRA=cuda13   JAX for CUDA 13 (or tpu, cuda12) at the pinned version, not the CPU alone
@@ -77,7 +78,7 @@ set_up() {
         set_up_extras
         return
     fi
-    local python file
+    local python file alone
     python=$(find_python)
     # One set-up at a time; the second finds the work done. Python takes the lock because macOS has
     # no flock command; the lock belongs to descriptor 9, which this shell holds until it closes it.
@@ -89,7 +90,8 @@ set_up() {
         if is_installed "$file"; then continue; fi
         echo "bigjax: installing $file into .venv" >&2
         rm -f ".venv/installed/$file"
-        .venv/bin/python -m pip install -qq --disable-pip-version-check \
+        [[ "$file" == *no-deps* ]] && alone=--no-deps || alone=""
+        .venv/bin/python -m pip install -qq --disable-pip-version-check $alone \
             --constraint requirements.txt --requirement "$file" \
             ${BIGJAX_JAX_EXTRA:+"jax[$BIGJAX_JAX_EXTRA]"} >&2
         stamp_of "$file" >".venv/installed/$file"

@@ -48,6 +48,12 @@ SMALLER: dict[str, list[str]] = {
     "gpt2_124m": DECODER,
     "gpt2_350m": DECODER,
     "llama_1b": [*DECODER, "model.kv_heads=1", "model.mlp_width=64"],
+    "fashion_mnist_dp": ["method.lot=2"],
+    "digits_federated": [
+        f"stages.{stage}.method.{field}"
+        for stage in ("fedsgd", "fedavg")
+        for field in ("rows=1", "clients=1000", "concentration=None", "local_batch=None")
+    ],
     "imagenet_vit_s16": ["model.layers=1", "model.width=24", "data.workers=1"],
 }
 

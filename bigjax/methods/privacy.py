@@ -185,6 +185,7 @@ def accounting() -> Any:
         import dp_accounting.pld
     except ImportError:
         raise UserError(
-            "config.method: dp_sgd needs dp-accounting: pip install --no-deps dp-accounting==0.6.0"
+            "config.method: dp_sgd needs dp-accounting: pip install mpmath==1.3.0 && "
+            "pip install --no-deps dp-accounting==0.6.0"
         ) from None
     return dp_accounting
