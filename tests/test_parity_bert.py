@@ -60,7 +60,8 @@ def reference(family, name):
     torch.manual_seed(0)
     kind = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family]
     padding, types = {"bert": (0, 2), "roberta": (1, 1), "distilbert": (0, 0)}[family]
-    sizes = {DISTILBERT.get(key, key): value for key, value in SIZES.items()}
+    renamed = DISTILBERT if family == "distilbert" else {}
+    sizes = {renamed.get(key, key): value for key, value in SIZES.items()}
     options = dict(sizes, pad_token_id=padding, num_labels=3) | CHANGED.get((family, name), {})
     if family != "distilbert":
         options |= dict(type_vocab_size=types)

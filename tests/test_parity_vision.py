@@ -335,7 +335,7 @@ def test_scanned_blocks_take_the_same_weights(tmp_path):
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        ("vit", dict(hidden_act="relu9"), "hidden_act 'relu9' is not known"),
+        ("vit", dict(SMALL_VIT, hidden_act="relu9"), "hidden_act 'relu9' is not known"),
         ("vit", dict(architectures=["DeiTForImageClassification"]), "no head on its distillation"),
         (
             "resnet",

@@ -186,7 +186,7 @@ class Llama(nn.Module):
             mlp_width=self.mlp_width,
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,
-            places=self.norm_places,
+            norm_places=self.norm_places,
             activation=self.activation,
             gated=True,
             biases=self.biases,

@@ -29,7 +29,7 @@ BUFFERS = (
 )
 # What a run may say otherwise than the checkpoint: it changes no number of the leaves that are loaded,
 # or shows as a leaf of another shape.
-FREE = ("vocab", "context", "dropout", "head", "outputs", "attention", "remat", "scan_layers")
+FREE = ("vocab", "context", "dropout", "head", "outputs", "remat", "scan_layers")
 SHOWN = 6  # problems that one message lists
 
 
