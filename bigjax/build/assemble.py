@@ -25,6 +25,7 @@ from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.method import Method
 from bigjax.core.state import TrainState
+from bigjax.data.sources import check_classes, open_splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +136,24 @@ def open_sources(config: Config, splits: Sequence[str] | None = None) -> dict[st
     if splits is None:
         own = [one["data"] for one in config.get("evaluators").values() if one["data"]]
         splits = (*config.get("evaluate.splits"), *own)
-    sources = {name: data.open(name) for name in dict.fromkeys(("train", *splits))}
+    sources = open_splits(data, ("train", *splits))
     check_vocabulary(config, sources["train"])
+    check_labels(config, sources)
     return sources
+
+
+def check_labels(config: Config, sources: dict[str, Any]) -> None:
+    """Refuses labels that no output stands for: the loss would pass over them in silence.
+
+    Not where a transform of the user's own may change them first.
+    """
+    transforms = (*config.get("data.augment"), *config.get("data.preprocess"))
+    outputs = config.values["model"].get("outputs")
+    known = config.make("task").classes(outputs) if isinstance(outputs, int) else None
+    if known and not any(":" in one["type"] for one in transforms):
+        label, classes, not_scored = known
+        for split, source in sources.items():
+            check_classes(source, label, classes, split, not_scored)
 
 
 def check_vocabulary(config: Config, source: Any) -> None:

@@ -21,6 +21,7 @@ from bigjax.core.optimizers import build as build_optimizer
 from bigjax.core.rules import paths
 from bigjax.core.state import TrainState, init_state
 from bigjax.core.transforms import apply_transforms
+from bigjax.data.sources import open_splits
 from bigjax.mesh.placement import Placement, logical_names, place, vocabulary
 from bigjax.tasks.base import Task
 
@@ -80,6 +81,7 @@ class Parts:
     network: the model, its task and method, and what they are fed.
     augment: transforms of training alone.
     ema: whether a moving average of the trained leaves is kept.
+    rows: of a batch.
     """
 
     network: Network
@@ -88,6 +90,7 @@ class Parts:
     policy: settings.Precision
     augment: tuple[Any, ...]
     ema: bool
+    rows: int
 
     def init(self, rng: jax.Array, hyper: dict[str, jax.Array]) -> tuple[TrainState, Any]:
         """(the state before step 1, base), from scratch: rng uint32 (2,), hyper as `traced_hyper` gives."""
@@ -108,7 +111,7 @@ class Parts:
         state = init_state(trained, collections, self.optimizer, rng=rng, hyper=hyper, ema=self.ema)
         return state.replace(
             loss_scale=precision.init_loss_scale(self.policy),
-            memory=self.network.method.init(jax.random.fold_in(key, 0x3E3), variables),
+            memory=self.network.method.init(jax.random.fold_in(key, 0x3E3), variables, self.rows),
         ), base
 
     def placements(
@@ -142,6 +145,7 @@ def make_parts(config: Config, source: Any, total_steps: int) -> Parts:
         policy=policy,
         augment=fitted(config.make("data.augment"), source),
         ema=config.get("train.ema_decay") is not None,
+        rows=config.get("train.batch_size"),
     )
 
 
@@ -177,7 +181,7 @@ def make_reference(
     theirs = source
     fits = any(hasattr(transform, "fit") for transform in run.make("data.preprocess"))
     if fits and run.get("data") != config.get("data"):
-        theirs = run.section("data").open("train")
+        theirs = open_splits(run.section("data"), ["train"])["train"]
     network = make_network(run, source.features, theirs)
     try:
         jax.eval_shape(network.variables, jax.random.key(0))

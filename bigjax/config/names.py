@@ -9,12 +9,16 @@ NAMES: dict[str, dict[str, str]] = {
         "distill": "bigjax.methods.distill:Distill",
         "dp_sgd": "bigjax.methods.privacy:DPSGD",
         "fedavg": "bigjax.methods.federated:FedAvg",
+        "flow_matching": "bigjax.methods.flow_matching:FlowMatching",
+        "ppo": "bigjax.methods.ppo:PPO",
     },
     "adapter": {
         "lora": "bigjax.methods.lora:LoRA",
     },
     "evaluator": {
         "statistics": "bigjax.loop.evaluate:Statistics",
+        "samples": "bigjax.loop.samples:Samples",
+        "episodes": "bigjax.loop.episodes:Episodes",
     },
     "model": {
         "mlp": "bigjax.models.mlp:MLP",
@@ -29,6 +33,8 @@ NAMES: dict[str, dict[str, str]] = {
         "mobilenet_v2": "bigjax.models.mobilenet:MobileNetV2",
         "efficientnet_lite": "bigjax.models.efficientnet_lite:EfficientNetLite",
         "vit": "bigjax.models.vit:ViT",
+        "dit": "bigjax.models.dit:DiT",
+        "actor_critic": "bigjax.models.actor_critic:ActorCritic",
     },
     "task": {
         "classification": "bigjax.tasks.classification:Classification",
@@ -40,6 +46,8 @@ NAMES: dict[str, dict[str, str]] = {
         "token_tagging": "bigjax.tasks.token_tagging:TokenTagging",
         "seq2seq": "bigjax.tasks.seq2seq:Seq2Seq",
         "contrastive": "bigjax.tasks.contrastive:Contrastive",
+        "velocity_field": "bigjax.tasks.velocity:VelocityField",
+        "actor_critic": "bigjax.tasks.actor_critic:ActorCritic",
     },
     "source": {
         "tfds": "bigjax.data.sources:TFDS",
@@ -48,6 +56,7 @@ NAMES: dict[str, dict[str, str]] = {
         "table": "bigjax.data.table:Table",
         "folder": "bigjax.data.pictures:Folder",
         "markov_tokens": "bigjax.data.toy:MarkovTokens",
+        "blank": "bigjax.data.blank:Blank",
         "documents": "bigjax.data.documents:Documents",
         "labelled_text": "bigjax.data.text:LabelledText",
         "tagged_text": "bigjax.data.text:TaggedText",
@@ -101,3 +110,5 @@ NAMED = ("evaluators", "data.sources")
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.
 DERIVE_MODEL = "bigjax.pretrained.load:derived_model"
+# Where `config.init` names no family, the checkpoint's config.json says it.
+FIND_FAMILY = "bigjax.pretrained.families:family_of_source"

@@ -113,7 +113,7 @@ class Facts:
     """What a method may refuse, known before a device is touched (see `Method.check`).
 
     task: the run's task. source: the train split.
-    variables: the model's abstract variables, collection -> tree.
+    model: has `apply`; variables: its abstract ones, collection -> tree.
     transforms: of training batches, `data.augment` and then `data.preprocess`.
     train, sharding, precision: the settings of these sections.
     total_steps: of the whole run.
@@ -122,6 +122,7 @@ class Facts:
 
     task: Any
     source: Any
+    model: Any
     variables: Mapping[str, Any]
     transforms: tuple[Any, ...]
     train: Any
@@ -165,8 +166,12 @@ class Method:
         """Metric -> number, of what is known of the run after `step` updates without its data."""
         return {}
 
-    def init(self, rng: jax.Array, variables: Any) -> Any:
-        """The memory before the first step, a tree of arrays: saved, restored and sharded as the rest."""
+    def init(self, rng: jax.Array, variables: Any, rows: int) -> Any:
+        """The memory before the first step, a tree of arrays: saved, restored and sharded as the rest.
+
+        rows: of a batch. What `memory["rows"]` holds has a leading axis of them, and lies over the
+        mesh as a batch does; all else is on every device.
+        """
         return None
 
     def view(self, batch: Batch, rng: jax.Array) -> Batch:

@@ -24,7 +24,7 @@ class Seen:
     setup: the run: its sources, its program with model, task and method.
     state, frozen: of now; `variables` are the Linen variables that the run is judged by.
     step: updates done.
-    folder: the run's; pictures for the report go to `folder / "samples"`.
+    folder: the run's; pictures for the report: see `bigjax.run.pictures`.
     """
 
     setup: Setup
@@ -54,15 +54,32 @@ class Evaluator:
     every: int | float | str = "end"
     data: str | None = None
 
+    def check(self, setup: Setup, folder: Path) -> None:
+        """Refuses, before the first step, what cannot be measured; folder: the run's.
+
+        Raises:
+          UserError: says what does not go together, and what would.
+        """
+        alone = type(self).evaluate_all is Evaluator.evaluate_all
+        if setup.program.trials is not None and alone:
+            raise UserError(
+                f"--vectorize: the evaluator {type(self).__name__} sees one run alone; "
+                "run these trials one by one"
+            )
+
     def evaluate(self, seen: Seen) -> dict[str, Any]:
         """Metric -> number (or nested list), of one run."""
         raise NotImplementedError
 
     def evaluate_all(self, seen: Seen) -> list[dict[str, Any]]:
         """The metrics of each run that is trained; most evaluators see one run alone."""
-        if seen.setup.program.trials is not None:
-            raise UserError(
-                f"--vectorize: the evaluator {type(self).__name__} sees one run alone; "
-                "run these trials one by one"
-            )
         return [self.evaluate(seen)]
+
+
+def check_evaluators(setup: Setup, folder: Path) -> None:
+    """Asks every evaluator of a run whether it can measure it."""
+    for name, evaluator in setup.evaluators.items():
+        try:
+            evaluator.check(setup, folder)
+        except UserError as error:
+            raise UserError(f"config.evaluators.{name}: {error}") from None

@@ -17,12 +17,12 @@ from bigjax.data import pipeline
 from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.mesh import distributed, sharding
 from bigjax.plan import flops
-from bigjax.report.page import write_report
+from bigjax.report.page import LiveReport, write_report
 from bigjax.run import clock as clocks
-from bigjax.run import ledger, manifest
+from bigjax.run import ledger, manifest, trackers
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.clock import Clock
-from bigjax.run.files import write_json
+from bigjax.run.files import read_json, write_json
 from bigjax.run.writers import NoWriters, Writers, finalize
 
 log = logging.getLogger("bigjax")
@@ -61,7 +61,9 @@ class Record:
         stop: Callable[[], bool] = lambda: False,
         progress: bool = True,
     ) -> None:
+        trackers.check(setup.log.trackers)
         self._progress = progress
+        self._report = LiveReport(workdir)
         self.setup, self.workdir, self._session, self._stop = setup, workdir, session, stop
         self.batches = functools.partial(train_batches, setup, workdir)
         origin = Origin(
@@ -88,16 +90,19 @@ class Record:
             total_steps=self.setup.total_steps,
         )
         self._writers.truncate_after(start)
+        self._writers.__enter__()
 
     def __enter__(self) -> Record:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         try:
             self.checkpoints.close()
         finally:
             if self._writers:
-                self._writers.close()
+                self._writers.__exit__(*exception)
+                if self._leader:
+                    self._report.__exit__(*exception)
 
     def log(self, step: int, found: dict[str, Any], state: TrainState, frozen: Any) -> None:
         """Writes a finished step's metrics if they are due.
@@ -122,6 +127,8 @@ class Record:
     def write(self, step: int, metrics: Metrics) -> None:
         assert self._writers is not None
         self._writers.write(step, metrics)
+        if self._leader and self._progress:
+            self._report.refresh()
 
     def evaluate(self, step: int, state: TrainState, frozen: Any) -> Metrics:
         """Measures and logs what is due; {} if a stop came first."""
@@ -139,6 +146,8 @@ class Record:
         """Starts an asynchronous save; the state may be donated once this returns."""
         if self._writers:
             self._writers.sync()  # what a checkpoint stands on is on the disk before it counts
+            if self.setup.log.histograms:
+                self._writers.histograms(step, jax.tree.map(distributed.whole, state.params))
         self.checkpoints.save(step, state, metrics)
 
     def check(self) -> None:
@@ -178,6 +187,14 @@ def result_of(
         "seconds": round(spent["wall"], 3),
         "time": spent,
     }
+
+
+def recorded_result(workdir: Path) -> dict[str, Any] | None:
+    """What `result.json` holds; None if it is not there, or damaged."""
+    found = read_json(workdir / "result.json")
+    if found is None or not isinstance(found.get("metrics"), dict) or "fingerprint" not in found:
+        return None
+    return found
 
 
 def describe(setup: Setup, workdir: Path) -> str:

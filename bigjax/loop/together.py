@@ -29,6 +29,7 @@ from bigjax.core.order import sample_ids
 from bigjax.core.state import params_fingerprint
 from bigjax.data.pipeline import read_unmasked
 from bigjax.loop.evaluate import Metrics, evaluate_due
+from bigjax.loop.evaluators import check_evaluators
 from bigjax.loop.record import Record
 from bigjax.loop.replay import Idle
 from bigjax.loop.train import Stopped, run_steps
@@ -72,6 +73,7 @@ def train_together(
         for config, folder in zip(trials, folders, strict=True)
     ]
     batch = Together(setups, folders[0])
+    check_evaluators(batch.setup, folders[0])
     states, frozen = batch.start([config.references for config in trials])
     steps = range(1, batch.setup.total_steps + 1)
     states, metrics, _ = run_steps(batch.setup, batch, states, frozen, steps, Idle(), stop)

@@ -99,11 +99,14 @@ def layout(placed: Mapping[str, Placement], tree: Any, mesh: Mesh) -> Any:
 
     A leaf whose path ends in a parameter's path (the parameter, an optimizer's moment, the moving
     average) lies as the parameter does if it has its shape, and as what is left of it if it lacks
-    one dimension (Adafactor's factored moments). All other leaves are replicated.
+    one dimension (Adafactor's factored moments). A method's memory of each row of a batch lies as a
+    batch does (see `Method.init`). All other leaves are replicated.
     """
 
     def of(key_path: Any, leaf: Any) -> NamedSharding:
         parts = path_of(key_path).split("/")
+        if parts[:2] == ["memory", "rows"]:
+            return batch_sharding(mesh)
         for start in range(len(parts)):
             placement = placed.get("/".join(parts[start:]))
             if placement is not None:

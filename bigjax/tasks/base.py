@@ -61,6 +61,12 @@ class Task:
         """Predictions of one forward pass, arrays (B, ...)."""
         raise NotImplementedError
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None] | None:
+        """Where integer labels are classes: the batch's key, how many a model of so many outputs can
+        give, and a label that is not scored, if there is one. Others would be passed over in silence.
+        """
+        return None
+
     @property
     def decodes(self) -> bool:
         """Whether evaluation needs what `decode` gives."""

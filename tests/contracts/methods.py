@@ -14,6 +14,22 @@ METHODS = {
         method=dict(type="fedavg", rows=5, clients=250, local_epochs=2, local_batch=5),
         optimizer=dict(type="sgd", learning_rate=1.0),
     ),
+    "flow_matching": dict(
+        data=dict(
+            source=dict(type="tfds", name="digits"),
+            splits=dict(train="train", test="test[:100]"),
+            preprocess=(dict(type="normalize", scale=16.0, mean=0.5, std=0.5),),
+        ),
+        method=dict(type="flow_matching"),
+        task=dict(type="velocity_field"),
+        model=dict(type="dit", image=8, patch=4, classes=10, layers=1, width=16, heads=2),
+    ),
+    "ppo": dict(
+        data=dict(source=dict(type="blank", examples=80), splits=dict(train="train", test="test")),
+        method=dict(type="ppo", environment="CartPole-v1", rollout=16, passes=2, minibatches=2),
+        task=dict(type="actor_critic"),
+        model=dict(type="actor_critic", widths=(8,), actions=2),
+    ),
 }
 
 # (method, promise) -> what the refusal of a promise that the method cannot keep says.

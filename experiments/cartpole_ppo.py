@@ -1,0 +1,28 @@
+"""ppo"""
+
+from ml_collections import ConfigDict
+
+from bigjax import launch, pipeline
+
+
+def get_config():
+    ppo = ConfigDict()
+    ppo.seed = 0
+    ppo.train = dict(steps=100, batch_size=16)
+    ppo.data = dict(source=dict(type="blank"), splits=dict(train="train"))
+    ppo.model = dict(type="actor_critic", widths=(64, 64), actions=2)
+    ppo.task = dict(type="actor_critic")
+    ppo.method = dict(type="ppo", environment="CartPole-v1", rollout=128)
+    ppo.optimizer = dict(
+        type="adam", learning_rate=2.5e-3, clip_norm=0.5, schedule=dict(type="linear")
+    )
+    ppo.evaluators = dict(greedy=dict(type="episodes", episodes=100, every="end"))
+    ppo.evaluate = dict(every="never")
+    ppo.log = dict(every=10)
+    return pipeline(
+        dict(ppo=ppo), seeds=10, table=("eval/greedy/return", "eval/greedy/return_least")
+    )
+
+
+if __name__ == "__main__":
+    launch.run(get_config)
