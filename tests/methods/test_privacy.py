@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import gammaln, logsumexp
 from scipy.stats import binom, kstest
+from tests.contracts.runs import setup_of, steps_of
 
 from bigjax.core.errors import UserError
 from bigjax.core.method import Scope, Sums
@@ -15,7 +16,6 @@ from bigjax.core.order import uniforms
 from bigjax.methods.privacy import DPSGD, epsilon, lot_sizes
 from bigjax.models.mlp import MLP
 from bigjax.tasks.classification import Classification
-from tests.contracts.runs import setup_of, steps_of
 from tests.small import small
 
 MODEL = MLP(widths=(), outputs=3)
