@@ -1,4 +1,4 @@
-"""SmolLM2-135M learns Spanish as in smollm2_finetune, but 0.9 % of the parameters are trained.
+"""SmolLM2-135M learns Spanish with 0.9 % of its parameters trained: 2.12 bits a byte, 2.09 with all.
 
     scripts/fetch_data smollm2 && scripts/fetch_data kjv_es                                  once
     scripts/run experiments.smollm2_lora --workdir=runs/lora
