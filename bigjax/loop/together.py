@@ -86,7 +86,7 @@ def train_together(
         state = jax.tree.map(lambda x, i=i: x[i], host)
         result = {
             "step": setup.total_steps,
-            "metrics": final[i],
+            "metrics": final[i] | setup.method.measure(setup.total_steps, sources["train"]),
             "fingerprint": params_fingerprint(state.params),
             "seconds": round(seconds, 3),
             "together": len(trials),
