@@ -110,9 +110,7 @@ class Parts:
         state = init_state(trained, collections, self.optimizer, rng=rng, hyper=hyper, ema=self.ema)
         return state.replace(
             loss_scale=precision.init_loss_scale(self.policy),
-            memory=self.network.method.init(
-                jax.random.fold_in(key, 0x3E3), variables, self.rows
-            ),
+            memory=self.network.method.init(jax.random.fold_in(key, 0x3E3), variables, self.rows),
         ), base
 
     def placements(

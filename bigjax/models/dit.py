@@ -53,7 +53,7 @@ class DiT(nn.Module):
         """x (B, image, image, channels); time (B,) in [0, 1]; label int (B,). Returns x's shape."""
         check_images(x, "a DiT")
         B, H, W, C = x.shape
-        if (H, W) != (self.image, self.image):
+        if (self.image, self.image) != (H, W):
             raise UserError(f"model.image: {self.image} pixels; the images of the data are {H}x{W}")
         x_BRCD = dense("patches", self.width, "patch", "embed")(patches(x, self.patch))
         x_BTD = x_BRCD.reshape(B, -1, self.width)

@@ -56,9 +56,7 @@ class ActorCritic(Task):
             )
 
     def loss(self, outputs: Outputs, batch: dict) -> tuple[Pair, dict[str, Pair]]:
-        raise UserError(
-            "config.method.type: the task actor_critic has no loss of its own; use ppo"
-        )
+        raise UserError("config.method.type: the task actor_critic has no loss of its own; use ppo")
 
     def statistics(self, outputs: Outputs, batch: dict) -> dict[str, Pair]:
         mask = batch["mask"]

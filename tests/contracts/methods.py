@@ -1,6 +1,8 @@
 """One tiny config for each method and adapter: NAME -> what it changes of `tests.small.small_config`."""
 
 METHODS = {
+    "supervised": {},
+    "distill": dict(method=dict(type="distill", teacher="../teacher", temperature=3.0)),
     "flow_matching": dict(
         data=dict(
             source=dict(type="tfds", name="digits"),
@@ -12,13 +14,14 @@ METHODS = {
         model=dict(type="dit", image=8, patch=4, classes=10, layers=1, width=16, heads=2),
     ),
     "ppo": dict(
-        data=dict(
-            source=dict(type="blank", examples=80), splits=dict(train="train", test="test")
-        ),
-        method=dict(
-            type="ppo", environment="CartPole-v1", rollout=16, passes=2, minibatches=2
-        ),
+        data=dict(source=dict(type="blank", examples=80), splits=dict(train="train", test="test")),
+        method=dict(type="ppo", environment="CartPole-v1", rollout=16, passes=2, minibatches=2),
         task=dict(type="actor_critic"),
         model=dict(type="actor_critic", widths=(8,), actions=2),
     ),
+}
+
+# (method, promise) -> what the refusal of a promise that the method cannot keep says.
+REFUSED: dict[tuple[str, str], str] = {
+    ("flow_matching", "predict"): "a velocity field predicts nothing",
 }
