@@ -15,7 +15,9 @@ compilers.mend()
 _HANDED_ON = {
     "launch": "bigjax.verbs.launch",
     "pipeline": "bigjax.loop.stages:pipeline",
-    "stages": "bigjax.loop.stages",
+    "train": "bigjax.verbs.notebook:train",
+    "open_run": "bigjax.verbs.notebook:open_run",
+    "UserError": "bigjax.core.errors:UserError",
 }
 
 

@@ -1,23 +1,45 @@
 """Lists every experiment: name, and the first line of its docstring. Imports none of them.
 
-`python -m experiments runs DIR` is a table of the runs below a folder instead.
+`python -m experiments runs DIR` is a table of the runs below a folder instead; `python -m experiments
+table` the Markdown of experiments/README.md.
 """
 
 import ast
 import sys
 from pathlib import Path
 
+FOLDER = Path(__file__).parent
+HEAD = """# The experiments
+
+Each file is a page of a lab notebook: what it shows, the command, the hardware, and the figure really reached. This
+table is made of their docstrings: `python -m experiments table > experiments/README.md` (a test holds them together).
+
+| name | what it shows, and reached |
+|---|---|
+"""
+
+
+def summaries(folder: Path = FOLDER) -> dict[str, str]:
+    """Name -> the first paragraph of the docstring, in one line, in order of name."""
+    found = {}
+    for file in sorted(folder.glob("*.py")):
+        if not file.stem.startswith("_"):
+            text = ast.get_docstring(ast.parse(file.read_text())) or ""
+            found[file.stem] = " ".join(text.partition("\n\n")[0].split())
+    return found
+
 
 def listing() -> str:
-    """One line per experiment, in order of name."""
-    folder = Path(__file__).parent
-    found = {
-        file.stem: (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
-        for file in sorted(folder.glob("*.py"))
-        if not file.stem.startswith("_")
-    }
+    """One line per experiment."""
+    found = summaries()
     width = max(len(name) for name in found)
     return "\n".join(f"{name:<{width}}  {line}" for name, line in found.items())
+
+
+def table() -> str:
+    """The text of experiments/README.md."""
+    rows = {**summaries(), **{f"sweeps.{k}": v for k, v in summaries(FOLDER / "sweeps").items()}}
+    return HEAD + "".join(f"| `{name}` | {line} |\n" for name, line in rows.items())
 
 
 if __name__ == "__main__":
@@ -25,6 +47,9 @@ if __name__ == "__main__":
         from bigjax.report import runs
 
         sys.exit(runs.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["table"]:
+        print(table(), end="")
+        sys.exit()
     print(listing())
     print("\nrun one with: python -m experiments.NAME   (scripts/run experiments.NAME)")
     print("their runs: python -m experiments runs [DIR] [--sort=COLUMN]")

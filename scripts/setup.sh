@@ -1,7 +1,9 @@
 # Sourced by scripts/run and scripts/test: goes to the repository root and brings .venv up to date.
 #
-#   set_up FILE...            installs these requirements files into .venv, unless they already are
+#   set_up FILE...            installs these requirements files into .venv, unless they already are;
+#                             those named *no-deps* without what their packages ask for
 #   PYTHON=...                the Python (3.11 or newer) that makes .venv; else the newest one found
+#   BIGJAX_EXTRAS=sweep,ray   what these extras of pyproject.toml need, too
 #   BIGJAX_JAX_EXTRA=cuda13   JAX for CUDA 13 (or tpu, cuda12) at the pinned version, not the CPU alone
 #
 # .venv/installed/FILE is a copy of what was installed, written last. A start that finds it equal
@@ -47,10 +49,36 @@ ask_for_huge_pages() { # as bigjax/core/compilers.py: the C library reads it as 
     fi
 }
 
+set_up_extras() {
+    local name needed extras=${BIGJAX_EXTRAS:-}
+    for name in ${extras//,/ }; do
+        if [[ -f ".venv/installed/extra-$name" ]]; then continue; fi
+        needed=$(
+            .venv/bin/python - "$name" <<'PYTHON'
+import sys, tomllib
+
+with open("pyproject.toml", "rb") as file:
+    known = tomllib.load(file)["project"]["optional-dependencies"]
+if sys.argv[1] not in known:
+    sys.exit(f"error: BIGJAX_EXTRAS: no extra '{sys.argv[1]}'; there are {', '.join(known)}")
+print(*known[sys.argv[1]])
+PYTHON
+        ) || exit 2
+        echo "bigjax: installing $needed into .venv" >&2
+        # shellcheck disable=SC2086 # several words
+        .venv/bin/python -m pip install -qq --disable-pip-version-check \
+            --constraint requirements.txt $needed >&2
+        touch ".venv/installed/extra-$name"
+    done
+}
+
 set_up() {
     ask_for_huge_pages /sys/kernel/mm/transparent_hugepage/enabled
-    if is_installed "$@"; then return; fi
-    local python file
+    if is_installed "$@"; then
+        set_up_extras
+        return
+    fi
+    local python file alone
     python=$(find_python)
     # One set-up at a time; the second finds the work done. Python takes the lock because macOS has
     # no flock command; the lock belongs to descriptor 9, which this shell holds until it closes it.
@@ -62,10 +90,12 @@ set_up() {
         if is_installed "$file"; then continue; fi
         echo "bigjax: installing $file into .venv" >&2
         rm -f ".venv/installed/$file"
-        .venv/bin/python -m pip install -qq --disable-pip-version-check \
+        [[ "$file" == *no-deps* ]] && alone=--no-deps || alone=""
+        .venv/bin/python -m pip install -qq --disable-pip-version-check $alone \
             --constraint requirements.txt --requirement "$file" \
             ${BIGJAX_JAX_EXTRA:+"jax[$BIGJAX_JAX_EXTRA]"} >&2
         stamp_of "$file" >".venv/installed/$file"
     done
     exec 9>&-
+    set_up_extras
 }

@@ -25,17 +25,28 @@ def build(values):
 
 
 def load(folder, family, inputs, init=None, **given):
-    """(model, variables, values): the published weights in our model, made by calling it on `inputs`."""
+    """(model, variables, values): the published weights in our model, which is made from scratch only
+    where a leaf asks for it."""
     values = model_values(folder, family, **given)
     model = build(values)
-    scratch = nn.unbox(jax.jit(lambda: model.init(jax.random.key(0), *inputs, train=False))())
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    make = lambda: nn.unbox(model.init(jax.random.key(0), *inputs, train=False))  # noqa: E731
+    abstract = jax.eval_shape(make)
+    leaves = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+        for path, leaf in paths(abstract).items()
+    }
+
+    def scratch(names):
+        made = paths(jax.jit(make)())
+        return {name: made[name] for name in names}
+
     settings = Init(source=str(folder), family=family, **(init or {}))
-    leaves = paths(scratch)
-    found = read_published(settings, values, leaves, lambda names: {n: leaves[n] for n in names})
-    return model, map_with_path(lambda path, _: found[path], scratch), values
+    found = read_published(settings, values, leaves, scratch)
+    return model, map_with_path(lambda path, _: found[path], abstract), values
 
 
-def export(variables, values, family, folder):
+def export(variables, values, family, folder, **along):
     """Writes the variables as a folder in the family's published layout."""
-    export_folder(jax.tree.map(np.asarray, variables), values, family, folder)
+    export_folder(jax.tree.map(np.asarray, variables), values, family, folder, **along)
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from bigjax.config import resolve as config
-from bigjax.data.order import sample_ids
+from bigjax.core.order import sample_ids
 from bigjax.data.sources import Arrays
 
 SIZE, BATCH, RATE = 64, 16, 0.05

@@ -3,13 +3,13 @@
 They have the real ones' files, fields and tensor names, and nothing of their content or size.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tokenizers
-import torch
 from tokenizers import models, pre_tokenizers, processors, trainers
 
 from bigjax.data import builders
@@ -120,6 +120,7 @@ def _save(model, tokenizer, folder: Path) -> None:
 def efficientnet_lite0(folder: Path) -> None:
     """DATA_DIR/weights/efficientnet_lite0: random numbers in the published shapes, as torch wrote them."""
     import jax
+    import torch
     from flax import linen as nn
 
     from bigjax.core.rules import paths
@@ -178,6 +179,11 @@ def imagenet(folder: Path) -> None:
     builders.prepare(Imagenet256, folder)
 
 
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
 def write_all(folder: Path) -> None:
-    for write in (text_sets, minilm, smollm2, efficientnet_lite0, emoji, imagenet):
+    """All of them; without torch, those that it does not write."""
+    by_torch = (minilm, smollm2, efficientnet_lite0) if HAS_TORCH else ()
+    for write in (text_sets, *by_torch, emoji, imagenet):
         write(folder)

@@ -178,7 +178,7 @@ def test_an_implementation_that_cannot_be_had_is_refused(name, says):
 @pytest.mark.parametrize(
     ("scaling", "said"),
     [
-        (dict(rope_type="yarns", factor=2.0), "unknown 'yarns'; did you mean 'yarn'"),
+        (dict(rope_type="yarns", factor=2.0), r"unknown 'yarns' \(did you mean 'yarn'\?\)"),
         (dict(rope_type="yarn", factor=2.0), "'yarn' has factor, original_max"),
         (dict(rope_type="linear"), "'linear' has factor, not nothing"),
         (dict(rope_type="llama3", factor=8.0), "'llama3' has factor, low_freq_factor"),

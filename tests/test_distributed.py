@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from bigjax.core.errors import UserError
+from bigjax.core.order import sample_ids
 from bigjax.core.rules import paths
-from bigjax.data.order import sample_ids
 from bigjax.loop.open import open_run
 from bigjax.mesh import distributed
 

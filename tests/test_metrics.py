@@ -141,13 +141,13 @@ def test_tensorboard_holds_config_hyperparameters_pictures_and_histograms(tmp_pa
     files.write_json(tmp_path / "config.json", config)
     with writers(tmp_path, tensorboard=True) as w:
         w.truncate_after(0)
-        w.picture(5, "samples", np.zeros((4, 6, 1), np.uint8))
+        pictures.save(tmp_path, 5, "digits", np.zeros((4, 6, 1), np.uint8))
         w.histograms(5, {"dense": {"kernel": jnp.arange(4.0)}})
         w.write(5, {"eval/test/accuracy": 0.5, "eval/test/confusion_matrix": [[1]]})
         w.write(6, {"train/loss": 0.5})
     values = {v.tag: v for event in events(tmp_path) for v in event.summary.value}
     assert '"learning_rate": 0.25' in values["config/text_summary"].tensor.string_val[0].decode()
-    assert (values["samples"].image.height, values["samples"].image.width) == (4, 6)
+    assert (values["digits"].image.height, values["digits"].image.width) == (4, 6)
     histogram = values["dense/kernel"].histo
     assert (histogram.num, histogram.sum, histogram.max) == (4, 6, 3)
     found = {
@@ -237,12 +237,12 @@ def test_pictures_lie_in_the_folder_and_a_resume_forgets_those_that_it_makes_aga
     tiles = pictures.grid(np.linspace(0, 1, 5 * 4).reshape(5, 2, 2))
     assert tiles.shape == (2 + 2 + 2, 2 + 2 + 2 + 2 + 2, 1)  # 2 rows of 3, 2 pixels between
     assert tiles[0, 0, 0] == 0 and tiles[2, 0, 0] == 255 and tiles[5, 5, 0] == 255
+    for step in (9, 10, 100):
+        pictures.save(tmp_path, step, "digits", tiles)
     with writers(tmp_path) as w:
-        for step in (9, 10, 100):
-            w.picture(step, "samples", tiles)
         w.truncate_after(10)
-    assert list(pictures.saved(tmp_path)["samples"]) == [9, 10]
-    with Image.open(tmp_path / "pictures/samples/10.png") as picture:
+    assert list(pictures.saved(tmp_path)["digits"]) == [9, 10]
+    with Image.open(tmp_path / "samples/digits/10.png") as picture:
         assert np.array_equal(np.asarray(picture), tiles[..., 0])
     with pytest.raises(ValueError, match="shape"):
         pictures.grid(np.zeros((2, 4, 4, 2)))

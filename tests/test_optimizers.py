@@ -190,6 +190,68 @@ def test_result_equals_bare_optax(type_name, bare):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), params, expected)
 
 
+# Optax's optimizers that decay weights themselves, by what tells them how much. Muon has two numbers:
+# ours is for matrices and for the rest, as the rules say which leaf decays.
+DECAYS = {
+    name: tuple(n for n in ("weight_decay", "weight_decay_rate", "adam_weight_decay") if n in own)
+    for name, factory in optimizers.names().items()
+    if (own := inspect.signature(inspect.unwrap(factory)).parameters).keys()
+    & {"weight_decay", "weight_decay_rate"}
+}
+
+
+def test_every_optimizer_of_optax_that_decays_weights_is_looked_at():
+    assert {
+        "adamw",
+        "adafactor",
+        "lamb",
+        "lars",
+        "lion",
+        "madgrad",
+        "muon",
+        "novograd",
+        "prodigy",
+    } < (DECAYS.keys())
+    assert DECAYS.keys() >= optimizers.DECAY_INSIDE
+
+
+@pytest.mark.parametrize("name", DECAYS)
+def test_weight_decay_is_where_optax_has_it(float64, name):
+    """Three steps in float64; the numbers of Optax's own function with its own keyword."""
+    rng = np.random.default_rng(1)
+    params = {"a": jnp.asarray(rng.normal(size=(6, 4))), "b": jnp.asarray(rng.normal(size=4))}
+    optimizer = build(OptimizerSettings(0.05, weight_decay=0.3), name, {}, STEPS)
+    bare = inspect.unwrap(resolve(name))(learning_rate=0.05, **dict.fromkeys(DECAYS[name], 0.3))
+    hyper = {key: jnp.float64(value) for key, value in optimizer.hyper().items()}
+    expected, state, bare_state = params, optimizer.init(params), bare.init(params)
+    for step in range(3):
+        gradients = jax.tree.map(lambda p: p * jnp.arange(1.0, 5.0), (params, expected))
+        params, state, _ = optimizer.update(gradients[0], state, params, hyper=hyper, step=step)
+        updates, bare_state = bare.update(gradients[1], bare_state, expected)
+        expected = optax.apply_updates(expected, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-8), params, expected)
+
+
+@pytest.mark.parametrize("name", ["lamb", "lars", "adafactor", "adamw"])
+def test_a_leaf_without_decay_is_updated_as_without_decay_and_the_others_as_with_it(name):
+    rules = (("head/.*", 0.0), (".*bias", 2.0), (".*", 1.0))
+    rng = np.random.default_rng(2)
+    tree = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), TREE)
+
+    def trained(decay, rules=((".*", 1.0),)):
+        optimizer = make(name, weight_decay=decay, weight_decay_rules=rules)
+        params, _, _, traced = train(optimizer, tree, steps=2)
+        assert traced == 1
+        return params
+
+    some, none, one, two = trained(0.1, rules), trained(0.0), trained(0.1), trained(0.2)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6)  # noqa: E731
+    jax.tree.map(close, some["head"], none["head"])
+    close(some["backbone"]["kernel"], one["backbone"]["kernel"])
+    close(some["backbone"]["bias"], two["backbone"]["bias"])
+    assert np.any(one["head"]["kernel"] != none["head"]["kernel"])
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "type_name",
@@ -311,17 +373,17 @@ def test_parameters_and_state_can_be_donated_together(type_name):
         ({"type_name": "lbfgs"}, "needs more than gradients"),
         ({"type_name": "no.such:thing"}, "cannot import"),
         ({"keywords": {"beta9": 1.0}}, "beta9"),
-        ({"keywords": {"mask": True}}, r"^optimizer\.mask: use weight_decay"),
-        ({"learning_rate": -1.0}, r"^optimizer\.learning_rate"),
-        ({"learning_rate": float("nan")}, r"^optimizer\.learning_rate"),
-        ({"weight_decay": -0.1}, r"^optimizer\.weight_decay"),
-        ({"clip_norm": 0.0}, r"^optimizer\.clip_norm"),
-        ({"schedule": Constant(warmup_steps=30)}, r"^schedule\.warmup_steps"),
-        ({"learning_rate_rules": ((".*", "fast"),)}, r"^optimizer\.learning_rate_rules"),
-        ({"learning_rate_rules": ((".*", -1.0),)}, r"^optimizer\.learning_rate_rules"),
+        ({"keywords": {"mask": True}}, r"^config\.optimizer\.mask: use weight_decay"),
+        ({"learning_rate": -1.0}, r"^config\.optimizer\.learning_rate"),
+        ({"learning_rate": float("nan")}, r"^config\.optimizer\.learning_rate"),
+        ({"weight_decay": -0.1}, r"^config\.optimizer\.weight_decay"),
+        ({"clip_norm": 0.0}, r"^config\.optimizer\.clip_norm"),
+        ({"schedule": Constant(warmup_steps=30)}, r"^config\.optimizer\.schedule\.warmup_steps"),
+        ({"learning_rate_rules": ((".*", "fast"),)}, r"^config\.optimizer\.learning_rate_rules"),
+        ({"learning_rate_rules": ((".*", -1.0),)}, r"^config\.optimizer\.learning_rate_rules"),
         ({"learning_rate_rules": ((".*", None),)}, "every parameter is frozen"),
         ({"learning_rate_rules": (("head/.*", 1.0),)}, "'backbone/bias' is matched by no pattern"),
-        ({"weight_decay_rules": ((".*", None),)}, r"^optimizer\.weight_decay_rules"),
+        ({"weight_decay_rules": ((".*", None),)}, r"^config\.optimizer\.weight_decay_rules"),
         (
             {"type_name": "prodigy", "weight_decay_rules": ((".*bias", 0.0), (".*", 1.0))},
             "cannot have a factor of its own",

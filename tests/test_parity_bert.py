@@ -33,30 +33,58 @@ MODELS = [
     ("roberta", "ForMaskedLM"),
     ("roberta", "ForSequenceClassification"),
     ("roberta", "ForTokenClassification"),
+    ("distilbert", "Model"),
+    ("distilbert", "ForMaskedLM"),
+    ("distilbert", "ForSequenceClassification"),
+    ("distilbert", "ForTokenClassification"),
 ]
+# DistilBERT's own names for the sizes.
+DISTILBERT = dict(
+    hidden_size="dim",
+    num_hidden_layers="n_layers",
+    num_attention_heads="n_heads",
+    intermediate_size="hidden_dim",
+)
+# What is not as usual: other activations, another padding token.
+CHANGED = {
+    ("bert", "ForMaskedLM"): dict(hidden_act="relu"),
+    ("bert", "ForSequenceClassification"): dict(hidden_act="gelu_new"),
+    ("roberta", "ForMaskedLM"): dict(pad_token_id=5),
+    ("distilbert", "ForMaskedLM"): dict(activation="relu"),
+}
 NO_POOLER = dict(unused=(r"pooler\..*",))
 
 
 def reference(family, name):
     """A small random model of transformers, its tokens (padded) and their types."""
     torch.manual_seed(0)
-    kind = {"bert": "Bert", "roberta": "Roberta"}[family]
-    padding, types = (0, 2) if family == "bert" else (1, 1)
-    config = getattr(transformers, f"{kind}Config")(
-        **SIZES, type_vocab_size=types, pad_token_id=padding, num_labels=3
-    )
-    options = dict(add_pooling_layer=False) if name == "Model" else {}
+    kind = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family]
+    padding, types = {"bert": (0, 2), "roberta": (1, 1), "distilbert": (0, 0)}[family]
+    renamed = DISTILBERT if family == "distilbert" else {}
+    sizes = {renamed.get(key, key): value for key, value in SIZES.items()}
+    options = dict(sizes, pad_token_id=padding, num_labels=3) | CHANGED.get((family, name), {})
+    if family != "distilbert":
+        options |= dict(type_vocab_size=types)
+    config = getattr(transformers, f"{kind}Config")(**options)
+    options = no_pooler(family, name)
+    padding = config.pad_token_id
     model = getattr(transformers, f"{kind}{name}")(config, **options).eval()
     rng = np.random.default_rng(0)
-    tokens = np.where(SEGMENTS, rng.integers(2, 50, SEGMENTS.shape), padding).astype(np.int32)
-    return model, (tokens, SEGMENTS, rng.integers(0, types, SEGMENTS.shape).astype(np.int32))
+    tokens = np.where(SEGMENTS, rng.integers(6, 50, SEGMENTS.shape), padding).astype(np.int32)
+    kinds = rng.integers(0, types, SEGMENTS.shape).astype(np.int32) if types else None
+    return model, (tokens, SEGMENTS, kinds)
+
+
+def no_pooler(family, name):
+    return dict(add_pooling_layer=False) if name == "Model" and family != "distilbert" else {}
 
 
 def torch_output(model, tokens, segments, types):
     names = ("input_ids", "attention_mask", "token_type_ids")
-    given = (torch.tensor(np.array(x)).long() for x in (tokens, segments, types))
+    given = dict(zip(names, (tokens, segments, types), strict=True))
+    given = {k: torch.tensor(np.array(x)).long() for k, x in given.items() if x is not None}
     with torch.no_grad():
-        return model(**dict(zip(names, given, strict=True)))[0].numpy()
+        return model(**given)[0].numpy()
 
 
 def our_output(model, variables, inputs):
@@ -80,7 +108,7 @@ def test_published_weights_give_the_published_numbers_and_go_back(family, name, 
     assert_equal(our_output(model, variables, inputs), expected, SEGMENTS)
 
     folder = parity.export(variables, values, family, tmp_path / "ours")
-    options = dict(add_pooling_layer=False) if name == "Model" else {}
+    options = no_pooler(family, name)
     back, info = type(theirs).from_pretrained(folder, output_loading_info=True, **options)
     assert not any(info.values())
     assert_equal(torch_output(back.eval(), *inputs), expected, SEGMENTS)

@@ -105,8 +105,24 @@ def test_greedy_tokens_of_prompts_of_different_length(reference, loaded):
     np.testing.assert_array_equal(write(variables, TOKENS * segments, segments)["tokens"], theirs)
 
 
+def test_another_activation_epsilon_and_inner_width(tmp_path):
+    torch.manual_seed(0)
+    changed = dict(activation_function="relu", layer_norm_epsilon=0.1, n_inner=None)
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**SIZES, **changed})).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    model, variables, values = parity.load(tmp_path / "theirs", "gpt2", (TOKENS,))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS)).logits.numpy()
+    ours = jax.jit(lambda v: model.apply(v, TOKENS, train=False))(variables)
+    assert_equal(ours, expected, np.ones_like(TOKENS))
+    folder = parity.export(variables, values, "gpt2", tmp_path / "ours")
+    again = transformers.GPT2LMHeadModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        np.testing.assert_array_equal(again(torch.tensor(TOKENS)).logits.numpy(), expected)
+
+
 @pytest.mark.parametrize(
-    "changed", [dict(activation_function="relu"), dict(model_type="bert")], ids=str
+    "changed", [dict(activation_function="relu9"), dict(model_type="bert")], ids=str
 )
 def test_another_form_is_refused(changed):
     with pytest.raises(UserError, match=next(iter(changed.values()))):

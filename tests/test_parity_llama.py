@@ -7,7 +7,7 @@ import pytest
 from bigjax.core.errors import UserError
 from bigjax.data.sources import default_data_dir
 from bigjax.models.generate import Sampling, generate
-from bigjax.pretrained.llama import model_values
+from bigjax.pretrained.llama import LLAMA
 from tests import parity
 from tests.test_parity_gpt2 import PACKED, assert_equal, torch_logits
 
@@ -26,6 +26,7 @@ SIZES = dict(
     pad_token_id=0,
 )
 THETA = dict(rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+model_values = LLAMA.model_values
 TOKENS = np.random.default_rng(0).integers(1, 50, (3, 12)).astype(np.int32)
 
 
@@ -166,14 +167,15 @@ def test_a_gguf_file_gives_the_same_model(tmp_path):
     "changed",
     [
         dict(model_type="gpt2"),
-        dict(hidden_act="gelu"),
-        dict(rope_scaling={"rope_type": "yarn", "factor": 8.0}),
-        dict(attention_bias=True),
+        dict(hidden_act="gelu_9"),
+        dict(rope_scaling={"rope_type": "axial", "factor": 8.0}),
+        dict(rope_parameters={"rope_type": "linear"}),
+        dict(partial_rotary_factor=0.5),
     ],
     ids=str,
 )
 def test_another_form_is_refused(changed):
-    with pytest.raises(UserError, match=r"gpt2|gelu|yarn|attention_bias"):
+    with pytest.raises(UserError, match=r"gpt2|gelu_9|axial|'linear' has factor|partial_rotary"):
         model_values({**SIZES, **changed})
 
 

@@ -10,9 +10,6 @@ import flax.linen
 import jax
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from bigjax.core.errors import UserError
 from bigjax.core.rules import map_with_path, paths
@@ -25,7 +22,11 @@ from bigjax.pretrained.families import open_family
 from bigjax.pretrained.load import read_published
 from tests.parity import build, export, model_values
 
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch import nn  # noqa: E402
+
 IMAGES = np.random.default_rng(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
 
 
@@ -334,7 +335,7 @@ def test_scanned_blocks_take_the_same_weights(tmp_path):
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        ("vit", dict(hidden_act="relu"), "hidden_act 'relu' is not known"),
+        ("vit", dict(SMALL_VIT, hidden_act="relu9"), "hidden_act 'relu9' is not known"),
         ("vit", dict(architectures=["DeiTForImageClassification"]), "no head on its distillation"),
         (
             "resnet",

@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 
 from bigjax.core.errors import RunFailed
+from bigjax.loop.train import Stopped, train
 from bigjax.report import charts, page
 from bigjax.report.charts import HEIGHT, MOST_POINTS, WIDTH, chart, short_count, thin, ticks
 from bigjax.report.page import LiveReport, mean_curves, write_pipeline_report, write_report
 from bigjax.run import pictures
+from tests.small import small
+from tests.test_metrics import events
 
 EVIL = "<script>alert('1')\"&"  # no slash: a metric is charted under what follows its last one
 VOID = {"meta", "br", "img", "link"}
@@ -89,9 +92,7 @@ def test_page_needs_nothing_from_outside(tmp_path):
 def test_pictures_are_within_the_page_the_newest_few(tmp_path):
     make_run(tmp_path)
     for step in (5, 10, 15, 20, 100):
-        path = tmp_path / "pictures" / "samples <b>" / f"{step}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pictures.png(np.full((2, 3, 1), step, np.uint8)))
+        pictures.save(tmp_path, step, "samples <b>", np.full((2, 3, 1), step, np.uint8))
     parsed = Page(write_report(tmp_path).read_text())
     sources = [value for name, value in parsed.attributes if name == "src"]
     data = [base64.b64decode(s.removeprefix("data:image/png;base64,")) for s in sources]
@@ -121,6 +122,28 @@ def test_a_run_that_stops_or_fails_leaves_a_page_that_says_why(tmp_path):
         raise RunFailed("step 4: the loss is not <finite>\nand more")
     text = Page((tmp_path / "report.html").read_text()).text
     assert "not finished: step 4: the loss is not <finite>; its last logged step is 3." in text
+    with pytest.raises(KeyError), LiveReport(tmp_path):
+        raise KeyError("x")
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "not finished: KeyError: 'x'; its last logged step is 3." in text
+
+
+def test_a_real_run_has_a_page_from_its_first_line_on_and_after_a_stop(tmp_path):
+    report, seen = tmp_path / "report.html", []
+
+    def stop():
+        seen.append(report.exists())
+        return len(seen) > 5
+
+    config = small("log.tensorboard=True", "log.histograms=True", "log.every=2")
+    with pytest.raises(Stopped):
+        train(config, tmp_path, stop=stop)
+    assert all(seen[2:])  # two steps may be under way before the first is logged
+    text = Page(report.read_text()).text
+    assert "not finished: stopped on request after step" in text and "train_mean/loss" in text
+    tags = {value.tag for event in events(tmp_path) for value in event.summary.value}
+    assert {"config/text_summary", "train_mean/loss"} <= tags
+    assert any(tag.endswith("kernel") for tag in tags)
 
 
 def test_a_live_report_is_there_from_the_first_line_on_and_costs_little(tmp_path, monkeypatch):

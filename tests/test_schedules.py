@@ -100,5 +100,5 @@ def test_warmup_as_long_as_the_run_stays_finite():
     ],
 )
 def test_nonsense_is_refused(make):
-    with pytest.raises(UserError, match=r"^schedule\.\w+: "):
+    with pytest.raises(UserError, match=r"^config\.optimizer\.schedule\.\w+: "):
         make()

@@ -106,12 +106,12 @@ TERMINAL = {
     80: [
         "step 90030/99999  eval/test/loss 0.5772  eval/test/accuracy 0.8169",
         "  eval/test/errors 146  eval/test/f1_macro 0.8014",
-        "step 90031/99999  [======= ]  mean loss 0.5  20m46s left  8 steps/s now",
+        "step 90031/99999  [=========  ]  mean loss 0.5  20m46s left  8 steps/s now",
     ],
     200: [
         "step 90030/99999  eval/test/loss 0.5772  eval/test/accuracy 0.8169  eval/test/errors 146"
         "  eval/test/f1_macro 0.8014",
-        "step 90031/99999  [==================================    ]  mean loss 0.5  20m46s left"
+        "step 90031/99999  [===========================    ]  mean loss 0.5  20m46s left"
         "  8 steps/s now  accuracy 0.8169  grad_norm 1.414  learning_rate 0.001",
     ],
 }
@@ -169,7 +169,7 @@ def test_notebook_rewrites_one_line_without_terminal_controls(clock, tmp_path):
     assert "\x1b" not in text and "\r" in text
     lines = seen(text)
     assert lines[0].startswith("step 90030/99999  eval/test/loss 0.5772  eval/test/accuracy 0.8169")
-    assert lines[1].startswith("step 90031/99999  [======= ]  mean loss 0.5  20m46s left")
+    assert lines[1].startswith("step 90031/99999  [=========  ]  mean loss 0.5  20m46s left")
 
 
 def test_innermost_bar_is_shown_and_does_not_count_in_the_rate_of_the_outer(clock, monkeypatch):

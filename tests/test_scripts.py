@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ echo "$*" >> "$FAKE_LOG"
 case "$*" in
     --version) echo "Python 3.11.7" ;;
     *"import fcntl"*) exec {python} "$@" ;;
+    "- "*) exec {toml_python} "$@" ;;
     "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
     "-m pip --version") ;;
     *"pip install"*) exit "${{FAKE_PIP_CODE:-0}}" ;;
@@ -28,12 +30,14 @@ esac
 @pytest.fixture
 def checkout(tmp_path):
     """A copy of the scripts and requirements, and a `start(script, *arguments, **environment)`."""
-    for name in ("scripts/setup.sh", "scripts/run", "requirements.txt", "requirements-test.txt"):
+    scripts = ("scripts/setup.sh", "scripts/run")
+    for name in (*scripts, "requirements.txt", "requirements-test.txt", "pyproject.toml"):
         target = tmp_path / "repo" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
     python = tmp_path / "python"
-    python.write_text(FAKE_PYTHON.format(python=shutil.which("python3", path="/usr/bin:/bin")))
+    system = shutil.which("python3", path="/usr/bin:/bin")
+    python.write_text(FAKE_PYTHON.format(python=system, toml_python=sys.executable))
     python.chmod(0o755)
     return tmp_path
 
@@ -124,6 +128,15 @@ def test_accelerator_extra_is_installed_beside_the_pins(checkout):
     (install,) = calls(checkout, "pip install")
     assert install.endswith("--requirement requirements.txt jax[cuda13]")
     assert "--constraint requirements.txt" in install
+
+
+def test_extras_are_installed_once_and_an_unknown_one_is_refused(checkout):
+    for _ in range(2):
+        assert start(checkout, "experiments.x", BIGJAX_EXTRAS="sweep,slurm").returncode == 0
+    extras = calls(checkout, "pip install")[1:]
+    assert [line.split()[-1].split(">=")[0] for line in extras] == ["optuna", "submitit"]
+    done = start(checkout, "experiments.x", BIGJAX_EXTRAS="sweeep")
+    assert done.returncode == 2 and "no extra 'sweeep'; there are" in done.stderr
 
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])

@@ -5,8 +5,10 @@ import sys
 import pytest
 
 from bigjax.core.errors import UserError
+from bigjax.loop.train import train
 from bigjax.run import trackers
 from bigjax.run.writers import Writers
+from tests.small import small
 
 STEPS = {1: 0.5, 2: 0.25}
 
@@ -46,3 +48,10 @@ def test_one_that_is_unknown_or_not_installed_is_refused_at_once(tmp_path, monke
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(UserError, match=r"pip install 'bigjax\[wandb\]'"):
         write(tmp_path, "wandb")
+
+
+def test_a_run_with_a_missing_tracker_makes_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"config.log.trackers: 'mlflow' needs pip install"):
+        train(small("log.trackers=('mlflow',)"), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

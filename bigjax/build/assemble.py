@@ -12,12 +12,20 @@ from typing import Any
 
 from bigjax.build.parts import traced_hyper
 from bigjax.build.program import Program, build_program
-from bigjax.build.weights import check_init, initial_state, read_frozen, reference_configs
+from bigjax.build.weights import (
+    base_again,
+    check_init,
+    initial_state,
+    read_frozen,
+    reference_configs,
+)
 from bigjax.config.resolve import Config
 from bigjax.core import settings
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
+from bigjax.core.method import Method
 from bigjax.core.state import TrainState
+from bigjax.data.sources import check_classes, open_splits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +39,11 @@ class Setup:
       evaluators: name -> evaluator (see `bigjax.loop.evaluators`).
       total_steps: of the whole run.
       program: the jitted functions.
+      method: the run's, with its own scalars; the program's may have those of a run that shares it.
+      order: which examples a step reads (`Method.order`); None: the shuffled stream.
       hyper: the traced scalars, as the state holds them.
       initial: () -> (state before step 1, base).
+      base_again: () -> the base of a run that has begun.
       read_frozen: () -> the variables of other runs that the method names.
     """
 
@@ -49,8 +60,11 @@ class Setup:
     evaluators: dict[str, Any]
     total_steps: int
     program: Program
+    method: Method
+    order: Callable[[Any], Any] | None
     hyper: dict[str, Any]
     initial: Callable[[], tuple[TrainState, Any]]
+    base_again: Callable[[], Any]
     read_frozen: Callable[[], dict[str, Any]]
 
     def start(self) -> tuple[TrainState, dict[str, Any]]:
@@ -61,11 +75,11 @@ class Setup:
     def frozen(self, base: Any = None, *, references: bool = True) -> dict[str, Any]:
         """name -> variables that are read but never trained.
 
-        base: of `initial`; made if absent. references: with those of other runs.
+        base: of `initial`; made again if absent. references: with those of other runs.
         """
         found = self.read_frozen() if references else {}
         if BASE in self.program.frozen:
-            found[BASE] = self.initial()[1] if base is None else base
+            found[BASE] = self.base_again() if base is None else base
         return found
 
     @property
@@ -91,7 +105,8 @@ def assemble(
     check_init(config, workdir)
     references = reference_configs(config, workdir)
     program = build_program(config, sources["train"], references, mesh)
-    train = config.section("train")
+    train, source = config.section("train"), sources["train"]
+    method, total_steps = config.make("method"), train.total_steps(len(source))
     return Setup(
         values=config.values,
         fingerprint=config.fingerprint,
@@ -104,10 +119,13 @@ def assemble(
         workers=config.get("data.workers"),
         sources=sources,
         evaluators=config.make("evaluators"),
-        total_steps=train.total_steps(len(sources["train"])),
+        total_steps=total_steps,
         program=program,
+        method=method,
+        order=method.order(source, config.seed, train.batch_size, total_steps),
         hyper=traced_hyper(config),
         initial=lambda: initial_state(config, program, workdir),
+        base_again=lambda: base_again(config, program, workdir),
         read_frozen=lambda: read_frozen(config, program, workdir),
     )
 
@@ -118,9 +136,24 @@ def open_sources(config: Config, splits: Sequence[str] | None = None) -> dict[st
     if splits is None:
         own = [one["data"] for one in config.get("evaluators").values() if one["data"]]
         splits = (*config.get("evaluate.splits"), *own)
-    sources = {name: data.open(name) for name in dict.fromkeys(("train", *splits))}
+    sources = open_splits(data, ("train", *splits))
     check_vocabulary(config, sources["train"])
+    check_labels(config, sources)
     return sources
+
+
+def check_labels(config: Config, sources: dict[str, Any]) -> None:
+    """Refuses labels that no output stands for: the loss would pass over them in silence.
+
+    Not where a transform of the user's own may change them first.
+    """
+    transforms = (*config.get("data.augment"), *config.get("data.preprocess"))
+    outputs = config.values["model"].get("outputs")
+    known = config.make("task").classes(outputs) if isinstance(outputs, int) else None
+    if known and not any(":" in one["type"] for one in transforms):
+        label, classes, not_scored = known
+        for split, source in sources.items():
+            check_classes(source, label, classes, split, not_scored)
 
 
 def check_vocabulary(config: Config, source: Any) -> None:

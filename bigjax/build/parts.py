@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 
 from bigjax.config.resolve import Config
 from bigjax.core import precision, settings
-from bigjax.core.adapt import Adaptation
+from bigjax.core.adapt import MODEL, Adaptation
 from bigjax.core.errors import UserError
 from bigjax.core.method import Method, Reference
 from bigjax.core.optimizers import build as build_optimizer
 from bigjax.core.rules import paths
 from bigjax.core.state import TrainState, init_state
 from bigjax.core.transforms import apply_transforms
+from bigjax.data.sources import open_splits
 from bigjax.mesh.placement import Placement, logical_names, place, vocabulary
 from bigjax.tasks.base import Task
 
@@ -119,7 +120,9 @@ class Parts:
         """Path of a trained or frozen leaf -> where it lies; trained: the abstract trained leaves."""
         placed = self.network.placements(options, mesh)
         if self.adaptation.parts:
-            own = {name: tree for name, tree in trained.items() if name != "model"}
+            kept = paths(trained.get(MODEL, {}))
+            own = {name: tree for name, tree in trained.items() if name != MODEL}
+            placed |= {f"{MODEL}/{path}": placed[path] for path in kept}
             placed |= place(ADAPTER_RULES, own, mesh) if paths(own) else {}
         return placed
 
@@ -178,7 +181,7 @@ def make_reference(
     theirs = source
     fits = any(hasattr(transform, "fit") for transform in run.make("data.preprocess"))
     if fits and run.get("data") != config.get("data"):
-        theirs = run.section("data").open("train")
+        theirs = open_splits(run.section("data"), ["train"])["train"]
     network = make_network(run, source.features, theirs)
     try:
         jax.eval_shape(network.variables, jax.random.key(0))

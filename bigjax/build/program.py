@@ -27,6 +27,7 @@ from bigjax.build.parts import (
 from bigjax.config.resolve import Config
 from bigjax.core import steps
 from bigjax.core.adapt import BASE
+from bigjax.core.exact import exactly
 from bigjax.core.method import Facts
 from bigjax.core.rules import map_with_path, paths
 from bigjax.core.state import TrainState
@@ -128,6 +129,7 @@ def _build(
         source=source,
         model=network.applied,
         variables=variables,
+        transforms=(*parts.augment, *network.preprocess),
         train=train,
         sharding=options,
         precision=parts.policy,
@@ -166,8 +168,8 @@ def _build(
         task=network.task,
         method=network.method,
         model=network.applied,
-        init=jax.jit(parts.init, in_shardings=replicated, out_shardings=outputs),
-        init_from=jax.jit(parts.init_from, out_shardings=outputs, donate_argnums=0),
+        init=jax.jit(exactly(parts.init), in_shardings=replicated, out_shardings=outputs),
+        init_from=jax.jit(exactly(parts.init_from), out_shardings=outputs, donate_argnums=0),
         scratch=functools.partial(_scratch, parts, model_variables),
         **_jitted(functions, layout, frozen, mesh),
         state=abstract_with(layout, abstract),

@@ -20,10 +20,11 @@ from bigjax.config.resolve import Config, load
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.rules import match_rules, paths
-from bigjax.core.state import TrainState
+from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.pretrained.load import check_published, read_published
 from bigjax.run.checkpoint import has_checkpoints, restore_leaves
 from bigjax.run.files import read_json
+from bigjax.run.manifest import read_manifest
 
 
 def initial_state(config: Config, program: Program, workdir: Path) -> tuple[TrainState, Any]:
@@ -53,6 +54,28 @@ def initial_state(config: Config, program: Program, workdir: Path) -> tuple[Trai
     return program.init_from(variables, np.asarray(split_key(rng)[1]), hyper)
 
 
+def base_again(config: Config, program: Program, workdir: Path) -> Any:
+    """The base of a run that has begun, made again: it is in no checkpoint.
+
+    Raises:
+      UserError: it is not the one that the run's adapters were trained on.
+    """
+    base = initial_state(config, program, workdir)[1]
+    then = (read_manifest(workdir) or {}).get("base")
+    now = base_fingerprint({BASE: base})
+    if then not in (None, now):
+        raise UserError(
+            f"{workdir}: its adapters were trained on another base: {then[:12]} then, {now[:12]} "
+            "now; config.init must name what it named when the run began"
+        )
+    return base
+
+
+def base_fingerprint(frozen: Mapping[str, Any]) -> str | None:
+    """sha256 of the contents of the base among the frozen variables; None without one."""
+    return params_fingerprint(frozen[BASE]) if BASE in frozen else None
+
+
 def check_init(config: Config, workdir: Path) -> None:
     """Looks at what `config.init` names before a device is touched, unless the run has begun.
 
@@ -60,7 +83,7 @@ def check_init(config: Config, workdir: Path) -> None:
       UserError: there is no such run or checkpoint, its files are damaged, or it is another model's.
     """
     init = config.section("init")
-    if init is None or has_checkpoints(workdir):
+    if init is None or (has_checkpoints(workdir) and not config.get("adapt")):
         return
     if init.family is None:
         run_folder(workdir, init.source, "config.init.source")

@@ -7,10 +7,14 @@ NAMES: dict[str, dict[str, str]] = {
     "method": {
         "supervised": "bigjax.methods.supervised:Supervised",
         "distill": "bigjax.methods.distill:Distill",
+        "dp_sgd": "bigjax.methods.privacy:DPSGD",
+        "fedavg": "bigjax.methods.federated:FedAvg",
         "flow_matching": "bigjax.methods.flow_matching:FlowMatching",
         "ppo": "bigjax.methods.ppo:PPO",
     },
-    "adapter": {},
+    "adapter": {
+        "lora": "bigjax.methods.lora:LoRA",
+    },
     "evaluator": {
         "statistics": "bigjax.loop.evaluate:Statistics",
         "samples": "bigjax.loop.samples:Samples",
@@ -106,3 +110,5 @@ NAMED = ("evaluators", "data.sources")
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.
 DERIVE_MODEL = "bigjax.pretrained.load:derived_model"
+# Where `config.init` names no family, the checkpoint's config.json says it.
+FIND_FAMILY = "bigjax.pretrained.families:family_of_source"

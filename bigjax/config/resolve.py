@@ -22,7 +22,7 @@ from typing import Any
 
 import ml_collections
 
-from bigjax.config.names import DERIVE_MODEL, KINDS, NAMED, NAMES
+from bigjax.config.names import DERIVE_MODEL, FIND_FAMILY, KINDS, NAMED, NAMES
 from bigjax.config.signature import MISSING, bind, parameters
 from bigjax.config.when import When
 from bigjax.core import marks, settings
@@ -190,6 +190,8 @@ def resolve(
     given = copy.deepcopy(experiment)
     written = [_override(given, text) for text in overrides]
     said = set(flatten(given))
+    if given.get("init"):
+        given["init"] = _with_family(given["init"])
     if "model" in given:
         given["model"] = _with_published(given["model"], given.get("init"))
     values = _complete(given)
@@ -217,7 +219,7 @@ def _without_shorthand(values: dict[str, Any]) -> dict[str, Any]:
 
 def starts_published(raw: Mapping[str, Any]) -> bool:
     """Whether a raw config starts from a published checkpoint."""
-    return bool((plain(raw).get("init") or {}).get("family"))
+    return bool(_with_family(plain(raw).get("init") or {}).get("family"))
 
 
 def load(path: Path, overrides: Sequence[str] = (), trusted: Collection[str] = ()) -> Config:
@@ -386,14 +388,27 @@ def _complete(given: dict[str, Any]) -> dict[str, Any]:
     return {"seed": seed, **sections}
 
 
+def _with_family(init: Any) -> Any:
+    """The raw init section, with the family of a published checkpoint that it names."""
+    if not isinstance(init, dict) or init.get("family") or not isinstance(init.get("source"), str):
+        return init
+    found = _hook(FIND_FAMILY)(init["source"])
+    return {**init, "family": found} if found else init
+
+
+def _hook(target: str) -> Any:
+    """What a room above gives: the house's own "module:name"."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def _with_published(model: Any, init: Any) -> Any:
     """The raw model section, what it does not say taken from the checkpoint that `init` names."""
     if not (isinstance(model, dict) and isinstance(init, dict) and init.get("family")):
         return model
-    module, _, derive = DERIVE_MODEL.partition(":")
     own = parameters(target_of("model", str(model.get("type")), "config.model"))
     needed = [key for key, parameter in own.items() if parameter.default is MISSING]
-    return getattr(importlib.import_module(module), derive)(init, model, needed)
+    return _hook(DERIVE_MODEL)(init, model, needed)
 
 
 def _complete_section(path: str, given: Any, where: str = "") -> Any:

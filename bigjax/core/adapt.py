@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
+from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 
 BASE = "base"  # the name of the frozen leaves among `frozen`
@@ -50,6 +51,13 @@ class Adaptation:
     """Several parametrizations as one; () is none: the trained leaves are the model's parameters."""
 
     parts: tuple[Parametrization, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [part.NAME for part in self.parts]
+        if len(set(names)) < len(names):
+            raise UserError(
+                f"config.adapt: {', '.join(names)}: one of each kind; it takes many rules"
+            )
 
     def split(self, params: Any) -> tuple[dict, dict]:
         """(kept, base) of a model's parameters: path -> leaf each."""

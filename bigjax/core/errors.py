@@ -6,8 +6,11 @@ exception is a defect of bigjax or of the machine and keeps its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -22,3 +25,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Returns " (did you mean 'x'?)" for the choice nearest to `word`, or "" if none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def to_install(package: str) -> str:
+    """The command that installs a package into the environment that runs now: "PYTHON -m pip install X"."""
+    python = Path(sys.executable)
+    with contextlib.suppress(ValueError):  # ".venv/bin/python" within a checkout
+        python = python.relative_to(Path.cwd())
+    return f"{python} -m pip install {package}"

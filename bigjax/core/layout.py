@@ -29,6 +29,11 @@ def laid_out(layout: Callable[[jax.Array, tuple], jax.Array]) -> Iterator[None]:
         _LAYOUT.reset(token)
 
 
+def unlaid() -> contextlib.AbstractContextManager[None]:
+    """Within, `constrain` says nothing: for arrays that are an example's or a client's own."""
+    return laid_out(lambda x, names: x)
+
+
 def batch_axes() -> tuple[str, ...] | None:
     """The mesh axes a batch is split over where the step is written per device, for `nn.BatchNorm`.
 

@@ -42,6 +42,11 @@ def hide_masked(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(real, values.astype(jnp.float32), 0.0)
 
 
+def is_probability(labels: jax.Array) -> jax.Array:
+    """Whether each label lies in [0, 1], but for the rounding of a mixture such as mixup's."""
+    return (labels >= -1e-6) & (labels <= 1 + 1e-6)
+
+
 def masked_sum(values: jax.Array, mask: jax.Array) -> Pair:
     """Returns (sum of mask * values, sum of mask) for `values` and `mask` of the same shape (B,)."""
     if values.shape != mask.shape:
@@ -85,8 +90,10 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array)
     loss = max(x, 0) - x y + log(1 + exp(-|x|)): -y log s(x) - (1 - y) log(1 - s(x)) without overflow.
 
     logits (B,) or (B, K); labels of the same shape, in [0, 1]; mask (B,).
+    A label outside [0, 1] in an unmasked row makes the sum NaN, so that it is seen.
     """
     logits, labels = _same_shape(logits, labels, mask)
+    labels = jnp.where(is_probability(labels), labels, jnp.nan)
     loss = jax.nn.relu(logits) - logits * labels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
     return masked_sum(_mean_per_example(loss), mask)
 

@@ -114,6 +114,7 @@ class Facts:
 
     task: the run's task. source: the train split.
     model: has `apply`; variables: its abstract ones, collection -> tree.
+    transforms: of training batches, `data.augment` and then `data.preprocess`.
     train, sharding, precision: the settings of these sections.
     total_steps: of the whole run.
     mesh: axis -> size.
@@ -123,6 +124,7 @@ class Facts:
     source: Any
     model: Any
     variables: Mapping[str, Any]
+    transforms: tuple[Any, ...]
     train: Any
     sharding: Any
     precision: Any
@@ -142,15 +144,27 @@ class Method:
         """
 
     def order(
-        self, source: Any, seed: int, batch_size: int
+        self, source: Any, seed: int, batch_size: int, total_steps: int
     ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] | None:
         """Which examples a step reads, where it is not the shuffled stream (None): on the host.
 
         Returns:
           `rows_of(steps)`: int64 (S,) -> ids, epochs, int64 (S, B), and mask, float32 (S, B). A pure
           function of the seed and the step, so that any host can name the rows of any step.
+
+        Raises:
+          UserError: a step of the run would read what does not fit into its batch.
         """
         return None
+
+    @property
+    def unit(self) -> int:
+        """Rows in a row that belong together, such as a client's: no microbatch parts them."""
+        return 1
+
+    def measure(self, step: int, source: Any) -> dict[str, float]:
+        """Metric -> number, of what is known of the run after `step` updates without its data."""
+        return {}
 
     def init(self, rng: jax.Array, variables: Any, rows: int) -> Any:
         """The memory before the first step, a tree of arrays: saved, restored and sharded as the rest.
@@ -220,9 +234,11 @@ def of_the_mean(sums: Any, pairs: Mapping[str, Pair]) -> Any:
     return jax.tree.map(lambda g: g / weight, sums)
 
 
-def split_rows(x: jax.Array, count: int) -> jax.Array:
-    """(B, ...) -> (count, B / count, ...), rows dealt out in turn.
+def split_rows(x: jax.Array, count: int, unit: int = 1) -> jax.Array:
+    """(B, ...) -> (count, B / count, ...), rows dealt out in turn, `unit` at a time.
 
     Dealt, not cut in blocks: a row then stays on the device that holds it when B is sharded.
     """
-    return jnp.moveaxis(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 1, 0)
+    turns = x.shape[0] // (count * unit)
+    dealt = jnp.moveaxis(x.reshape(turns, count, unit, *x.shape[1:]), 1, 0)
+    return dealt.reshape(count, turns * unit, *x.shape[1:])

@@ -37,6 +37,9 @@ NOT_FROM_GRADIENTS = {"lbfgs", "momo", "momo_adam", "sophia", "dpsgd", "schedule
 SELF_SCALED = {
     "schedule_free_adamw", "schedule_free_sgd", "prodigy", "dadapt_adamw", "dog", "dowg", "cocob"
 }  # fmt: skip
+# Optax adds the decay of these where it is part of the algorithm: under a trust ratio (LAMB: You et al.
+# 2020, alg. 2; LARS: You et al. 2017, alg. 1), into a moment, or apart from the learning rate.
+DECAY_INSIDE = {"adadelta", "adafactor", "lamb", "lars", "madgrad", "novograd"}
 # Optax's ways to say per parameter what the rules here say.
 REPLACED_BY_RULES = (
     "weight_decay", "mask", "weight_decay_mask", "weight_decay_rate", "adam_weight_decay"
@@ -63,7 +66,8 @@ class OptimizerSettings:
 
     Args:
         learning_rate: the peak; the schedule's factor multiplies it.
-        weight_decay: decoupled (Loshchilov & Hutter 2019, alg. 2): p <- p - lr weight_decay p.
+        weight_decay: decoupled (Loshchilov & Hutter 2019, alg. 2): p <- p - lr weight_decay p; for an
+            optimizer whose own algorithm says where it belongs, there (DECAY_INSIDE, SELF_SCALED).
         clip_norm: bound of the gradients' global norm, frozen leaves left out (Pascanu et al. 2013,
             alg. 1), or None.
         state_dtype: how the state's arrays (moments) are kept between steps; all are computed with
@@ -88,11 +92,11 @@ class OptimizerSettings:
         for name in ("learning_rate", "weight_decay"):
             if not _is_factor(getattr(self, name)):
                 raise UserError(
-                    f"optimizer.{name}: expected a finite number, 0 or more, got {getattr(self, name)!r}"
+                    f"config.optimizer.{name}: expected a finite number, 0 or more, got {getattr(self, name)!r}"
                 )
         if self.clip_norm is not None and not (_is_factor(self.clip_norm) and self.clip_norm > 0):
             raise UserError(
-                f"optimizer.clip_norm: expected a number above 0, or None, got {self.clip_norm!r}"
+                f"config.optimizer.clip_norm: expected a number above 0, or None, got {self.clip_norm!r}"
             )
 
 
@@ -125,12 +129,16 @@ def resolve(type_name: str) -> Callable[..., optax.GradientTransformation]:
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise UserError(f"optimizer.type: cannot import '{type_name}': {error}") from error
+            raise UserError(
+                f"config.optimizer.type: cannot import '{type_name}': {error}"
+            ) from error
     if type_name in NOT_FROM_GRADIENTS:
-        raise UserError(f"optimizer.type: '{type_name}' needs more than gradients: not supported")
+        raise UserError(
+            f"config.optimizer.type: '{type_name}' needs more than gradients: not supported"
+        )
     if type_name not in names():
         raise UserError(
-            f"optimizer.type: no optimizer '{type_name}'{did_you_mean(type_name, names())}; "
+            f"config.optimizer.type: no optimizer '{type_name}'{did_you_mean(type_name, names())}; "
             f"there are {', '.join(names())}, or give package.module:function"
         )
     return names()[type_name]
@@ -152,11 +160,13 @@ def build(
     own = inspect.signature(inspect.unwrap(factory)).parameters
     for name in REPLACED_BY_RULES:
         if name in keywords and (name not in own or keywords[name] != own[name].default):
-            raise UserError(f"optimizer.{name}: use weight_decay and weight_decay_rules instead")
+            raise UserError(
+                f"config.optimizer.{name}: use weight_decay and weight_decay_rules instead"
+            )
     settings.schedule.check(total_steps)
     if type_name.rpartition(":")[2] in SELF_SCALED and settings.state_dtype != "float32":
         raise UserError(
-            f"optimizer.state_dtype: {type_name} keeps parameters in its state, which {settings.state_dtype} "
+            f"config.optimizer.state_dtype: {type_name} keeps parameters in its state, which {settings.state_dtype} "
             "would round; use float32"
         )
     name = type_name.rpartition(":")[
@@ -164,9 +174,9 @@ def build(
     ]  # "optax.contrib:prodigy" is no other optimizer than prodigy
     optimizer = Optimizer(settings, name, factory, dict(keywords), total_steps)
     try:
-        optimizer.transformation(settings.learning_rate, settings.weight_decay)
+        optimizer.transformation(settings.learning_rate, settings.weight_decay, {})
     except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer: {type_name} refuses its keywords: {error}") from error
+        raise UserError(f"config.optimizer: {type_name} refuses its keywords: {error}") from error
     return optimizer
 
 
@@ -195,7 +205,7 @@ class Optimizer:
         """
         rates = self._rates(params)
         if not any(rate is not None for rate in rates.values()):
-            raise UserError("optimizer.learning_rate_rules: every parameter is frozen")
+            raise UserError("config.optimizer.learning_rate_rules: every parameter is frozen")
         trainable = map_with_path(lambda path, p: None if rates[path] is None else p, params)
         frozen = map_with_path(lambda path, p: p if rates[path] is None else None, params)
         return trainable, frozen
@@ -206,9 +216,8 @@ class Optimizer:
 
     def init(self, params: Any) -> Any:
         """Returns Optax's state for the trainable leaves of `params`."""
-        trainable = self.trainable(params)
-        self._decays(params)
-        state = self.transformation(**self._scalars(self.hyper(), 0)).init(trainable)
+        scalars, trainable = self._scalars(self.hyper(), 0), self.trainable(params)
+        state = self.transformation(**scalars, decays=self._decays(params)).init(trainable)
         return jax.tree.map(self._kept, jax.tree.map(_strong, state))
 
     def update(
@@ -236,12 +245,15 @@ class Optimizer:
         scalars = self._scalars(hyper, step)
         learning_rate, weight_decay = scalars["learning_rate"], scalars["weight_decay"]
         wide = jax.tree.map(self._wide, opt_state)
-        updates, new_state = self.transformation(**scalars).update(grads, wide, trainable)
+        transformation = self.transformation(**scalars, decays=decays)
+        updates, new_state = transformation.update(grads, wide, trainable)
 
         def finish(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
             if self.type_name in SELF_SCALED:
                 return update
-            return rates[path] * (update - learning_rate * weight_decay * decays[path] * param)
+            if self.type_name not in DECAY_INSIDE:
+                update = update - learning_rate * weight_decay * decays[path] * param
+            return rates[path] * update
 
         new_trainable = optax.apply_updates(trainable, map_with_path(finish, updates, trainable))
         # A float32 rate must not widen a bfloat16 state: the step would compile anew.
@@ -267,12 +279,29 @@ class Optimizer:
         average = optax.contrib.schedule_free_eval_params(opt_state, trainable)
         return _replace(params, average)
 
-    def transformation(self, learning_rate: Any, weight_decay: Any) -> Any:
-        """Returns the Optax transformation; only SELF_SCALED ones see the weight decay."""
-        decay = {}
-        if "weight_decay" in inspect.signature(self.factory).parameters:
-            decay["weight_decay"] = weight_decay if self.type_name in SELF_SCALED else 0.0
-        return self.factory(learning_rate=learning_rate, **decay, **self.keywords)
+    def transformation(
+        self, learning_rate: Any, weight_decay: Any, decays: Mapping[str, float]
+    ) -> Any:
+        """Returns the Optax transformation.
+
+        Args:
+            decays: path -> factor of the weight decay, which the SELF_SCALED and DECAY_INSIDE ones see.
+        """
+        own = inspect.signature(inspect.unwrap(self.factory)).parameters
+        name = next((name for name in ("weight_decay", "weight_decay_rate") if name in own), None)
+
+        def make(factor: float) -> Any:
+            inside = self.type_name in SELF_SCALED | DECAY_INSIDE
+            decay = {name: weight_decay * factor if inside else 0.0} if name else {}
+            return self.factory(learning_rate=learning_rate, **decay, **self.keywords)
+
+        factors = set(decays.values()) if self.type_name in DECAY_INSIDE else set()
+        if len(factors) <= 1:
+            return make(factors.pop() if factors else 1.0)
+        return optax.partition(
+            {factor: make(factor) for factor in factors},
+            lambda params: map_with_path(lambda path, _: decays[path], params),
+        )
 
     def _kept(self, leaf: jax.Array) -> jax.Array:
         """Returns a leaf of the first state as it is kept; scalars stay as they are."""
@@ -301,11 +330,13 @@ class Optimizer:
     def _decays(self, params: Any) -> dict[str, float]:
         decays = self._factors("weight_decay_rules", params)
         if None in decays.values():
-            raise UserError("optimizer.weight_decay_rules: None is no factor; 0.0 means no decay")
+            raise UserError(
+                "config.optimizer.weight_decay_rules: None is no factor; 0.0 means no decay"
+            )
         return decays
 
     def _factors(self, name: str, params: Any) -> dict[str, Any]:
-        what = f"optimizer.{name}"
+        what = f"config.optimizer.{name}"
         factors = match_rules(getattr(self.settings, name), params, what=what)
         for path, factor in factors.items():
             if factor is not None and not _is_factor(factor):

@@ -25,7 +25,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
-            raise UserError(f"schedule.warmup_steps: must not be negative, got {self.warmup_steps}")
+            raise UserError(
+                f"config.optimizer.schedule.warmup_steps: must not be negative, got {self.warmup_steps}"
+            )
 
     def __call__(self, step: jax.typing.ArrayLike, total_steps: int) -> jax.Array:
         """Returns the factor of the peak learning rate for the update after `step` updates."""
@@ -39,7 +41,7 @@ class Schedule:
         """Raises UserError if the schedule makes no sense in a run of `total_steps` steps."""
         if self.warmup_steps > total_steps:
             raise UserError(
-                f"schedule.warmup_steps: {self.warmup_steps} steps of warm-up do not fit into a run "
+                f"config.optimizer.schedule.warmup_steps: {self.warmup_steps} steps of warm-up do not fit into a run "
                 f"of {total_steps} steps"
             )
 
@@ -102,11 +104,13 @@ class Step(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.factor < 0:
-            raise UserError(f"schedule.factor: must not be negative, got {self.factor}")
+            raise UserError(
+                f"config.optimizer.schedule.factor: must not be negative, got {self.factor}"
+            )
         for boundary in self.boundaries:
             if boundary <= 0 or (isinstance(boundary, float) and boundary >= 1):
                 raise UserError(
-                    "schedule.boundaries: each is a step (int, 1 or more) or a fraction of the run "
+                    "config.optimizer.schedule.boundaries: each is a step (int, 1 or more) or a fraction of the run "
                     f"(float between 0 and 1), got {boundary!r}"
                 )
 
@@ -115,7 +119,7 @@ class Step(Schedule):
         for boundary in self.boundaries:
             if boundary >= total_steps:
                 raise UserError(
-                    f"schedule.boundaries: {boundary} is not inside a run of {total_steps} steps"
+                    f"config.optimizer.schedule.boundaries: {boundary} is not inside a run of {total_steps} steps"
                 )
 
     def decay(self, step: jax.Array, total_steps: int) -> jax.Array:
@@ -139,12 +143,18 @@ class Piecewise(Schedule):
         super().__post_init__()
         pairs = [isinstance(piece, Sequence) and len(piece) == 2 for piece in self.pieces]
         if not pairs or not all(pairs):
-            raise UserError("schedule.pieces: expected (step, factor) pairs, at least one")
+            raise UserError(
+                "config.optimizer.schedule.pieces: expected (step, factor) pairs, at least one"
+            )
         steps, factors = zip(*self.pieces, strict=True)
         if steps[0] < 0 or any(a >= b for a, b in itertools.pairwise(steps)):
-            raise UserError(f"schedule.pieces: steps must rise from 0 or more, got {steps}")
+            raise UserError(
+                f"config.optimizer.schedule.pieces: steps must rise from 0 or more, got {steps}"
+            )
         if min(factors) < 0:
-            raise UserError(f"schedule.pieces: factors must not be negative, got {factors}")
+            raise UserError(
+                f"config.optimizer.schedule.pieces: factors must not be negative, got {factors}"
+            )
 
     def decay(self, step: jax.Array, total_steps: int) -> jax.Array:
         factor = jnp.ones_like(step)
@@ -166,7 +176,9 @@ class Rsqrt(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.timescale <= 0:
-            raise UserError(f"schedule.timescale: must be positive, got {self.timescale}")
+            raise UserError(
+                f"config.optimizer.schedule.timescale: must be positive, got {self.timescale}"
+            )
 
     def decay(self, step: jax.Array, total_steps: int) -> jax.Array:
         return jax.lax.rsqrt(1 + (step - self.warmup_steps) / self.timescale)
@@ -174,4 +186,6 @@ class Rsqrt(Schedule):
 
 def _check_final(final: float) -> None:
     if not 0 <= final <= 1:
-        raise UserError(f"schedule.final: a fraction of the peak learning rate, got {final}")
+        raise UserError(
+            f"config.optimizer.schedule.final: a fraction of the peak learning rate, got {final}"
+        )

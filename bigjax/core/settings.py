@@ -75,13 +75,6 @@ class Data:
             raise UserError("config.data.splits: needs a split named 'train'")
         _positive("data", workers=self.workers)
 
-    def open(self, split: str) -> Any:
-        """The source of one of `splits`."""
-        name, colon, rest = self.splits[split].partition(":")
-        if colon and name in (self.sources or {}):
-            return self.sources[name].open(rest)
-        return self.source.open(self.splits[split])
-
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -116,6 +109,7 @@ class Log:
     tensorboard: bool = True
     trackers: Sequence[str] = ()  # "wandb" (offline), "mlflow" (local files)
     profile: int | float | str = "never"  # when to trace one step with the JAX profiler
+    histograms: bool = False  # of every parameter, in TensorBoard, at each checkpoint
 
     def __post_init__(self) -> None:
         _positive("log", every=self.every)

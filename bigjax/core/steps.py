@@ -153,7 +153,7 @@ def build_sums(recipe: Recipe) -> Callable[..., Sums]:
             sums = jax.tree.map(jnp.add, sums, (new.gradients, new.pairs))
             return (sums, (new.collections, new.memory)), None
 
-        microbatches = jax.tree.map(lambda x: split_rows(x, recipe.accumulate), data)
+        microbatches = jax.tree.map(lambda x: split_rows(x, recipe.accumulate, method.unit), data)
         first = jax.tree.map(lambda x: x[0], microbatches)
         shapes = jax.eval_shape(gradients, state, first, frozen, rng, carried)
         # float32 sums, also of narrower gradients

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.data.labels import text_of_label
+from bigjax.data.labels import MISSING, text_of_label
 from bigjax.data.moments import Moments
 
 if TYPE_CHECKING:
@@ -29,14 +29,6 @@ if TYPE_CHECKING:
 
 KINDS = ("number", "boolean", "date", "category", "image", "skip")
 MOST_CATEGORIES = 1000  # of one column: each is a column of the features
-MISSING = (
-    "",
-    "na",
-    "n/a",
-    "nan",
-    "null",
-    "none",
-)  # of numbers, truth values and dates, in any case
 TRUTH = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 DAY = 86_400_000_000  # microseconds
 
@@ -121,12 +113,14 @@ class Seen:
             )
         if self._typed and not pyarrow.types.is_null(kind):
             self._settle(_kind_of(kind), where)
+        self._rows += len(cells)
         for kind, tried in self._tried.items():
             tried.add(*PARSE[kind](cells), cells, where)
-        self._rows += len(cells)
+            if kind == "number" and self.kind is None and tried.moments.count:
+                self._tried = {kind: tried}  # one cell that is a number decides
+                return
         if self._values is not None and self.kind in (None, "category"):
-            found = texts(cells.unique() if hasattr(cells, "unique") else cells)
-            self._values.update(found)
+            self._values.update(texts(cells.unique()))
             if len(self._values) > MOST_CATEGORIES:
                 self._values = None
 

@@ -220,6 +220,7 @@ def _columnar(path: Path) -> Iterator[Chunk]:
     start = 1
     with _reading(path):
         for batch in _parquet_batches(path) if path.suffix == ".parquet" else _arrow_batches(path):
+            batch.validate(full=True)  # a damaged offset would be followed out of the file
             names = batch.schema.names
             yield Chunk(
                 size=batch.num_rows,

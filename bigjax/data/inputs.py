@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,41 @@ def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Inputs:
     if not inputs.numbers:
         raise UserError(f"--input={path}: {nothing_left(inputs.problems)}")
     return dataclasses.replace(inputs, source=_Completed(inputs.source, train_source.features))
+
+
+def given(
+    rows: Mapping[str, Any] | Sequence[str], train_source: Any, key: str | Sequence[str]
+) -> Source:
+    """A user's arrays or texts as examples of the features that the model takes.
+
+    Args:
+      rows: name of a feature -> its values, a leading axis of rows; or texts.
+      train_source: the train split. key: the model's input.
+
+    Raises:
+      UserError: they are not what the model takes.
+    """
+    features = train_source.features
+    if not isinstance(rows, Mapping):
+        if not hasattr(train_source, "encode") or not all(isinstance(row, str) for row in rows):
+            raise UserError(f"predict: this model reads arrays by name: {', '.join(features)}")
+        return _Completed(Arrays(train_source.encode(list(rows))), features)
+    columns = {}
+    for name, values in rows.items():
+        if name not in features:
+            raise UserError(
+                f"predict: the data has no feature '{name}'{did_you_mean(name, features)}"
+            )
+        shape, dtype = features[name]
+        values = np.asarray(values)
+        for number, value in enumerate(values):
+            if problem := _misfit(value, shape, dtype):
+                raise UserError(f"predict: row {number} of '{name}' {problem}")
+        columns[name] = values.astype(dtype)
+    missing = [name for name in ([key] if isinstance(key, str) else key) if name not in columns]
+    if missing:
+        raise UserError(f"predict: the model needs {', '.join(map(repr, missing))} too")
+    return _Completed(Arrays(columns), features)
 
 
 def read_lines(path: Path, where: str) -> list[str]:
@@ -93,7 +128,7 @@ def _texts(path: Path, train_source: Any) -> Inputs:
     elif path.suffix in files.TABLES:
         found = []
         for number, (_, row) in enumerate(files.records(path)):
-            line, problem = _line(row, train_source.fields)
+            line, problem = _line(row, getattr(train_source, "fields", ("text",)))
             found.append(line)
             problems |= {number: problem} if problem else {}
     else:

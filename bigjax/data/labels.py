@@ -12,6 +12,7 @@ import numpy as np
 
 from bigjax.core.errors import did_you_mean
 
+MISSING = ("", "na", "n/a", "nan", "null", "none")  # a number that is not there, in any case
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
 
 
@@ -34,18 +35,20 @@ class Labels:
         Args:
           values: text, numbers, truth values.
           names: of the classes, where they are known.
-          kind: "category", "number", or None for what the values are: names if one of them is no
-              number, integers if all are, else numbers.
+          kind: "category", "number", or None for what the values are: numbers if one has a fraction,
+              integers if all are, names if one is a word (and not one such as "nan").
         """
-        found, integers, numbers = set(), True, True
+        found, whole, fraction = set(), False, False
         for value in values:
             if not is_missing(value):
                 found.add(text_of_label(value))
-                integers &= isinstance(value, int) or bool(_INTEGER.fullmatch(str(value)))
-                numbers &= is_number(value)
-        if kind == "number" or (kind is None and numbers and not integers):
+                integer = isinstance(value, int) or bool(_INTEGER.fullmatch(str(value)))
+                whole |= integer
+                fraction |= not integer and is_number(value)
+        if kind == "number" or (kind is None and fraction and not names):
             return Labels("number")
-        if kind is None and numbers:
+        words = {name for name in found if not is_number(name)}
+        if kind is None and (whole and all(word.lower() in MISSING for word in words)):
             return Labels("integer", tuple(names))
         return Labels("class", tuple(names) or tuple(sorted(found)))
 

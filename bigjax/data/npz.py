@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,11 @@ def read_npz(path: Path, choose: Sequence[str] = ()) -> dict[str, np.ndarray]:
     Raises:
       UserError: it is no npz, holds objects, or lacks an array.
     """
+    with _reading(path), open(path, "rb") as file:
+        if file.read(6) == np.lib.format.MAGIC_PREFIX:
+            raise UserError(
+                f"{path} is a .npy file, one array without a name; np.savez writes .npz"
+            )
     with _reading(path), np.load(path, allow_pickle=False) as archive:
         for member in archive.zip.infolist():
             _check_header(archive.zip, member)
@@ -86,6 +92,9 @@ def _reading(path: Path) -> Iterator[None]:
     """Turns what NumPy raises at an unreadable file into one line that names the file."""
     try:
         yield
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError, OSError, EOFError, AttributeError, NotImplementedError, RuntimeError,
+        struct.error, zipfile.BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot read {path}: {reason}") from None

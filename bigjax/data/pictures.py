@@ -102,6 +102,7 @@ class Pictures:
         self.class_names = tuple(names) or None
         self.num_classes = len(names) or None
         size = (shape.height, shape.width, shape.channels)
+        self.fitted = {"shape": list(size)}
         self.features: Features = {"image": (size, np.dtype(np.uint8))}
         if labels is not None:
             self.features["label"] = ((), np.dtype(np.int32))
@@ -112,6 +113,10 @@ class Pictures:
     def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         columns = {"image": np.stack([self._decode(self.files[i]) for i in ids])}
         return columns if self._labels is None else {**columns, "label": self._labels[ids]}
+
+    def column(self, key: str) -> np.ndarray:
+        """The labels: all that is known without decoding."""
+        return self._labels
 
     def fingerprint(self) -> str:
         """Of names and sizes, as reading every byte of a large set would take hours."""
@@ -249,7 +254,7 @@ class CachedPictures(Arrays):
         images = np.stack(_each(source._decode, source.files))
         labels = {} if source._labels is None else {"label": source._labels}
         super().__init__({"image": images, **labels}, source.class_names)
-        self.read_inputs = source.read_inputs
+        self.read_inputs, self.fitted = source.read_inputs, source.fitted
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from bigjax.data.order import sample_ids
+from bigjax.core.order import sample_ids
 from bigjax.data.sources import Source
 
 Batch = dict[str, jax.Array]

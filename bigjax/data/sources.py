@@ -12,14 +12,13 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from bigjax.core import settings
 from bigjax.core.errors import UserError, did_you_mean
-
-CHECKED_AT_ONCE = 8192  # labels
 
 Features = dict[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -39,7 +38,9 @@ class Source(Protocol):
     # What some have too:
     #   vocab_size: token ids are below it; tokenizer; texts; encode(lines) -> columns.
     #   read_inputs(path) -> Inputs: reads a user's file as it reads its own.
+    #   fitted: plain values, all that the train split decided; saved with a run.
     #   feature_names: of the numbers in "features".
+    #   column(key): a feature of all examples, where that is cheap.
 
     def __len__(self) -> int: ...
 
@@ -68,37 +69,65 @@ def nothing_left(problems: Sequence[str]) -> str:
     return f"no row can be predicted: {said or 'there is none'}{more}"
 
 
-def open_splits(target: Any, splits: Mapping[str, str]) -> dict[str, Source]:
-    """Opens splits (name -> what to open, "train" among them), all as "train" is fitted."""
-    if hasattr(target, "fit"):
-        target = target.fit(splits["train"])
-    return {name: target.open(split) for name, split in splits.items()}
+def open_splits(data: settings.Data, names: Iterable[str]) -> dict[str, Source]:
+    """Opens the named of `data.splits`, all of a target as its part of "train" is fitted.
+
+    Raises:
+      UserError: a split is not there, or its classes are not those of train.
+    """
+    targets = {"": data.source, **(data.sources or {})}
+
+    def part_of(split: str) -> tuple[str, str]:
+        name, colon, rest = split.partition(":")
+        return (name, rest) if colon and name in targets else ("", split)
+
+    name, part = part_of(data.splits["train"])
+    if hasattr(targets[name], "fit"):
+        targets[name] = targets[name].fit(part)
+    opened = {}
+    for split in dict.fromkeys(names):
+        name, part = part_of(data.splits[split])
+        opened[split] = targets[name].open(part)
+    for split, source in opened.items():
+        _check_alike(split, source, opened.get("train", source))
+    return opened
+
+
+def _check_alike(split: str, source: Source, train: Source) -> None:
+    """Refuses a split of another target that numbers classes, or makes features, otherwise."""
+    for what in ("class_names", "fitted"):
+        ours, theirs = getattr(train, what, None), getattr(source, what, None)
+        if ours and theirs and ours != theirs:
+            named = f": {', '.join(theirs)} instead of {', '.join(ours)}" * (what == "class_names")
+            raise UserError(
+                f"config.data.splits.{split}: what is fitted ({what}) is not that of train{named}; "
+                "make it a split of the same source"
+            )
 
 
 def check_classes(
     source: Source, label: str, classes: int, split: str, not_scored: int | None = None
 ) -> None:
-    """Refuses integer labels that a model of so many classes cannot give; `not_scored` is allowed.
+    """Refuses integer labels outside 0 .. classes - 1; `not_scored` is allowed.
 
-    A Source that is not in memory is read whole, once.
+    Of a source too large to look at all labels, the number of its class names is what counts.
     """
     _, dtype = source.features.get(label, ((), np.dtype(float)))
     if dtype.kind not in "iu":
         return
-    for start in range(0, len(source), CHECKED_AT_ONCE):
-        ids = np.arange(start, min(start + CHECKED_AT_ONCE, len(source)))
-        values = (
-            source.column(label, ids) if isinstance(source, Arrays) else source.read(ids)[label]
-        )
-        bad = (values >= classes) | (values < 0)
-        if not_scored is not None:
-            bad &= values != not_scored
+    wrong, where = None, ""
+    if hasattr(source, "column"):
+        values = source.column(label)
+        bad = ((values >= classes) | (values < 0)) & (values != not_scored)
         if bad.any():
-            row = start + int(np.argwhere(bad)[0][0])
-            raise UserError(
-                f"split {split!r}, example {row}: {label!r} is {values[bad][0]}, but the model has "
-                f"{classes} outputs, for classes 0 to {classes - 1} (config.model.outputs)"
-            )
+            wrong, where = values[bad][0], f", example {int(np.argwhere(bad)[0][0])}"
+    elif source.num_classes is not None and source.num_classes > classes:
+        wrong = source.num_classes - 1
+    if wrong is not None:
+        raise UserError(
+            f"split {split!r}{where}: {label!r} is {wrong}, but the model and the task know "
+            f"{classes} classes, 0 to {classes - 1} (config.model.outputs)"
+        )
 
 
 class Arrays:
@@ -128,9 +157,9 @@ class Arrays:
     def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         return {key: column[ids] for key, column in self._columns.items()}
 
-    def column(self, key: str, ids: np.ndarray | slice) -> np.ndarray:
-        """One feature of some examples."""
-        return self._columns[key][ids]
+    def column(self, key: str) -> np.ndarray:
+        """One feature of all examples."""
+        return self._columns[key]
 
     def _counted(self) -> int | None:
         """Classes without names: integers from 0 up."""

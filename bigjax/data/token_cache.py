@@ -22,6 +22,7 @@ from bigjax.core.errors import UserError
 from bigjax.data.sources import default_data_dir
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.run.files import publish
+from bigjax.run.screen import progress
 
 FORMAT = 1  # a change of what is written is a new number
 TEXTS_AT_ONCE = 1024
@@ -91,13 +92,14 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: Iterator[str], whole: bool
     after = [tokenizer.end] if whole and tokenizer.end is not None else []
     lengths, sizes = [], []
     raw = folder / "tokens.raw"
-    with open(raw, "wb") as file:
+    with open(raw, "wb") as file, progress("tokenizing", unit="texts") as bar:
         while batch := list(itertools.islice(texts, TEXTS_AT_ONCE)):
             for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 row = np.array([*before, *ids, *after], dtype)
                 file.write(row.data)
                 lengths.append(len(row))
                 sizes.append(len(text) if text.isascii() else len(text.encode()))
+            bar.advance(len(batch))
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
     _add_header(raw, folder / "tokens.npy", dtype, int(offsets[-1]))
     np.save(folder / "offsets.npy", offsets)

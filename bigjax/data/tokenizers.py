@@ -173,12 +173,14 @@ def _read(path: Path) -> Tokenizer:
             settings = json.loads((path.parent / file).read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path.parent / file} is no JSON: {error}") from None
+        if not isinstance(settings, dict):
+            raise UserError(f"{path.parent / file} holds no JSON object")
         for key in _USUAL:
             token = settings.get(f"{key}_token")
             token = token.get("content") if isinstance(token, dict) else token
-            names.update({key: token} if token else {})
+            names.update({key: token} if isinstance(token, str) and token else {})
     return Tokenizer(library, names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from bigjax.core.state import TrainState
 from bigjax.data import pipeline
 from bigjax.loop.evaluators import Evaluator, Seen
 from bigjax.mesh import sharding
+from bigjax.run.screen import progress
 from bigjax.run.writers import read_metrics
 
 # Batches dispatched before the first one's statistics are fetched.
@@ -113,12 +115,15 @@ def evaluate(
             totals = statistics if totals is None else jax.tree.map(np.add, totals, statistics)
             collected.append(rows)
 
-    for batch in eval_batches(program, source, setup.eval_batch_size):
-        if stop():
-            return None
-        in_flight.append(program.eval_step(state, batch, frozen))
-        settle(IN_FLIGHT)
-    settle(0)
+    size = setup.eval_batch_size
+    with progress("evaluation", math.ceil(len(source) / size), unit="batches") as bar:
+        for batch in eval_batches(program, source, size):
+            if stop():
+                return None
+            in_flight.append(program.eval_step(state, batch, frozen))
+            settle(IN_FLIGHT)
+            bar.advance()
+        settle(0)
     found = []
     for trial in of_each(program, (totals, collected)):
         own, rows = trial

@@ -24,7 +24,7 @@ class Seen:
     setup: the run: its sources, its program with model, task and method.
     state, frozen: of now; `variables` are the Linen variables that the run is judged by.
     step: updates done.
-    folder: the run's; pictures for the report go to `folder / "samples"`.
+    folder: the run's; pictures for the report: see `bigjax.run.pictures`.
     """
 
     setup: Setup

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax.build.assemble import Setup, assemble
+from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.state import TrainState
+from bigjax.data import inputs
+from bigjax.data.sources import Arrays, Inputs
 from bigjax.loop.evaluate import Metrics, eval_batches, evaluate
 from bigjax.loop.evaluators import Seen, check_evaluators
+from bigjax.loop.record import train_batches
 from bigjax.mesh import distributed
+from bigjax.run import manifest
 from bigjax.run.checkpoint import Checkpoints
+from bigjax.run.writers import read_metrics
 
 log = logging.getLogger("bigjax")
 
@@ -57,7 +62,8 @@ class Opened:
         """The task's metrics over one of `config.data.splits`."""
         source = self.setup.sources.get(split)
         if source is None:
-            source = self.config.section("data").open(check_split(self.config, split))
+            check_split(self.config, split)
+            source = open_sources(self.config, [split])[split]
         found = evaluate(self.setup, self.state, self.frozen, source)
         assert found is not None
         return found[0]
@@ -80,6 +86,58 @@ class Opened:
             found = jax.tree.map(distributed.whole, {"batch": batch, "predicted": predicted})
             real = found["batch"]["mask"] > 0
             yield jax.tree.map(lambda column, real=real: column[real], found)
+
+    def answers(self, source: Any) -> Iterator[dict[str, Any]]:
+        """What a person is shown of each example of a source: JSON-able, with the names of classes."""
+        task, train, corpus = self.setup.program.task, self.setup.sources["train"], None
+        if getattr(task, "corpus", None):
+            lines = inputs.read_lines(Path(task.corpus), "config.task.corpus")
+            parts = [p["predicted"] for p in self.predictions(Arrays(train.encode(lines)))]
+            corpus = lines, {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        for found in self.predictions(source):
+            shown = task.present(found["predicted"], found["batch"], train, corpus)
+            yield from inputs.json_rows(shown, train.class_names)
+
+    def read(self, path: Path) -> Inputs:
+        """A user's file or folder as examples, with the numbers of its good rows and what is wrong."""
+        return inputs.read(path, self.setup.sources["train"], self.setup.program.task.input)
+
+    def predict(self, rows: Mapping[str, Any] | Sequence[str] | str | Path) -> list[dict[str, Any]]:
+        """What the verb `predict` writes, one dict a row.
+
+        rows: arrays by the name of the feature, texts, or the path of a file or folder.
+
+        Raises:
+          UserError: the model cannot read them.
+        """
+        source = self.setup.sources["train"]
+        if isinstance(rows, str | Path):
+            found = self.read(Path(rows).expanduser())
+            return [
+                {"row": number, **line}
+                for number, line in zip(found.numbers, self.answers(found.source), strict=True)
+            ]
+        given = inputs.given(rows, source, self.setup.program.task.input)
+        return [{"row": i, **line} for i, line in enumerate(self.answers(given))]
+
+    def metrics(self) -> Any:
+        """Every logged number as a pandas table, a row a step.
+
+        Raises:
+          UserError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UserError("metrics as a table need pandas: pip install pandas") from None
+        rows: dict[int, dict[str, Any]] = {}
+        for line in read_metrics(self.workdir / "metrics.jsonl"):
+            rows.setdefault(line["step"], {}).update(line)
+        return pandas.DataFrame(list(rows.values())).set_index("step")
+
+    def next_batch(self) -> dict[str, jax.Array]:
+        """The batch that the next step of the run would read."""
+        return next(train_batches(self.setup, self.workdir, self.step))
 
 
 def open_run(
@@ -118,6 +176,7 @@ def open_run(
         log.info("%s holds no run: these are the weights of %s", workdir, source)
         state, frozen = setup.start()
     else:
+        manifest.check_fitted(workdir, setup.sources["train"])
         state, frozen = newest_state(setup, workdir), setup.frozen(references=False)
     return Opened(workdir, config, setup, state, frozen)
 

@@ -17,12 +17,12 @@ from bigjax.data import pipeline
 from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.mesh import distributed, sharding
 from bigjax.plan import flops
-from bigjax.report.page import write_report
+from bigjax.report.page import LiveReport, write_report
 from bigjax.run import clock as clocks
-from bigjax.run import ledger, manifest
+from bigjax.run import ledger, manifest, trackers
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.clock import Clock
-from bigjax.run.files import write_json
+from bigjax.run.files import read_json, write_json
 from bigjax.run.writers import NoWriters, Writers, finalize
 
 log = logging.getLogger("bigjax")
@@ -37,9 +37,7 @@ def train_batches(setup: Setup, workdir: Path, start: int) -> Iterator[Any]:
         sharding=sharding.batch_sharding(setup.program.mesh),
         workers=setup.workers,
         leave_out=ledger.left_out(workdir),
-        order=setup.program.method.order(
-            setup.sources["train"], setup.seed, setup.train.batch_size
-        ),
+        order=setup.order,
         start_step=start,
     )
 
@@ -63,7 +61,9 @@ class Record:
         stop: Callable[[], bool] = lambda: False,
         progress: bool = True,
     ) -> None:
+        trackers.check(setup.log.trackers)
         self._progress = progress
+        self._report = LiveReport(workdir)
         self.setup, self.workdir, self._session, self._stop = setup, workdir, session, stop
         self.batches = functools.partial(train_batches, setup, workdir)
         origin = Origin(
@@ -75,10 +75,13 @@ class Record:
         self._save_due = When(setup.checkpoint.every, setup.total_steps).due
         self._writers: Writers | None = None
 
-    def begin(self, start: int) -> None:
-        """Opens the writers; what was logged after step `start` is forgotten."""
+    def begin(self, start: int, base: str | None = None) -> None:
+        """Opens the writers; what was logged after step `start` is forgotten.
+
+        base: fingerprint of the leaves that a parametrization freezes.
+        """
         if self._leader:
-            manifest.record(self.workdir, self.setup, self._session, start)
+            manifest.record(self.workdir, self.setup, self._session, start, base)
         self._writers = (Writers if self._leader else NoWriters)(
             self.workdir,
             tensorboard=self.setup.log.tensorboard,
@@ -87,16 +90,19 @@ class Record:
             total_steps=self.setup.total_steps,
         )
         self._writers.truncate_after(start)
+        self._writers.__enter__()
 
     def __enter__(self) -> Record:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         try:
             self.checkpoints.close()
         finally:
             if self._writers:
-                self._writers.close()
+                self._writers.__exit__(*exception)
+                if self._leader:
+                    self._report.__exit__(*exception)
 
     def log(self, step: int, found: dict[str, Any], state: TrainState, frozen: Any) -> None:
         """Writes a finished step's metrics if they are due.
@@ -121,14 +127,17 @@ class Record:
     def write(self, step: int, metrics: Metrics) -> None:
         assert self._writers is not None
         self._writers.write(step, metrics)
+        if self._leader and self._progress:
+            self._report.refresh()
 
     def evaluate(self, step: int, state: TrainState, frozen: Any) -> Metrics:
         """Measures and logs what is due; {} if a stop came first."""
         found = evaluate_due(self.setup, state, frozen, step, self.workdir, self._stop)
         if found is None:
             return {}
-        self.write(step, found[0])
-        return found[0]
+        metrics = found[0] | self.setup.method.measure(step, self.setup.sources["train"])
+        self.write(step, metrics)
+        return metrics
 
     def save_due(self, step: int) -> bool:
         return self._save_due(step)
@@ -137,6 +146,8 @@ class Record:
         """Starts an asynchronous save; the state may be donated once this returns."""
         if self._writers:
             self._writers.sync()  # what a checkpoint stands on is on the disk before it counts
+            if self.setup.log.histograms:
+                self._writers.histograms(step, jax.tree.map(distributed.whole, state.params))
         self.checkpoints.save(step, state, metrics)
 
     def check(self) -> None:
@@ -171,11 +182,19 @@ def result_of(
     )
     return {
         "step": setup.total_steps,
-        "metrics": metrics,
+        "metrics": metrics | setup.method.measure(setup.total_steps, setup.sources["train"]),
         "fingerprint": params_fingerprint(state.params),
         "seconds": round(spent["wall"], 3),
         "time": spent,
     }
+
+
+def recorded_result(workdir: Path) -> dict[str, Any] | None:
+    """What `result.json` holds; None if it is not there, or damaged."""
+    found = read_json(workdir / "result.json")
+    if found is None or not isinstance(found.get("metrics"), dict) or "fingerprint" not in found:
+        return None
+    return found
 
 
 def describe(setup: Setup, workdir: Path) -> str:

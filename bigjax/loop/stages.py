@@ -102,34 +102,37 @@ def train_pipeline(
     """Runs every stage with every seed and returns the final table as text."""
     stages, seeds, columns = resolve(raw, overrides, trust)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in stages}
-    for index in range(seeds):
-        for name, stage in stages.items():
-            seeded = stage.with_value("seed", stage.seed + index)
-            folder = workdir / f"seed{index}" / name
-            result = train(seeded, folder, stop=stop, allow_changed=allow_changed)
-            results[name].append(result["metrics"])
-    rows = [
+    folders = {f"seed{i}/{name}": (i, name) for i in range(seeds) for name in stages}
+    for folder, (index, name) in folders.items():
+        seeded = stages[name].with_value("seed", stages[name].seed + index)
+        result = train(seeded, workdir / folder, stop=stop, allow_changed=allow_changed)
+        results[name].append(result["metrics"])
+        rows = _rows(results, columns)
+        if distributed.is_leader():  # after each stage, so that a long pipeline can be watched
+            runs = {folder: folder for folder in folders}
+            write_pipeline_report(workdir, workdir.name, rows, runs)
+    if distributed.is_leader():
+        write_json(workdir / "result.json", {"stages": results})
+    names = ["stage", *(column.split("/")[-1] for column in columns)]
+    plural = "s" if seeds > 1 else ""
+    return f"{table(rows, names)}\n({seeds} seed{plural}; ± is the standard deviation)\nreport: {workdir / 'report.html'}"
+
+
+def _rows(
+    results: Mapping[str, Sequence[dict[str, Any]]], columns: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row a stage: of each column's metric the numbers of all seeds so far."""
+    return [
         {
             "stage": name.replace("_", " "),
             **{
-                column.split("/")[-1]: [metrics[column] for metrics in results[name]]
+                column.split("/")[-1]: [metrics[column] for metrics in runs]
                 for column in columns
-                if all(column in metrics for metrics in results[name])  # stages may differ in task
+                if runs and all(column in metrics for metrics in runs)  # stages may differ in task
             },
         }
-        for name in stages
+        for name, runs in results.items()
     ]
-    names = ["stage", *(column.split("/")[-1] for column in columns)]
-    if distributed.is_leader():
-        write_json(workdir / "result.json", {"stages": results})
-        write_pipeline_report(
-            workdir,
-            workdir.name,
-            rows,
-            {f"seed{i}/{name}": f"seed{i}/{name}" for i in range(seeds) for name in stages},
-        )
-    plural = "s" if seeds > 1 else ""
-    return f"{table(rows, names)}\n({seeds} seed{plural}; ± is the standard deviation)\nreport: {workdir / 'report.html'}"
 
 
 def _check_references(stages: Mapping[str, Config]) -> None:

@@ -19,13 +19,15 @@ import numpy as np
 
 from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.build.together import stack, together
+from bigjax.build.weights import base_fingerprint
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
+from bigjax.core.order import sample_ids
 from bigjax.core.state import params_fingerprint
-from bigjax.data.order import sample_ids
+from bigjax.data.pipeline import read_unmasked
 from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.loop.evaluators import check_evaluators
 from bigjax.loop.record import Record
@@ -90,7 +92,8 @@ def train_together(
             "together": len(trials),
         }
         results.append(result)
-        _write(setup, folder, about, batch.lines[i], None if i in batch.failures else result, state)
+        kept = None if i in batch.failures else result
+        _write(setup, folder, about, batch.lines[i], kept, state, batch.bases[i])
     return results, batch.failures
 
 
@@ -99,6 +102,7 @@ class Together:
 
     lines: for each run (step, metrics), as its metrics.jsonl will hold them.
     failures: position -> why the run was halted.
+    bases: for each run the fingerprint of its frozen leaves, or None.
     """
 
     def __init__(self, setups: Sequence[Setup], workdir: Path) -> None:
@@ -106,9 +110,10 @@ class Together:
         self.setup = setup = _of_all(setups)
         self.lines: list[list[tuple[int, Metrics]]] = [[] for _ in setups]
         self.failures: dict[int, Exception] = {}
+        self.bases: list[str | None] = []
         self._log_due = When(setup.log.every, setup.total_steps).due
+        self._of_seed = {one.seed: one for one in setups}  # one run for each distinct seed
         self._losses = np.zeros((2, len(setups)))  # sums and weights since the last line
-        self._seeds = list(dict.fromkeys(one.seed for one in setups))
 
     def start(self, references: Sequence[dict[str, str]]) -> tuple[Any, Any]:
         """(the stacked states before step 1, the stacked frozen variables and which is whose).
@@ -116,6 +121,7 @@ class Together:
         references: of each run, path in its config -> folder that it names.
         """
         begun = [one.initial() for one in self.setups]
+        self.bases = [base_fingerprint({BASE: base} if base else {}) for _, base in begun]
         which, trees = {}, {}
         for name in self.setup.program.frozen:
             if name == BASE:
@@ -133,13 +139,14 @@ class Together:
         """(which seed each run has, the batches of a step, one a seed: arrays (seeds, B, ...))."""
         setup, source = self.setup, self.setup.sources["train"]
         size, total = setup.train.batch_size, setup.total_steps
-        seed_of = jnp.asarray([self._seeds.index(one.seed) for one in self.setups])
+        seeds = list(self._of_seed)
+        seed_of = jnp.asarray([seeds.index(one.seed) for one in self.setups])
         for first in range(start, total, ORDER_BLOCK):
             steps = np.arange(first, min(first + ORDER_BLOCK, total))
-            orders = [_rows(setup, source, seed, steps, size) for seed in self._seeds]
+            orders = [_rows(one, source, steps, size) for one in self._of_seed.values()]
             blocks = (np.stack(x, axis=1) for x in zip(*orders, strict=True))
             for ids, epochs, mask in zip(*blocks, strict=True):
-                rows = source.read(ids.ravel())
+                rows = read_unmasked(source, ids.ravel(), mask.ravel())
                 yield (
                     seed_of,
                     {
@@ -175,7 +182,8 @@ class Together:
     def evaluate(self, step: int, state: Any, frozen: Any) -> list[Metrics]:
         found = evaluate_due(self.setup, state, frozen, step, self.workdir)
         assert found is not None
-        for lines, metrics in zip(self.lines, found, strict=True):
+        for lines, metrics, setup in zip(self.lines, found, self.setups, strict=True):
+            metrics |= setup.method.measure(step, setup.sources["train"])
             lines.append((step, metrics))
         return found
 
@@ -194,12 +202,12 @@ def _of_all(setups: Sequence[Setup]) -> Setup:
     return dataclasses.replace(setups[0], program=together(setups[0].program, len(setups)))
 
 
-def _rows(setup: Setup, source: Any, seed: int, steps: np.ndarray, size: int) -> tuple:
-    """ids, epochs, mask (S, B) of some steps of a run with this seed."""
-    own = setup.program.method.order(source, seed, size)
-    if own is not None:
-        return own(steps)
-    ids, epochs = sample_ids(seed, steps[:, None] * size + np.arange(size), len(source))
+def _rows(setup: Setup, source: Any, steps: np.ndarray, size: int) -> tuple:
+    """ids, epochs, mask (S, B) of some steps of a run."""
+    if setup.order is not None:
+        return setup.order(steps)
+    positions = steps[:, None] * size + np.arange(size)
+    ids, epochs = sample_ids(setup.seed, positions, len(source))
     return ids, epochs, np.ones(ids.shape, np.float32)
 
 
@@ -210,12 +218,13 @@ def _write(
     lines: Sequence[tuple[int, Metrics]],
     result: dict[str, Any] | None,
     state: Any,
+    base: str | None,
 ) -> None:
     """Writes a run's folder; without a result, of one that failed."""
     about = {**about, "seed": setup.seed, "config_fingerprint": setup.fingerprint}
     session = manifest.begin(folder, about, [])
     with Record(setup, folder, session, progress=False) as record:
-        record.begin(0)
+        record.begin(0, base)
         for step, values in lines:
             record.write(step, values)
         if result is None:

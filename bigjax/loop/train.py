@@ -16,18 +16,19 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.build.assemble import Setup, assemble
-from bigjax.build.weights import with_hyper
+from bigjax.build.weights import base_fingerprint, with_hyper
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
 from bigjax.core.state import TrainState
+from bigjax.doctor.short import trusted
 from bigjax.loop import replay
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
 from bigjax.loop.evaluators import check_evaluators
-from bigjax.loop.record import Record, describe, result_of
+from bigjax.loop.record import Record, describe, recorded_result, result_of
 from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
-from bigjax.run.files import read_json, workdir_lock
+from bigjax.run.files import workdir_lock
 
 log = logging.getLogger("bigjax")
 
@@ -82,16 +83,17 @@ def _sitting(
     clock = Clock(workdir)
     distributed.check_same("the config", config.fingerprint)
     changes = manifest.check_config(config, workdir, allow_changed)
+    doctor = trusted()
     setup = assemble(config, workdir)  # from here on nobody sees a config
     check_evaluators(setup, workdir)
-    about = manifest.describe(setup, setup.program.mesh, setup.sources)
+    about = manifest.describe(setup, setup.program.mesh, setup.sources) | {"doctor": doctor}
     session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)
 
     with Record(setup, workdir, session, asked) as record:
         # State: this run's newest good checkpoint, or other weights, or scratch.
         start, state = record.checkpoints.restore_newest(setup.program.state) or (0, None)
-        result = read_json(workdir / "result.json") if start == setup.total_steps else None
+        result = recorded_result(workdir) if start == setup.total_steps else None
         if result is not None:
             log.info("%s is finished (step %d)", workdir, start)
             if not (workdir / "report.html").exists():  # killed between the two
@@ -105,7 +107,7 @@ def _sitting(
             state = with_hyper(state, setup.hyper) if changes else state
             frozen = setup.frozen()
         log.info("%s", describe(setup, workdir))
-        record.begin(start)
+        record.begin(start, base_fingerprint(frozen))
 
         clock.begin(start)
         with clock:

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -65,6 +66,8 @@ def initialize(
     if processes == 1 or (cluster is None and set(given.values()) == {None}):
         return
     _check_flags(given, cluster)
+    if process_id == 0 and coordinator is not None:
+        _check_port(coordinator)
     # A death is then told to the watcher, instead of ending everybody without a clear word.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -283,6 +286,26 @@ def _exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _check_port(coordinator: str) -> None:
+    """Looks whether process 0 can listen there; JAX would crash the process where it cannot.
+
+    Raises:
+      UserError: the port is taken, or the address is none of this machine.
+    """
+    host, _, port = coordinator.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", int(port)))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({reason}); "
+            "give all processes another port"
+        ) from None
 
 
 def _check_flags(given: dict[str, Any], cluster: str | None) -> None:

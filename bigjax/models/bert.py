@@ -110,7 +110,7 @@ class BERT(nn.Module):
             mlp_width=self.mlp_width or 4 * self.width,
             causal=False,
             norm_epsilon=self.norm_epsilon,
-            places="sum",
+            norm_places="sum",
             activation=self.activation,
             dropout=self.dropout,
         )

@@ -102,7 +102,7 @@ class Llama(nn.Module):
     activation: str = "silu"
     biases: Sequence[str] = ()
     qk_norm: str = "none"
-    query_width: float | None = None
+    query_width: int | None = None
     softcap: float | None = None
     logit_softcap: float | None = None
     scaled_embedding: bool = False
@@ -186,7 +186,7 @@ class Llama(nn.Module):
             mlp_width=self.mlp_width,
             norm=self.norm,
             norm_epsilon=self.norm_epsilon,
-            places=self.norm_places,
+            norm_places=self.norm_places,
             activation=self.activation,
             gated=True,
             biases=self.biases,

@@ -42,7 +42,7 @@ ACTIVATIONS = {
     "tanh": jnp.tanh,
 }
 NORMS = ("layer", "rms", "rms_from_one")
-PLACES = ("before", "after", "both", "sum")
+NORM_PLACES = ("before", "after", "both", "sum")
 BIASES = ("qkv", "out", "mlp")
 QK_NORMS = ("none", "head", "all")
 
@@ -55,7 +55,7 @@ class Form:
     kv_heads: K, of which N is a multiple; None: N, under the same logical axis.
     causal: whether a token sees only those before it.
     norm: "layer"; "rms"; "rms_from_one", whose parameter is the distance of the scale from 1 (Gemma).
-    places: of the norms: "before" each branch (GPT-2), "after" it (OLMo 2), "both" (Gemma 2),
+    norm_places: "before" each branch (GPT-2), "after" it (OLMo 2), "both" (Gemma 2),
         or on the "sum" of the branch and what it is added to (BERT).
     activation: a key of `ACTIVATIONS`.
     gated: MLP (act(x G) * x U) W (Shazeer 2020, eq. 6) in place of act(x U) W.
@@ -74,7 +74,7 @@ class Form:
     causal: bool = True
     norm: str = "layer"
     norm_epsilon: float = 1e-5
-    places: str = "before"
+    norm_places: str = "before"
     activation: str = "gelu_tanh"
     gated: bool = False
     biases: Sequence[str] = BIASES
@@ -88,7 +88,7 @@ class Form:
     def __post_init__(self):
         for what, word, known in (
             ("norm", self.norm, NORMS),
-            ("norm_places", self.places, PLACES),
+            ("norm_places", self.norm_places, NORM_PLACES),
             ("activation", self.activation, tuple(ACTIVATIONS)),
             ("qk_norm", self.qk_norm, QK_NORMS),
             *(("biases", part, BIASES) for part in self.biases),
@@ -134,7 +134,7 @@ def stand(module: nn.Module, length: int, segments_BT: jax.Array | None, cache: 
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); the norms stand where `form.places` says."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); the norms stand where `form.norm_places` says."""
 
     form: Form
     train: bool
@@ -152,14 +152,14 @@ class Block(nn.Module):
             ("mlp", mlp),
         ):
             y_BTD = x_BTD
-            if form.places in ("before", "both"):
+            if form.norm_places in ("before", "both"):
                 y_BTD = norm(form, f"{name}_norm")(y_BTD)
             y_BTD = branch(part(y_BTD))
-            if form.places in ("after", "both"):
+            if form.norm_places in ("after", "both"):
                 y_BTD = norm(form, f"{name}_out_norm")(y_BTD)
             # The residual stream keeps its dtype, whatever its branches compute in.
             x_BTD = x_BTD + drop(y_BTD).astype(x_BTD.dtype)
-            if form.places == "sum":
+            if form.norm_places == "sum":
                 x_BTD = norm(form, f"{name}_norm")(x_BTD)
         return x_BTD
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from bigjax.models.efficientnet_lite import blocks_of
-from bigjax.pretrained.entry import Entry
-from bigjax.pretrained.vision import batch_norm, conv, dense
+from bigjax.pretrained.entry import Entry, linear
+from bigjax.pretrained.vision import batch_norm, conv
 
 TYPE = "efficientnet_lite"
 KEYS = ("outputs", "width", "depth")
@@ -39,5 +39,5 @@ def entries(model: dict[str, Any]) -> list[Entry]:
         *found,
         *conv("_conv_head", "last"),
         *batch_norm("_bn1", "last_norm"),
-        *dense("_fc", "head"),
+        *linear("_fc", "head"),
     ]

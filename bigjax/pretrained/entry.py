@@ -1,7 +1,8 @@
 """One line of a name map: which published tensor is which of our leaves, and how its axes are laid out.
 
 A family's map is a list of these. It is read forwards to load a published checkpoint and backwards
-to export one, so the two cannot disagree. Pure; knows no file format and no device.
+to export one, so the two cannot disagree. Below are the lines that most families have: a linear map, a
+norm, attention's four projections. Pure; knows no file format and no device.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ class Entry:
     Attributes:
       name: the tensor's published name.
       paths: our leaves, collection first: "params/block_0/attention/query/kernel".
-      pattern: an einops pattern from the published axes to ours, such as "(n h) d -> d n h"; None
-        where they are the same. With several paths its result has a leading axis of one part a path.
+      pattern: an einops pattern from the published axes (of a path's part) to ours, such as
+        "(n h) d -> d n h"; None where they are the same.
       sizes: the lengths of axes that the pattern splits off.
+      shares: with several paths, how the axis `axis` of the tensor is shared out among them.
       optional: a known kind of checkpoint lacks it; our leaves then start from scratch.
     """
 
@@ -30,6 +32,8 @@ class Entry:
     paths: tuple[str, ...]
     pattern: str | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    shares: tuple[int, ...] = (1,)
+    axis: int = 0
     optional: bool = False
 
     def load(self, tensor: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -38,25 +42,61 @@ class Entry:
         Raises:
           ValueError: the tensor's shape does not fit the pattern.
         """
+        parts = [tensor]
+        if len(self.paths) > 1:
+            share, rest = divmod(tensor.shape[self.axis], sum(self.shares))
+            if rest:
+                raise ValueError(f"does not fall into parts {self.shares}")
+            parts = np.split(tensor, np.cumsum(self.shares)[:-1] * share, self.axis)
+        if self.pattern is None:
+            return tuple(parts)
         try:
-            if self.pattern is not None:
-                tensor = einops.rearrange(tensor, self.pattern, **self.sizes)
+            return tuple(einops.rearrange(part, self.pattern, **self.sizes) for part in parts)
         except einops.EinopsError as error:
             raise ValueError(_reason(error)) from None
-        if len(self.paths) == 1:
-            return (tensor,)
-        if len(tensor) != len(self.paths):
-            raise ValueError(f"holds {len(tensor)} parts, not {len(self.paths)}")
-        return tuple(tensor)
 
     def save(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """The published tensor from the arrays of `paths`."""
-        array = arrays[0] if len(self.paths) == 1 else np.stack(arrays)
-        if self.pattern is None:
-            return array
-        published, ours = self.pattern.split("->")
-        named = {size: n for size, n in self.sizes.items() if size in ours}
-        return np.ascontiguousarray(einops.rearrange(array, f"{ours} -> {published}", **named))
+        if self.pattern is not None:
+            published, ours = self.pattern.split("->")
+            named = {size: n for size, n in self.sizes.items() if size in ours}
+            back = f"{ours} -> {published}"
+            arrays = [einops.rearrange(array, back, **named) for array in arrays]
+        return np.ascontiguousarray(np.concatenate(arrays, self.axis) if arrays[1:] else arrays[0])
+
+
+def linear(
+    name: str, path: str, pattern: str | None = "o i -> i o", bias: bool = True, **sizes: int
+) -> list[Entry]:
+    """A linear map; `pattern` from the published axes of its matrix to ours. Paths are of parameters."""
+    found = [Entry(f"{name}.weight", (f"params/{path}/kernel",), pattern, sizes)]
+    return [*found, Entry(f"{name}.bias", (f"params/{path}/bias",))] if bias else found
+
+
+def norm(name: str, path: str, bias: bool = True) -> list[Entry]:
+    """The scale of a norm, and its bias where it has one."""
+    found = [Entry(f"{name}.weight", (f"params/{path}/scale",))]
+    return [*found, Entry(f"{name}.bias", (f"params/{path}/bias",))] if bias else found
+
+
+def projections(
+    names: Sequence[str],
+    path: str,
+    width: int,
+    biases: Sequence[str] = ("qkv", "out"),
+) -> list[Entry]:
+    """Attention's queries, keys, values and output, published as four matrices (out, in).
+
+    names: of the four. path: our attention's. width: H. biases: as `models.transformer.Form` has them.
+    """
+    found = []
+    for name, part in zip(names, ("query", "key", "value"), strict=False):
+        here = f"params/{path}/{part}"
+        found.append(Entry(f"{name}.weight", (f"{here}/kernel",), "(n h) d -> d n h", {"h": width}))
+        if "qkv" in biases:
+            found.append(Entry(f"{name}.bias", (f"{here}/bias",), "(n h) -> n h", {"h": width}))
+    out = linear(names[3], f"{path}/out", "d (n h) -> n h d", "out" in biases, h=width)
+    return found + out
 
 
 def _reason(error: Exception) -> str:

@@ -1,11 +1,14 @@
-"""Our variables as a folder that `transformers` loads: config.json, model.safetensors, tokenizer.json.
+"""Our variables as a folder that `transformers` loads and its `pipeline` runs.
 
-The name map is the one that loading reads, run backwards. The folder appears whole or not at all.
+config.json and model.safetensors; with a tokenizer its files, the special ids in config.json, and for a
+model that writes text generation_config.json; for images preprocessor_config.json. The name map is the
+one that loading reads, run backwards. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,11 @@ from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.families import open_family
+from bigjax.pretrained.preprocessor import preprocessor_config
+from bigjax.pretrained.table import labels_of
 from bigjax.run.files import publish, write_json
+
+NO_IDS = dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)
 
 
 def export_folder(
@@ -23,7 +30,8 @@ def export_folder(
     model: Mapping[str, Any],
     family: str,
     folder: Path,
-    tokenizer: Any = None,
+    source: Any = None,
+    preprocess: Sequence[Any] = (),
 ) -> None:
     """Writes variables as a published checkpoint.
 
@@ -32,25 +40,75 @@ def export_folder(
       model: the values of `config.model`.
       family: a name of `bigjax.pretrained.families`.
       folder: must not exist yet.
-      tokenizer: a `bigjax.data.tokenizers.Tokenizer` to go with it.
+      source: the train split: its `tokenizer` and its `class_names`, where it has them, go along.
+      preprocess: the transforms of every batch, which say how a picture becomes the model's input.
 
     Raises:
-      UserError: the folder is there or cannot be written; a leaf has no published name.
+      UserError: the folder is there or cannot be written; a leaf has no published name; the family has
+        no such model.
     """
     from safetensors.numpy import save_file
 
-    module = open_family(family, "export --family")
-    tensors = published_tensors(paths(variables), module.entries(dict(model)))
+    layout, values, leaves = open_family(family, "export --family"), dict(model), paths(variables)
+    tokenizer, names = (getattr(source, name, None) for name in ("tokenizer", "class_names"))
+    pad = None if tokenizer is None else _padding(tokenizer)
+    if pad is not None and hasattr(layout, "for_padding"):
+        values, leaves = layout.for_padding(values, leaves, pad)
+    config = layout.published_config(values)
+    if "id2label" in config:
+        config |= labels_of(len(config["id2label"]), names)
+    generates = getattr(layout, "GENERATES", False)
+    if "vocab" in values:  # said, or transformers has its own ids, outside our vocabulary
+        config = {**NO_IDS, **config}
+    special = {} if tokenizer is None else special_ids(tokenizer, config)
+    tensors = published_tensors(leaves, layout.entries(values))
     if folder.exists():
         raise UserError(f"--output={folder}: is there already")
 
     def write(private: Path) -> None:
         save_file(tensors, private / "model.safetensors", metadata={"format": "pt"})
-        write_json(private / "config.json", module.published_config(dict(model)))
+        write_json(private / "config.json", {**config, **special})
         if tokenizer is not None:
             tokenizer.save(private)
+            file = private / "tokenizer_config.json"
+            _tell_tokenizer(file, config, generates, None if pad is None else tokenizer.token(pad))
+        if generates and special:
+            write_json(private / "generation_config.json", {**special, "do_sample": False})
+        if "image" in values:
+            picture = preprocessor_config(preprocess, values["image"], config["model_type"])
+            write_json(private / "preprocessor_config.json", picture)
 
     publish(folder, write)
+
+
+def special_ids(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, int | None]:
+    """The ids of config.json that say where a text begins and ends, as the run's data has them."""
+    ids = dict(
+        pad_token_id=_padding(tokenizer),
+        bos_token_id=tokenizer.start,
+        eos_token_id=tokenizer.end,
+    )
+    if "decoder_start_token_id" in config:  # see bigjax.data.text.TextPairs
+        known = (i for i in (tokenizer.bos, tokenizer.cls, tokenizer.pad) if i is not None)
+        ids["decoder_start_token_id"] = next(known, 0)
+    return ids
+
+
+def _padding(tokenizer: Any) -> int | None:
+    """What fills a batch: the end token where there is none for it, as transformers does."""
+    return tokenizer.end if tokenizer.pad is None else tokenizer.pad
+
+
+def _tell_tokenizer(
+    file: Path, config: Mapping[str, Any], generates: bool, padding: str | None
+) -> None:
+    """What the model reads, and with what and on which side a batch is filled up."""
+    types = config.get("type_vocab_size", 0) > 1
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings["model_input_names"] = ["input_ids", *["token_type_ids"] * types, "attention_mask"]
+    decoder = generates and "decoder_start_token_id" not in config
+    settings |= dict(padding_side="left" if decoder else "right", pad_token=padding)
+    write_json(file, settings)
 
 
 def published_tensors(leaves: Mapping[str, Any], entries: list[Entry]) -> dict[str, np.ndarray]:

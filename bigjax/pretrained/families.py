@@ -1,6 +1,6 @@
 """The families of published checkpoints that can be read and written, and what a family's file holds.
 
-Each is one module of this package with:
+A family is a module of this package, or an object in one, with:
 
     TYPE                       the `config.model.type` it belongs to
     model_values(published)    the config.json of a checkpoint -> keyword arguments of our model
@@ -11,22 +11,37 @@ and where they apply:
 
     PREFIXES                   prefixes that some checkpoints of the family put before every name
     IGNORED                    regexes of published names that hold nothing of ours (tied copies)
+    GENERATES                  whether the model writes text: an export then says how
     from_gguf(published)       a GGUF file as if it were a folder in Hugging Face layout
+    for_padding(model, leaves, pad)  what an export must change where the padding token is `pad`
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.data.sources import default_data_dir
+from bigjax.pretrained.reader import read_json
 
-# name in `config.init.family` -> (module, `model_type` of the config.json files it reads)
+# name in `config.init.family` -> (module or module:object, `model_type` of the config.json it reads)
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "gpt2": ("gpt2", ("gpt2",)),
-    "llama": ("llama", ("llama",)),
-    "bert": ("bert", ("bert",)),
-    "roberta": ("bert", ("roberta", "xlm-roberta")),
+    "llama": ("llama:LLAMA", ("llama",)),
+    "mistral": ("llama:MISTRAL", ("mistral",)),
+    "qwen2": ("llama:QWEN2", ("qwen2",)),
+    "qwen3": ("llama:QWEN3", ("qwen3",)),
+    "gemma2": ("llama:GEMMA2", ("gemma2",)),
+    "gemma3": ("llama:GEMMA3", ("gemma3_text",)),
+    "phi3": ("llama:PHI3", ("phi3",)),
+    "olmo2": ("llama:OLMO2", ("olmo2",)),
+    "smollm3": ("llama:SMOLLM3", ("smollm3",)),
+    "bert": ("bert:BERT", ("bert",)),
+    "roberta": ("bert:ROBERTA", ("roberta", "xlm-roberta")),
+    "distilbert": ("bert:DISTILBERT", ("distilbert",)),
     "t5": ("t5", ("t5",)),
     "vit": ("vit", ("vit", "deit")),
     "resnet": ("resnet", ("resnet",)),
@@ -37,23 +52,63 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def open_family(name: str, where: str = "config.init.family") -> ModuleType:
-    """The module of a family; raises UserError, with the nearest name, if there is none."""
+def open_family(name: str, where: str = "config.init.family") -> Any:
+    """A family by name; raises UserError, with the nearest name, if there is none."""
     if name not in FAMILIES:
         raise UserError(
             f"{where}: unknown family '{name}'{did_you_mean(name, FAMILIES)}; "
             f"known: {', '.join(FAMILIES)}"
         )
-    return importlib.import_module(f"bigjax.pretrained.{FAMILIES[name][0]}")
+    module, _, member = FAMILIES[name][0].partition(":")
+    found = importlib.import_module(f"bigjax.pretrained.{module}")
+    return getattr(found, member) if member else found
 
 
-def family_of_type(model_type: str, where: str) -> str:
-    """The first family whose model is of this `config.model.type`.
+def family_of_source(source: str) -> str | None:
+    """The family of a published folder; None if the source is something else, such as a run.
 
     Raises:
-      UserError: no published layout is known for it.
+      UserError: its config.json says a model of no family that is known.
     """
+    weights = Path(default_data_dir()) / "weights"
+    for folder in (Path(source).expanduser(), weights / source):
+        if (folder / "config.json").is_file():
+            published = read_json(folder / "config.json")
+            if "model_type" not in published:
+                return None
+            if found := family_of_config(published):
+                return found
+            kind = published["model_type"]
+            kinds = [k for _, kinds in FAMILIES.values() for k in kinds]
+            raise UserError(
+                f"config.init.source: {folder} holds a '{kind}'{did_you_mean(str(kind), kinds)}; "
+                f"known: {', '.join(dict.fromkeys(kinds))}"
+            )
+    return None
+
+
+def family_of_config(published: Mapping[str, Any]) -> str | None:
+    """The first family that reads a config.json of this `model_type`; None if it says none that is known."""
+    kind = published.get("model_type")
+    return next((name for name, (_, kinds) in FAMILIES.items() if kind in kinds), None)
+
+
+def family_of_model(model: Mapping[str, Any], where: str = "config.model.type") -> str:
+    """The first family whose layout can say a model of these values.
+
+    Raises:
+      UserError: no published layout is known for it; the first one's reason.
+    """
+    reasons = []
     for name in FAMILIES:
-        if model_type == open_family(name).TYPE:
+        family = open_family(name)
+        if model["type"] != family.TYPE:
+            continue
+        try:
+            family.published_config(dict(model))
             return name
-    raise UserError(f"{where}: no published layout is known for the model '{model_type}'")
+        except UserError as reason:
+            reasons.append(reason)
+    if reasons:
+        raise reasons[0]
+    raise UserError(f"{where}: no published layout is known for the model '{model['type']}'")

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from bigjax.core.errors import UserError
-from bigjax.pretrained.entry import Entry
+from bigjax.pretrained import table
+from bigjax.pretrained.entry import Entry, linear, norm
+from bigjax.pretrained.table import Key, activations
 
 TYPE = "gpt2"
+GENERATES = True
 PREFIXES = ("transformer.",)  # save_pretrained writes it, OpenAI's own checkpoints lack it
 IGNORED = (r"lm_head\.weight",)  # a copy of the embedding
 
-# What our model computes, and so a checkpoint must say, if it says anything.
+KEYS = (
+    Key("vocab_size", "vocab"),
+    Key("n_layer", "layers"),
+    Key("n_embd", "width"),
+    Key("n_head", "heads"),
+    Key("n_positions", "context"),
+    Key("n_inner", "mlp_width", None),
+    Key("resid_pdrop", "dropout", 0.1),
+    Key("layer_norm_epsilon", "norm_epsilon", 1e-5),
+    Key("activation_function", "activation", "gelu_new", activations("gelu_new")),
+)
 FIXED = {
-    "activation_function": "gelu_new",
-    "layer_norm_epsilon": 1e-5,
+    "model_type": "gpt2",
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "tie_word_embeddings": True,
@@ -28,36 +39,15 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: it describes something that this family is not.
     """
-    if published.get("model_type", "gpt2") != "gpt2":
-        raise UserError(f"config.init: model_type '{published['model_type']}' is not gpt2")
-    for key, wanted in FIXED.items():
-        if published.get(key, wanted) != wanted:
-            raise UserError(
-                f"config.init: {key} {published[key]!r} is not known here; {wanted!r} is"
-            )
-    return dict(
-        vocab=published["vocab_size"],
-        layers=published["n_layer"],
-        width=published["n_embd"],
-        heads=published["n_head"],
-        context=published["n_positions"],
-        mlp_width=published.get("n_inner"),
-        dropout=published.get("resid_pdrop", 0.1),
-    )
+    table.check(FIXED, published)
+    return table.read(KEYS, published)
 
 
 def published_config(model: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a model with these values."""
     return dict(
-        model_type="gpt2",
         architectures=["GPT2LMHeadModel"],
-        vocab_size=model["vocab"],
-        n_layer=model["layers"],
-        n_embd=model["width"],
-        n_head=model["heads"],
-        n_positions=model["context"],
-        n_inner=model["mlp_width"],
-        resid_pdrop=model["dropout"],
+        **table.write(KEYS, model),
         embd_pdrop=model["dropout"],
         attn_pdrop=0.0,
         **FIXED,
@@ -73,33 +63,19 @@ def entries(model: dict[str, Any]) -> list[Entry]:
         Entry("wte.weight", ("params/embedding",)),
         Entry("wpe.weight", ("params/positions",)),
     ]
-    heads = {"p": 3, "n": model["heads"]}
+    heads = {"n": model["heads"]}
     for i in range(model["layers"]):
-        there, here = f"h.{i}", f"params/block_{i}"
-        parts = [f"{here}/attention/{part}" for part in ("query", "key", "value")]
+        there, here = f"h.{i}", f"block_{i}"
+        parts = [f"params/{here}/attention/{part}" for part in ("query", "key", "value")]
         kernels, biases = (tuple(f"{p}/{leaf}" for p in parts) for leaf in ("kernel", "bias"))
-        out = f"{here}/attention/out"
+        fused = dict(sizes=heads, shares=(1, 1, 1), axis=-1)
         found += [
-            *pair(f"{there}.ln_1", f"{here}/attention_norm", "scale"),
-            Entry(f"{there}.attn.c_attn.weight", kernels, "d (p n h) -> p d n h", heads),
-            Entry(f"{there}.attn.c_attn.bias", biases, "(p n h) -> p n h", heads),
-            Entry(
-                f"{there}.attn.c_proj.weight",
-                (f"{out}/kernel",),
-                "(n h) d -> n h d",
-                {"n": model["heads"]},
-            ),
-            Entry(f"{there}.attn.c_proj.bias", (f"{out}/bias",)),
-            *pair(f"{there}.ln_2", f"{here}/mlp_norm", "scale"),
-            *pair(f"{there}.mlp.c_fc", f"{here}/mlp/up", "kernel"),
-            *pair(f"{there}.mlp.c_proj", f"{here}/mlp/down", "kernel"),
+            *norm(f"{there}.ln_1", f"{here}/attention_norm"),
+            Entry(f"{there}.attn.c_attn.weight", kernels, "d (n h) -> d n h", **fused),
+            Entry(f"{there}.attn.c_attn.bias", biases, "(n h) -> n h", **fused),
+            *linear(f"{there}.attn.c_proj", f"{here}/attention/out", "(n h) d -> n h d", **heads),
+            *norm(f"{there}.ln_2", f"{here}/mlp_norm"),
+            *linear(f"{there}.mlp.c_fc", f"{here}/mlp/up", None),
+            *linear(f"{there}.mlp.c_proj", f"{here}/mlp/down", None),
         ]
-    return found + pair("ln_f", "params/norm", "scale")
-
-
-def pair(name: str, path: str, weight: str) -> list[Entry]:
-    """Weight and bias that lie as ours do."""
-    return [
-        Entry(f"{name}.weight", (f"{path}/{weight}",)),
-        Entry(f"{name}.bias", (f"{path}/bias",)),
-    ]
+    return found + norm("ln_f", "norm")

@@ -1,205 +1,378 @@
-"""Llama in Hugging Face's layout, both ways, and in llama.cpp's (GGUF), to be read."""
+"""Llama and its kin in Hugging Face's layout, both ways: one table says what each family is.
+
+All are `bigjax.models.llama.Llama` with other choices. A family is one `Decoder` below and one line in
+`bigjax.pretrained.families`; what the table cannot say is refused by name.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from bigjax.core.errors import UserError
-from bigjax.models.attention import ROPE_SCALING
-from bigjax.pretrained.entry import Entry
-from bigjax.pretrained.reader import Published
+from bigjax.models.transformer import BIASES
+from bigjax.pretrained import gguf, rope, table
+from bigjax.pretrained.entry import Entry, linear, norm, projections
+from bigjax.pretrained.table import Key, activations
 
-TYPE = "llama"
-IGNORED = (r"lm_head\.weight",)  # where tied, a copy of the embedding
-
-
-def model_values(published: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `bigjax.models.llama.Llama` from a published config.json.
-
-    Raises:
-      UserError: it describes something that this family is not.
-    """
-    if published.get("model_type", "llama") != "llama":
-        raise UserError(f"config.init: model_type '{published['model_type']}' is not llama")
-    heads, width = published["num_attention_heads"], published["hidden_size"]
-    for key, known in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-        if published.get(key) not in (None, known):
-            raise UserError(
-                f"config.init: {key} {published[key]!r} is not known here; {known!r} is"
-            )
-    rope = dict(published.get("rope_parameters") or published.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", published.get("rope_theta", 10000.0)))
-    kind = rope.pop("type", None)  # as older files call it
-    rope.setdefault("rope_type", kind or "default")
-    if rope["rope_type"] not in ("default", *ROPE_SCALING):
-        known = ", ".join(("default", *ROPE_SCALING))
-        raise UserError(
-            f"config.init: rope_type '{rope['rope_type']}' is not known here; {known} are"
-        )
-    return dict(
-        vocab=published["vocab_size"],
-        layers=published["num_hidden_layers"],
-        width=width,
-        heads=heads,
-        kv_heads=published.get("num_key_value_heads") or heads,
-        head_width=published.get("head_dim") or width // heads,
-        mlp_width=published["intermediate_size"],
-        context=published["max_position_embeddings"],
-        rope_theta=theta,
-        rope_scaling=None if rope["rope_type"] == "default" else rope,
-        norm_epsilon=published.get("rms_norm_eps", 1e-6),
-        tied=published.get("tie_word_embeddings", False),
-    )
-
-
-def published_config(model: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of a model with these values."""
-    rope = model["rope_scaling"] or {"rope_type": "default"}
-    return dict(
-        model_type="llama",
-        architectures=["LlamaForCausalLM"],
-        vocab_size=model["vocab"],
-        num_hidden_layers=model["layers"],
-        hidden_size=model["width"],
-        num_attention_heads=model["heads"],
-        num_key_value_heads=model["kv_heads"],
-        head_dim=model["head_width"] or model["width"] // model["heads"],
-        intermediate_size=model["mlp_width"],
-        max_position_embeddings=model["context"],
-        rope_theta=model["rope_theta"],
-        rope_parameters={**rope, "rope_theta": model["rope_theta"]},
-        rms_norm_eps=model["norm_epsilon"],
-        tie_word_embeddings=model["tied"],
-        hidden_act="silu",
-        attention_bias=False,
-        mlp_bias=False,
-    )
-
-
-def entries(model: dict[str, Any]) -> list[Entry]:
-    """Every published tensor of a model with these values and the leaf it becomes."""
-    found = [Entry("model.embed_tokens.weight", ("params/embedding",))]
-    for i in range(model["layers"]):
-        there, here = f"model.layers.{i}", f"params/block_{i}"
-        found.append(Entry(f"{there}.input_layernorm.weight", (f"{here}/attention_norm/scale",)))
-        for part, letter, heads in (
-            ("query", "q", model["heads"]),
-            ("key", "k", model["kv_heads"]),
-            ("value", "v", model["kv_heads"]),
-        ):
-            found.append(
-                Entry(
-                    f"{there}.self_attn.{letter}_proj.weight",
-                    (f"{here}/attention/{part}/kernel",),
-                    "(n h) d -> d n h",
-                    {"n": heads},
-                )
-            )
-        found += [
-            Entry(
-                f"{there}.self_attn.o_proj.weight",
-                (f"{here}/attention/out/kernel",),
-                "d (n h) -> n h d",
-                {"n": model["heads"]},
-            ),
-            Entry(f"{there}.post_attention_layernorm.weight", (f"{here}/mlp_norm/scale",)),
-        ]
-        for part in ("gate", "up", "down"):
-            name, path = f"{there}.mlp.{part}_proj.weight", f"{here}/mlp/{part}/kernel"
-            found.append(Entry(name, (path,), "o i -> i o"))
-    found.append(Entry("model.norm.weight", ("params/norm/scale",)))
-    if not model["tied"]:
-        found.append(Entry("lm_head.weight", ("params/unembedding",)))
-    return found
-
-
-# llama.cpp's names -> Hugging Face's.
-GGUF_NAMES = {
-    r"token_embd\.weight": "model.embed_tokens.weight",
-    r"output_norm\.weight": "model.norm.weight",
-    r"output\.weight": "lm_head.weight",
-    r"blk\.(\d+)\.attn_norm\.weight": r"model.layers.\1.input_layernorm.weight",
-    r"blk\.(\d+)\.ffn_norm\.weight": r"model.layers.\1.post_attention_layernorm.weight",
-    r"blk\.(\d+)\.attn_([qkv])\.weight": r"model.layers.\1.self_attn.\2_proj.weight",
-    r"blk\.(\d+)\.attn_output\.weight": r"model.layers.\1.self_attn.o_proj.weight",
-    r"blk\.(\d+)\.ffn_(gate|up|down)\.weight": r"model.layers.\1.mlp.\2_proj.weight",
+KEYS = (
+    Key("vocab_size", "vocab"),
+    Key("num_hidden_layers", "layers"),
+    Key("hidden_size", "width"),
+    Key("num_attention_heads", "heads"),
+    Key("num_key_value_heads", "kv_heads", None),
+    Key("head_dim", "head_width", None),
+    Key("intermediate_size", "mlp_width"),
+    Key("max_position_embeddings", "context"),
+    Key("rms_norm_eps", "norm_epsilon", 1e-6),
+    Key("tie_word_embeddings", "tied", False),
+    Key("hidden_act", "activation", "silu", activations("silu")),
+)
+# Our choices that no key of most families speaks of, as a plain Llama has them.
+PLAIN = dict(
+    rope_width=None,
+    layer_kinds=("full",),
+    window=None,
+    local_rope_theta=None,
+    norm="rms",
+    norm_places="before",
+    biases=(),
+    qk_norm="none",
+    query_width=None,
+    softcap=None,
+    logit_softcap=None,
+    scaled_embedding=False,
+)
+# Where the norms stand -> our norm -> its published name.
+NORM_NAMES = {
+    "before": dict(attention_norm="input_layernorm", mlp_norm="post_attention_layernorm"),
+    "after": dict(
+        attention_out_norm="post_attention_layernorm", mlp_out_norm="post_feedforward_layernorm"
+    ),
+    "both": dict(
+        attention_norm="input_layernorm",
+        attention_out_norm="post_attention_layernorm",
+        mlp_norm="pre_feedforward_layernorm",
+        mlp_out_norm="post_feedforward_layernorm",
+    ),
 }
+LAYER_TYPES = {"full_attention": "full", "sliding_attention": "local"}
 
 
-def from_gguf(published: Published) -> Published:
-    """A GGUF file as if it were a folder in Hugging Face's layout.
+@dataclass(frozen=True)
+class Decoder:
+    """One family.
 
-    llama.cpp turns neighbouring pairs of a head where we and Hugging Face turn halves, so its files
-    hold the rows of queries and keys in another order (its convert_hf_to_gguf.py, `permute`).
-
-    Raises:
-      UserError: the file holds another architecture, or lacks a field.
+    model_type, architecture: its names in config.json.
+    choices: our fields that are always so.
+    keys: those of config.json that other families lack, or have with another default.
+    biases: a key of config.json -> the biases of ours that it switches.
+    local: which layers see a window of the tokens: "none", "all" where there is a window, "from" the
+        layer max_window_layers on, or so many in turn, of which the last is full.
+    theta: of rotary positions, where config.json says none.
+    fused: whether queries, keys and values are one matrix, and gate and up.
     """
-    config = _config_of(published)
-    heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
-    names = {_hugging_face_name(name): name for name in published.shapes}
 
-    def read(name: str) -> np.ndarray:
-        tensor = published.read(names[name])
-        rotary = re.fullmatch(r".*\.([qk])_proj\.weight", name)
-        return _halves(tensor, heads[rotary[1]]) if rotary else tensor
+    model_type: str
+    architecture: str
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    keys: Sequence[Key] = ()
+    biases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    local: str | int = "none"
+    window: int | None = None
+    theta: float = 10000.0
+    fused: bool = False
 
-    shapes = {name: published.shapes[theirs] for name, theirs in names.items()}
-    return dataclasses.replace(published, config=config, shapes=shapes, read=read, gguf=False)
+    TYPE = "llama"
+    GENERATES = True
+    IGNORED = (r"lm_head\.weight",)  # where tied, a copy of the embedding
 
+    def model_values(self, published: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of `bigjax.models.llama.Llama` from a published config.json.
 
-def _config_of(published: Published) -> dict[str, Any]:
-    """What config.json would say, from the header's fields."""
-    fields = published.config
-    kind = fields.get("general.architecture")
-    if kind != "llama":
-        raise UserError(f"{published.path}: a GGUF file of architecture '{kind}', not 'llama'")
-    if "token_embd.weight" not in published.shapes:
-        raise UserError(f"{published.path}: holds no 'token_embd.weight'")
+        Raises:
+          UserError: it describes something that this family is not.
+        """
+        table.check(
+            {"model_type": self.model_type, "use_bidirectional_attention": False}, published
+        )
+        values = table.read(self._keys(), published)
+        heads, width = values["heads"], values["width"]
+        values["kv_heads"] = values["kv_heads"] or heads
+        values["head_width"] = values["head_width"] or width // heads
+        on = [part for key, parts in self.biases.items() if published.get(key) for part in parts]
+        on += self.choices.get("biases", ())
+        for key in {"attention_bias", "mlp_bias"} - set(self.biases):
+            table.check({key: False}, published)
+        values = {**PLAIN, **values, **self.choices, **self._layers(published, values["layers"])}
+        values["biases"] = tuple(part for part in BIASES if part in on)
+        values |= self._rope(published)
+        turning = int(values["head_width"] * values.pop("partial"))
+        return {**values, "rope_width": None if turning == values["head_width"] else turning}
 
-    def value(key: str, default: Any = None) -> Any:
-        found = fields.get(f"llama.{key}", default)
-        if found is None:
-            raise UserError(f"{published.path}: the header lacks 'llama.{key}'")
+    def published_config(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The config.json of a model with these values.
+
+        Raises:
+          UserError: the family is something else than this model.
+        """
+        said = table.write(self._keys(), model)
+        H = model["head_width"] or model["width"] // model["heads"]
+        said |= dict(head_dim=H, **self._write_layers(model))
+        biases = set(model["biases"])
+        for key, parts in self.biases.items():
+            said[key] = set(parts) <= biases
+            biases -= set(parts) if said[key] else set()
+        spoken = {key.ours for key in self._keys()} | {"layer_kinds", "window", "biases"}
+        spoken |= {"local_rope_theta"} if self._by_kind() else set()
+        spoken |= {"rope_width"} if self.fused else set()
+        left = {key: value for key, value in {**PLAIN, **self.choices}.items() if key not in spoken}
+        if biases != set(self.choices.get("biases", ())):
+            left["biases"] = self.choices.get("biases", ())
+        differing = [key for key, value in left.items() if model[key] != value]
+        if differing:
+            what = "; ".join(f"model.{key} {model[key]!r}" for key in differing)
+            raise UserError(f"export: the layout of '{self.model_type}' cannot say {what}")
+        return dict(
+            model_type=self.model_type,
+            architectures=[self.architecture],
+            **{**said, **self._write_rope(model, H)},
+        )
+
+    def entries(self, model: dict[str, Any]) -> list[Entry]:
+        """Every published tensor of a model with these values and the leaf it becomes."""
+        found = [Entry("model.embed_tokens.weight", ("params/embedding",))]
+        for i in range(model["layers"]):
+            found += self._block(f"model.layers.{i}", f"block_{i}", model)
+        found += norm("model.norm", "norm", bias=False)
+        if not model["tied"]:
+            found.append(Entry("lm_head.weight", ("params/unembedding",)))
         return found
 
-    heads = value("attention.head_count")
-    return dict(
-        model_type="llama",
-        vocab_size=published.shapes["token_embd.weight"][0],
-        num_hidden_layers=value("block_count"),
-        hidden_size=value("embedding_length"),
-        num_attention_heads=heads,
-        num_key_value_heads=value("attention.head_count_kv", heads),
-        head_dim=value("rope.dimension_count", value("embedding_length") // heads),
-        intermediate_size=value("feed_forward_length"),
-        max_position_embeddings=value("context_length"),
-        rope_parameters={"rope_theta": value("rope.freq_base", 10000.0), **_scaling_of(fields)},
-        # The header holds float32: 1e-5 reads 9.999999747378752e-06.
-        rms_norm_eps=float(f"{value('attention.layer_norm_rms_epsilon'):.6g}"),
-        tie_word_embeddings="output.weight" not in published.shapes,
-    )
+    def from_gguf(self, published: Any) -> Any:
+        """A GGUF file as if it were a folder in this layout; UserError but for plain Llama."""
+        if self.model_type != "llama":
+            raise UserError(f"{published.path}: a GGUF file cannot be read as '{self.model_type}'")
+        return gguf.as_folder(published)
+
+    def _keys(self) -> tuple[Key, ...]:
+        own = {key.ours for key in self.keys}
+        return (*(key for key in KEYS if key.ours not in own), *self.keys)
+
+    def _by_kind(self) -> bool:
+        """Whether full and local layers have rotary settings of their own."""
+        return "local_rope_theta" in self.choices
+
+    def _layers(self, published: Mapping[str, Any], layers: int) -> dict[str, Any]:
+        """`layer_kinds` and `window`."""
+        if self.local == "no_rope":
+            table.check({"use_sliding_window": False}, published)
+            every = published.get("no_rope_layer_interval") or 4
+            turns = published.get("no_rope_layers") or [(i + 1) % every for i in range(layers)]
+            return dict(layer_kinds=_shortest(["full" if t else "no_rope" for t in turns]))
+        window = published.get("sliding_window", self.window)
+        types = published.get("layer_types")
+        if self.local == "none":
+            types = None
+        elif self.local == "all":
+            types = ["sliding_attention"] * layers
+        elif self.local == "from":
+            window = window if published.get("use_sliding_window") else None
+            first = published.get("max_window_layers", 28)
+            types = types or [_type(i >= first) for i in range(layers)]
+        else:
+            period = published.get("sliding_window_pattern") or self.local
+            types = types or [_type((i + 1) % period) for i in range(layers)]
+        if types is None or window is None:
+            return {}
+        for kind in types:
+            if kind not in LAYER_TYPES:
+                raise UserError(f"config.init: layer_types {kind!r} is not known here")
+        if "sliding_attention" not in types:
+            return {}
+        return dict(layer_kinds=_shortest([LAYER_TYPES[t] for t in types]), window=window)
+
+    def _write_layers(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """The way back; UserError where the family has no such layers."""
+        kinds = [
+            model["layer_kinds"][i % len(model["layer_kinds"])] for i in range(model["layers"])
+        ]
+        known = {
+            "none": {"full"},
+            "all": {kinds[0]} - {"no_rope"},
+            "no_rope": {"full", "no_rope"},
+        }.get(self.local, {"full", "local"})
+        if not set(kinds) <= known:
+            raise UserError(
+                f"export: the layout of '{self.model_type}' cannot say model.layer_kinds "
+                f"{model['layer_kinds']!r}"
+            )
+        if self.local == "none":
+            return {}
+        if self.local == "no_rope":
+            return dict(no_rope_layers=[int(kind == "full") for kind in kinds])
+        window = model["window"]
+        if self.local == "all":
+            return dict(sliding_window=window)
+        if self.local == "from":
+            switch = dict(use_sliding_window=window is not None)
+            switch["max_window_layers"] = kinds.index("local") if window else model["layers"]
+        else:
+            switch = {}
+        types = [_type(kind == "local") for kind in kinds]
+        return dict(sliding_window=window, layer_types=types, **switch)
+
+    def _rope(self, published: Mapping[str, Any]) -> dict[str, Any]:
+        if not self._by_kind():
+            found = rope.read(published, self.theta)
+        else:
+            given = published.get("rope_parameters") or {}
+            own = given.get("sliding_attention") or {}
+            local = own.get("rope_theta") or published.get("rope_local_base_freq") or 10000.0
+            if own.get("rope_type", "default") != "default":
+                raise UserError(f"config.init: rope_type {own['rope_type']!r} of local layers")
+            plain = {**published, "rope_parameters": given.get("full_attention")}
+            found = {**rope.read(plain, self.theta), "local_rope_theta": float(local)}
+        if found["partial"] != 1 and not self.fused:
+            raise UserError(
+                f"config.init: partial_rotary_factor {found['partial']} is not known here"
+            )
+        return found
+
+    def _write_rope(self, model: Mapping[str, Any], head_width: int) -> dict[str, Any]:
+        found = rope.write(model)
+        if self._by_kind():
+            local = model["local_rope_theta"]
+            found["rope_parameters"] = {
+                "full_attention": found["rope_parameters"],
+                "sliding_attention": {"rope_type": "default", "rope_theta": local},
+            }
+            found["rope_local_base_freq"] = local
+        if (
+            self.fused
+        ):  # Phi-3 reads no `rope_parameters` and wants three numbers of a scaling, no more
+            del found["rope_parameters"]
+            found["partial_rotary_factor"] = (model["rope_width"] or head_width) / head_width
+            if scaling := found["rope_scaling"]:
+                if scaling["rope_type"] != "longrope" or scaling.get("attention_factor"):
+                    raise UserError("export: the layout of 'phi3' has a plain 'longrope' alone")
+                lists = {key: scaling[key] for key in ("short_factor", "long_factor")}
+                found["rope_scaling"] = dict(type="longrope", **lists)
+        return found
+
+    def _block(self, there: str, here: str, model: Mapping[str, Any]) -> list[Entry]:
+        """The tensors of one block."""
+        N, K = model["heads"], model["kv_heads"]
+        H = model["head_width"] or model["width"] // N
+        found = []
+        for ours, theirs in NORM_NAMES[model["norm_places"]].items():
+            found += norm(f"{there}.{theirs}", f"{here}/{ours}", bias=False)
+        if model["qk_norm"] != "none":
+            pattern = None if model["qk_norm"] == "head" else "(n h) -> n h"
+            for theirs, ours in (("q_norm", "query_norm"), ("k_norm", "key_norm")):
+                path = (f"params/{here}/attention/{ours}/scale",)
+                sizes = {"h": H} if pattern else {}
+                found.append(Entry(f"{there}.self_attn.{theirs}.weight", path, pattern, sizes))
+        bias = "mlp" in model["biases"]
+        down = linear(f"{there}.mlp.down_proj", f"{here}/mlp/down", bias=bias)
+        if not self.fused:
+            names = [f"{there}.self_attn.{letter}_proj" for letter in "qkvo"]
+            found += projections(names, f"{here}/attention", H, model["biases"])
+            for part in ("gate", "up"):
+                found += linear(f"{there}.mlp.{part}_proj", f"{here}/mlp/{part}", bias=bias)
+            return found + down
+        parts = tuple(f"params/{here}/attention/{p}/kernel" for p in ("query", "key", "value"))
+        halves = tuple(f"params/{here}/mlp/{p}/kernel" for p in ("gate", "up"))
+        name = f"{there}.self_attn.qkv_proj.weight"
+        return [
+            *found,
+            Entry(name, parts, "(n h) d -> d n h", {"h": H}, shares=(N, K, K)),
+            *linear(
+                f"{there}.self_attn.o_proj", f"{here}/attention/out", "d (n h) -> n h d", False, h=H
+            ),
+            Entry(f"{there}.mlp.gate_up_proj.weight", halves, "o i -> i o", shares=(1, 1)),
+            *down,
+        ]
 
 
-def _scaling_of(fields: dict[str, Any]) -> dict[str, Any]:
-    kind = fields.get("llama.rope.scaling.type", "none")
-    if kind == "none":
-        return {"rope_type": "default"}
-    return {"rope_type": kind, "factor": fields.get("llama.rope.scaling.factor", 1.0)}
+def _type(local: Any) -> str:
+    return "sliding_attention" if local else "full_attention"
 
 
-def _hugging_face_name(name: str) -> str:
-    for pattern, template in GGUF_NAMES.items():
-        if match := re.fullmatch(pattern, name):
-            return match.expand(template)
-    return name  # known to nobody: loading will say so
+def _shortest(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The shortest list that gives these kinds when it is gone through again and again."""
+    lengths = range(1, len(kinds) + 1)
+    period = next(n for n in lengths if all(k == kinds[i % n] for i, k in enumerate(kinds)))
+    return tuple(kinds[:period])
 
 
-def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows (N * H, D) whose rotary pairs are neighbours -> rows whose pairs are halves of a head."""
-    pairs = rows.reshape(heads, -1, 2, rows.shape[-1])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+ATTENTION_BIAS = {"attention_bias": ("qkv", "out")}
+GEMMA = dict(norm="rms_from_one", norm_places="both", scaled_embedding=True)
+GEMMA_KEYS = (
+    Key("head_dim", "head_width", 256),
+    Key("hidden_activation", "activation", "gelu_pytorch_tanh", activations("gelu_pytorch_tanh")),
+    Key("tie_word_embeddings", "tied", True),
+    Key("query_pre_attn_scalar", "query_width", 256),
+)
+LLAMA = Decoder("llama", "LlamaForCausalLM", biases={**ATTENTION_BIAS, "mlp_bias": ("mlp",)})
+MISTRAL = Decoder("mistral", "MistralForCausalLM", local="all", window=4096)
+QWEN2 = Decoder("qwen2", "Qwen2ForCausalLM", dict(biases=("qkv",)), local="from", window=4096)
+QWEN3 = Decoder(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    dict(qk_norm="head"),
+    (Key("head_dim", "head_width", 128),),
+    ATTENTION_BIAS,
+    local="from",
+    window=4096,
+)
+GEMMA2 = Decoder(
+    "gemma2",
+    "Gemma2ForCausalLM",
+    GEMMA,
+    (
+        *GEMMA_KEYS,
+        Key("attn_logit_softcapping", "softcap", 50.0, null=True),
+        Key("final_logit_softcapping", "logit_softcap", 30.0, null=True),
+    ),
+    ATTENTION_BIAS,
+    local=2,
+    window=4096,
+)
+GEMMA3 = Decoder(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    {**GEMMA, "qk_norm": "head", "local_rope_theta": 10000.0},
+    (
+        *GEMMA_KEYS,
+        Key("attn_logit_softcapping", "softcap", None),
+        Key("final_logit_softcapping", "logit_softcap", None),
+    ),
+    ATTENTION_BIAS,
+    local=6,
+    window=4096,
+    theta=1e6,
+)
+PHI3 = Decoder(
+    "phi3",
+    "Phi3ForCausalLM",
+    keys=(Key("rms_norm_eps", "norm_epsilon", 1e-5),),
+    local="all",
+    fused=True,
+)
+OLMO2 = Decoder(
+    "olmo2",
+    "Olmo2ForCausalLM",
+    dict(norm_places="after", qk_norm="all"),
+    (Key("rms_norm_eps", "norm_epsilon", 1e-5),),
+    ATTENTION_BIAS,
+)
+SMOLLM3 = Decoder(
+    "smollm3",
+    "SmolLM3ForCausalLM",
+    keys=(Key("tie_word_embeddings", "tied", True), Key("num_key_value_heads", "kv_heads", 4)),
+    biases={**ATTENTION_BIAS, "mlp_bias": ("mlp",)},
+    local="no_rope",
+    theta=2e6,
+)

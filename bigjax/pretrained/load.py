@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -34,8 +33,8 @@ FREE = ("vocab", "context", "dropout", "head", "outputs", "remat", "scan_layers"
 SHOWN = 6  # problems that one message lists
 
 
-def open_checkpoint(source: str, name: str) -> tuple[Published, ModuleType]:
-    """A published checkpoint of the family `name`, with the family's module.
+def open_checkpoint(source: str, name: str) -> tuple[Published, Any]:
+    """A published checkpoint of the family `name`, with the family.
 
     Raises:
       UserError: unknown family, no such or an unreadable checkpoint, or one of another family.
@@ -86,7 +85,7 @@ def derived_model(init: Mapping[str, Any], model: Mapping[str, Any], needed: Seq
     return {**family.model_values(published.config), **model}
 
 
-def check_published(init: Any, model: Mapping[str, Any]) -> tuple[Published, ModuleType]:
+def check_published(init: Any, model: Mapping[str, Any]) -> tuple[Published, Any]:
     """Opens the checkpoint that `config.init` names, with its family, and compares the models.
 
     Raises:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bigjax.models.mobilenet import STAGES
-from bigjax.pretrained.entry import Entry
-from bigjax.pretrained.vision import batch_norm, conv, dense
+from bigjax.pretrained.entry import Entry, linear
+from bigjax.pretrained.vision import batch_norm, conv
 
 TYPE = "mobilenet_v2"
 KEYS = ("outputs", "width")
@@ -35,7 +35,7 @@ def entries(model: dict[str, Any]) -> list[Entry]:
         *found,
         *conv(f"{last}.0", "last"),
         *batch_norm(f"{last}.1", "last_norm"),
-        *dense("classifier.1", "head"),
+        *linear("classifier.1", "head"),
     ]
 
 

@@ -8,6 +8,7 @@ file (Llama family, dequantized tensor by tensor), or a torch state dict through
 from __future__ import annotations
 
 import json
+import mmap
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import default_data_dir
+from bigjax.pretrained.gguf_header import read_header
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -77,12 +79,16 @@ def open_published(source: str, where: str = "config.init.source") -> Published:
     folder = path if path.is_dir() else path.parent
     if path.is_file() and path.suffix not in (".safetensors", ".gguf", ".pth", ".pt", ".bin"):
         raise UserError(f"{where}: {path} is none of .safetensors, .gguf, .pth, .pt, .bin")
-    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if path.is_file():
         files = [path]
     elif (folder / INDEX).exists():
-        names = _read_json(folder / INDEX).get("weight_map", {}).values()
-        files = [_inside(folder, name) for name in sorted(set(names))]
+        names = read_json(folder / INDEX).get("weight_map")
+        if not names or not isinstance(names, dict) or not all(map(_is_text, names.values())):
+            raise UserError(
+                f"{folder / INDEX}: its weight_map should say which file holds which tensor"
+            )
+        files = [_inside(folder, name) for name in sorted(set(names.values()))]
     else:
         files = [folder / SINGLE] if (folder / SINGLE).exists() else _only_weights(folder, where)
     if files[0].suffix == ".gguf":
@@ -102,11 +108,16 @@ def _open_safetensors(path: Path, files: list[Path], config: Mapping[str, Any]) 
             for name in handle.keys():  # noqa: SIM118 (not a mapping)
                 shapes[name] = tuple(handle.get_slice(name).get_shape())
                 opened[name] = handle
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{file}: not a readable safetensors file ({error})") from None
 
     def read(name: str) -> np.ndarray:
-        return opened[name].get_tensor(name)
+        try:
+            return opened[name].get_tensor(name)
+        except Exception as error:  # a dtype that NumPy lacks, such as 8-bit floats
+            raise UserError(
+                f"{path}: tensor '{name}' cannot be read ({_one_line(error)})"
+            ) from None
 
     return Published(path, config, shapes, read)
 
@@ -114,33 +125,30 @@ def _open_safetensors(path: Path, files: list[Path], config: Mapping[str, Any]) 
 def _open_gguf(path: Path) -> Published:
     import gguf
 
+    blocks = {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
     try:
-        reader = gguf.GGUFReader(path)
-    except Exception as error:  # the library raises whatever a broken header leads it to
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        fields, tensors = read_header(data, blocks)
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise UserError(f"{path}: not a readable GGUF file ({_one_line(error)})") from None
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    for tensor in reader.tensors:
-        if tensor.data_offset + tensor.n_bytes > path.stat().st_size:
-            raise UserError(f"{path}: cut short: it ends before tensor '{tensor.name}' does")
-    # GGUF lists the fastest axis first.
-    shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in tensors.items()}
 
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        return np.asarray(values, np.float32).reshape(shapes[name])
+        raw = np.frombuffer(data, np.uint8, tensor.size, tensor.start)
+        rows = raw.reshape(*tensor.shape[:-1], -1) if raw.size else raw
+        kind = gguf.GGMLQuantizationType(tensor.type)
+        try:
+            values = gguf.quants.dequantize(rows, kind)
+        except NotImplementedError:
+            raise UserError(
+                f"{path}: tensor '{name}' is {kind.name}, which cannot be read"
+            ) from None
+        return np.asarray(values, np.float32).reshape(tensor.shape)
 
-    config = {
-        key: _plain_field(entry)
-        for key, entry in reader.fields.items()
-        if not key.startswith(("GGUF.", "tokenizer."))
-    }
+    config = {k: x for k, x in fields.items() if not k.startswith("tokenizer.") and x is not None}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     return Published(path, config, shapes, read, gguf=True)
-
-
-def _plain_field(entry: Any) -> Any:
-    value = entry.contents()
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _open_torch(path: Path, config: Mapping[str, Any]) -> Published:
@@ -203,10 +211,14 @@ def _inside(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable JSON ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: should hold a JSON object")

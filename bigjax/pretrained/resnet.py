@@ -6,10 +6,17 @@ from typing import Any
 
 from bigjax.core.errors import UserError
 from bigjax.models.resnet import EXPANSION
-from bigjax.pretrained.entry import Entry
-from bigjax.pretrained.vision import batch_norm, conv, dense, labels_of, outputs_of
+from bigjax.pretrained import table
+from bigjax.pretrained.entry import Entry, linear
+from bigjax.pretrained.table import Key
+from bigjax.pretrained.vision import batch_norm, conv
 
 TYPE = "resnet"
+KEYS = (
+    Key("layer_type", "block", words={block: block for block in EXPANSION}),
+    Key("embedding_size", "width"),
+    Key("depths", "layers"),
+)
 
 
 def model_values(published: dict[str, Any]) -> dict[str, Any]:
@@ -18,38 +25,32 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: it describes something that this family is not.
     """
-    block, width = published["layer_type"], published["embedding_size"]
-    wanted = dict(
-        hidden_act="relu",
-        downsample_in_first_stage=False,
-        downsample_in_bottleneck=False,
-        hidden_sizes=[width * EXPANSION[block] * 2**i for i in range(len(published["depths"]))],
-    )
-    for key, value in wanted.items():
-        if published.get(key, value) != value:
-            raise UserError(f"config.init: {key} {published[key]!r} is not known; {value!r} is")
-    return dict(
-        outputs=outputs_of(published),
-        layers=tuple(published["depths"]),
-        block=block,
-        width=width,
-        stem="imagenet",
-    )
+    values = table.read(KEYS, published)
+    table.check(_fixed(values), published)
+    return dict(values, outputs=table.outputs_of(published, default=1000), stem="imagenet")
 
 
 def published_config(model: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a model with these values; UserError if transformers has no such model."""
     if model["stem"] != "imagenet":
         raise UserError(f"export: transformers' ResNet has no stem '{model['stem']}'")
-    sizes = [model["width"] * EXPANSION[model["block"]] * 2**i for i in range(len(model["layers"]))]
     return dict(
         model_type="resnet",
         architectures=["ResNetForImageClassification"],
-        layer_type=model["block"],
-        depths=list(model["layers"]),
-        embedding_size=model["width"],
-        hidden_sizes=sizes,
-        **labels_of(model["outputs"]),
+        **table.write(KEYS, model),
+        **_fixed(model),
+        **table.labels_of(model["outputs"]),
+    )
+
+
+def _fixed(model: dict[str, Any]) -> dict[str, Any]:
+    """What config.json must say of a model of these values."""
+    first = model["width"] * EXPANSION[model["block"]]
+    return dict(
+        hidden_act="relu",
+        downsample_in_first_stage=False,
+        downsample_in_bottleneck=False,
+        hidden_sizes=[first * 2**i for i in range(len(model["layers"]))],
     )
 
 
@@ -66,7 +67,7 @@ def entries(model: dict[str, Any]) -> list[Entry]:
                 found += unit(name, f"{here}/conv_{number}", f"{here}/norm_{number}")
             if i == 0 and (stage or model["block"] == "bottleneck"):
                 found += unit(f"{there}.shortcut", f"{here}/shortcut", f"{here}/shortcut_norm")
-    return found + dense("classifier.1", "head")
+    return found + linear("classifier.1", "head")
 
 
 def unit(name: str, conv_path: str, norm_path: str) -> list[Entry]:

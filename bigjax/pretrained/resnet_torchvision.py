@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bigjax.pretrained.entry import Entry
+from bigjax.pretrained.entry import Entry, linear
 from bigjax.pretrained.resnet import TYPE, model_values, published_config
-from bigjax.pretrained.vision import batch_norm, conv, dense
+from bigjax.pretrained.vision import batch_norm, conv
 
 __all__ = ["TYPE", "entries", "model_values", "published_config"]
 
@@ -25,4 +25,4 @@ def entries(model: dict[str, Any]) -> list[Entry]:
             if i == 0 and (stage or model["block"] == "bottleneck"):
                 found += conv(f"{there}.downsample.0", f"{here}/shortcut")
                 found += batch_norm(f"{there}.downsample.1", f"{here}/shortcut_norm")
-    return found + dense("fc", "head")
+    return found + linear("fc", "head")

@@ -5,13 +5,30 @@ from __future__ import annotations
 from typing import Any
 
 from bigjax.core.errors import UserError
-from bigjax.pretrained.entry import Entry
+from bigjax.pretrained import table
+from bigjax.pretrained.entry import Entry, linear, norm, projections
+from bigjax.pretrained.table import Key
 
 TYPE = "t5"
+GENERATES = True
 # Each side's own copy of the shared embedding.
 IGNORED = (r"(encoder|decoder)\.embed_tokens\.weight",)
 
-FEED_FORWARD = {"relu": False, "gated-gelu": True}
+KEYS = (
+    Key("vocab_size", "vocab"),
+    Key("num_layers", "layers"),
+    Key("num_decoder_layers", "decoder_layers", None),
+    Key("d_model", "width"),
+    Key("num_heads", "heads"),
+    Key("d_kv", "head_width"),
+    Key("d_ff", "mlp_width"),
+    Key("feed_forward_proj", "gated", "relu", {"relu": False, "gated-gelu": True}),
+    Key("tie_word_embeddings", "tied", True),
+    Key("relative_attention_num_buckets", "buckets", 32),
+    Key("relative_attention_max_distance", "max_distance", 128),
+    Key("dropout_rate", "dropout", 0.1),
+    Key("layer_norm_epsilon", "norm_epsilon", 1e-6),
+)
 
 
 def model_values(published: dict[str, Any]) -> dict[str, Any]:
@@ -20,30 +37,11 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
     Raises:
       UserError: it describes something that this family is not.
     """
-    feed_forward = published.get("feed_forward_proj", "relu")
-    if feed_forward not in FEED_FORWARD:
-        raise UserError(
-            f"config.init: feed_forward_proj '{feed_forward}' is not known here; "
-            f"{' and '.join(FEED_FORWARD)} are"
-        )
-    tied = published.get("tie_word_embeddings", True)
-    return dict(
-        vocab=published["vocab_size"],
-        layers=published["num_layers"],
-        decoder_layers=published.get("num_decoder_layers") or published["num_layers"],
-        width=published["d_model"],
-        heads=published["num_heads"],
-        head_width=published["d_kv"],
-        mlp_width=published["d_ff"],
-        gated=FEED_FORWARD[feed_forward],
-        # transformers 5 writes "tied" even where it is not, and this beside it.
-        tied=published.get("scale_decoder_outputs", tied),
-        positions="relative",
-        buckets=published.get("relative_attention_num_buckets", 32),
-        max_distance=published.get("relative_attention_max_distance", 128),
-        dropout=published.get("dropout_rate", 0.1),
-        norm_epsilon=published.get("layer_norm_epsilon", 1e-6),
-    )
+    values = {**table.read(KEYS, published), "positions": "relative"}
+    values["decoder_layers"] = values["decoder_layers"] or values["layers"]
+    # transformers 5 writes "tied" even where it is not, and this beside it.
+    values["tied"] = published.get("scale_decoder_outputs", values["tied"])
+    return values
 
 
 def published_config(model: dict[str, Any]) -> dict[str, Any]:
@@ -54,22 +52,16 @@ def published_config(model: dict[str, Any]) -> dict[str, Any]:
     """
     if model["positions"] != "relative":
         raise UserError("export: the published T5 has relative positions only")
+    filled = dict(
+        decoder_layers=model["decoder_layers"] or model["layers"],
+        head_width=model["head_width"] or model["width"] // model["heads"],
+        mlp_width=model["mlp_width"] or 4 * model["width"],
+    )
     return dict(
         model_type="t5",
         architectures=["T5ForConditionalGeneration"],
-        vocab_size=model["vocab"],
-        num_layers=model["layers"],
-        num_decoder_layers=model["decoder_layers"] or model["layers"],
-        d_model=model["width"],
-        num_heads=model["heads"],
-        d_kv=model["head_width"] or model["width"] // model["heads"],
-        d_ff=model["mlp_width"] or 4 * model["width"],
-        feed_forward_proj="gated-gelu" if model["gated"] else "relu",
-        tie_word_embeddings=model["tied"],
-        relative_attention_num_buckets=model["buckets"],
-        relative_attention_max_distance=model["max_distance"],
-        dropout_rate=model["dropout"],
-        layer_norm_epsilon=model["norm_epsilon"],
+        **table.write(KEYS, {**model, **filled}),
+        pad_token_id=0,
         decoder_start_token_id=0,
     )
 
@@ -83,10 +75,10 @@ def entries(model: dict[str, Any]) -> list[Entry]:
             first = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
             found.append(Entry(first, (f"params/{side}/distances",)))
         for i in range(layers):
-            found += block(f"{side}.block.{i}", f"params/{side}/block_{i}", model)
-        found.append(Entry(f"{side}.final_layer_norm.weight", (f"params/{side}/norm/scale",)))
+            found += block(f"{side}.block.{i}.layer", f"{side}/block_{i}", model)
+        found += norm(f"{side}.final_layer_norm", f"{side}/norm", bias=False)
     if not model["tied"]:
-        found.append(linear("lm_head", "params/head"))
+        found += linear("lm_head", "head", bias=False)
     return found
 
 
@@ -95,22 +87,13 @@ def block(name: str, path: str, model: dict[str, Any]) -> list[Entry]:
     parts = [("SelfAttention", "attention")]
     if name.startswith("decoder"):
         parts.append(("EncDecAttention", "cross_attention"))
-    found = []
+    found, width = [], model["head_width"] or model["width"] // model["heads"]
     for number, (there, here) in enumerate(parts):
-        sublayer, sizes = f"{name}.layer.{number}", {"n": model["heads"]}
-        for letter, part in (("q", "query"), ("k", "key"), ("v", "value")):
-            kernel = (f"{path}/{here}/{part}/kernel",)
-            pattern = "(n h) d -> d n h"
-            found.append(Entry(f"{sublayer}.{there}.{letter}.weight", kernel, pattern, sizes))
-        kernel = (f"{path}/{here}/out/kernel",)
-        found.append(Entry(f"{sublayer}.{there}.o.weight", kernel, "d (n h) -> n h d", sizes))
-        found.append(Entry(f"{sublayer}.layer_norm.weight", (f"{path}/{here}_norm/scale",)))
-    sublayer = f"{name}.layer.{len(parts)}"
+        names = [f"{name}.{number}.{there}.{letter}" for letter in "qkvo"]
+        found += projections(names, f"{path}/{here}", width, biases=())
+        found += norm(f"{name}.{number}.layer_norm", f"{path}/{here}_norm", bias=False)
+    last = f"{name}.{len(parts)}"
     names = dict(wi_0="gate", wi_1="up", wo="down") if model["gated"] else dict(wi="up", wo="down")
     for there, here in names.items():
-        found.append(linear(f"{sublayer}.DenseReluDense.{there}", f"{path}/mlp/{here}"))
-    return [*found, Entry(f"{sublayer}.layer_norm.weight", (f"{path}/mlp_norm/scale",))]
-
-
-def linear(name: str, path: str) -> Entry:
-    return Entry(f"{name}.weight", (f"{path}/kernel",), "o i -> i o")
+        found += linear(f"{last}.DenseReluDense.{there}", f"{path}/mlp/{here}", bias=False)
+    return found + norm(f"{last}.layer_norm", f"{path}/mlp_norm", bias=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bigjax.pretrained.entry import Entry
-from bigjax.pretrained.vision import batch_norm, conv, dense
+from bigjax.pretrained.entry import Entry, linear
+from bigjax.pretrained.vision import batch_norm, conv
 
 TYPE = "vgg"
 KEYS = ("outputs", "layers", "width", "pooled", "dense", "batch_norm")
@@ -39,7 +39,7 @@ def entries(model: dict[str, Any]) -> list[Entry]:
     # `classifier` counts linear, activation, dropout; the features come flattened channel by channel.
     layers = [*(f"dense_{i}" for i in range(len(model["dense"]))), "head"]
     side = model["pooled"]
-    found += dense("classifier.0", layers[0], "o (c h w) -> (h w c) o", h=side, w=side)
+    found += linear("classifier.0", layers[0], "o (c h w) -> (h w c) o", h=side, w=side)
     for i, layer in enumerate(layers[1:], start=1):
-        found += dense(f"classifier.{3 * i}", layer)
+        found += linear(f"classifier.{3 * i}", layer)
     return found

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.core.errors import RunFailed, UserError
 from bigjax.report import charts
 from bigjax.run import clock, pictures
-from bigjax.run.files import write_atomic
+from bigjax.run.files import read_json, write_atomic
+from bigjax.run.manifest import public
 from bigjax.run.text import cell, clip, duration
 from bigjax.run.writers import read_metrics
 
@@ -44,7 +44,7 @@ def write_report(workdir: Folder, problem: str = "") -> Path:
     """
     workdir = Path(workdir)
     files = ("config", "manifest", "result")
-    config, manifest, result = (_read_json(workdir / f"{name}.json") for name in files)
+    config, manifest, result = (read_json(workdir / f"{n}.json") or {} for n in files)
     lines = read_metrics(workdir / "metrics.jsonl")
     names = manifest.pop("class_names", None) or []
     final = result.get("metrics") or {k: v for x in lines for k, v in x.items() if k != "step"}
@@ -88,8 +88,8 @@ class LiveReport:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
             text = str(error).strip().partition("\n")[0]
-            expected = isinstance(error, UserError | RunFailed) and text
-            self._write(text if expected else f"{type(error).__name__}: {text}")
+            ours = type(error).__module__.startswith("bigjax.") and text
+            self._write(text if ours else f"{type(error).__name__}: {text}")
 
     def _write(self, problem: str) -> None:
         began = time.monotonic()
@@ -131,7 +131,7 @@ def write_pipeline_report(
         has_seeds=any(isinstance(v, (list, tuple)) for row in table_rows for v in row.values()),
         curves=mean_curves(runs, ("train/loss", *evaluated)),
         stages={
-            name: (folder, _read_json(workdir / folder / "result.json"))
+            name: (folder, read_json(workdir / folder / "result.json") or {})
             for name, folder in stages.items()
         },
     )
@@ -272,7 +272,7 @@ def _flat(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
             flat += _flat(value, f"{prefix}{key}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat.append((f"{prefix}{key}", text))
+            flat.append((f"{prefix}{key}", public(f"{prefix}{key}", text)))
     return flat
 
 
@@ -292,14 +292,6 @@ def table(rows: Sequence[Mapping[str, object]]) -> dict[str, Any] | None:
 
     cells = [[(cell(row.get(c, "")), parts(row.get(c))) for c in columns] for row in rows]
     return {"columns": list(zip(columns, is_number, strict=True)), "rows": cells}
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 @functools.cache

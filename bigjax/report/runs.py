@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
-import json
 import os
 import sys
 import time
@@ -18,10 +16,12 @@ from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.settings import Train
+from bigjax.run.files import read_json
 from bigjax.run.text import amount, duration, table
 from bigjax.run.writers import read_metrics
 
 COLUMNS = ("run", "state", "step", "metric", "value", "size", "age")
+LOCKS = "/proc/locks"  # Linux; elsewhere no run is known to be at work
 # What a run is judged by where its config does not say: the first of these that it has.
 MAIN = ("accuracy", "f1_macro", "bleu", "r2", "perplexity", "loss")
 
@@ -73,7 +73,9 @@ def main(arguments: Sequence[str]) -> int:
         "--sort", default="run", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or -COLUMN"
     )
     try:
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            raise UserError(f"unknown argument {unknown[0]}{did_you_mean(unknown[0], ['--sort'])}")
         if not options.folder.is_dir():
             raise UserError(f"{options.folder}: no such folder")
         rows = find(options.folder)
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _row(folder: Path, name: str) -> dict[str, Any]:
     config, manifest, result = (
-        _read_json(folder / f"{file}.json") for file in ("config", "manifest", "result")
+        read_json(folder / f"{file}.json") or {} for file in ("config", "manifest", "result")
     )
     lines = read_metrics(folder / "metrics.jsonl")
     checkpoints = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
@@ -120,15 +122,13 @@ def _state(folder: Path, result: Mapping[str, Any]) -> str:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a process of this machine, or one that shares its locks, writes the run."""
-    if not path.exists():
+    """Whether a process of this machine writes the run. Asks the kernel: a lock of our own, however
+    short, could turn away a run that starts just then."""
+    if not (path.exists() and os.path.exists(LOCKS)):
         return False
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    inode = f":{path.stat().st_ino} "
+    with open(LOCKS) as locks:
+        return any("FLOCK" in line and inode in line for line in locks)
 
 
 def _main_metric(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str | None:
@@ -146,7 +146,7 @@ def _main_metric(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str |
 def _total_steps(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> int | None:
     examples = manifest.get("data", {}).get("train", {}).get("examples")
     with contextlib.suppress(TypeError, UserError):  # of another version, or damaged
-        settings = Train(**config["train"])
+        settings = Train(**config.get("train"))
         return settings.steps or settings.total_steps(examples)
     return None
 
@@ -158,10 +158,3 @@ def _files(folder: Path) -> Iterator[tuple[int, float]]:
             with contextlib.suppress(FileNotFoundError):  # a run at work replaces files
                 about = os.stat(os.path.join(parent, name))
                 yield about.st_size, about.st_mtime
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return value if isinstance(value, dict) else {}
-    return {}

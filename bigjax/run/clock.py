@@ -8,6 +8,7 @@ their own only where they last longer than the device's work. Knows nothing of m
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from pathlib import Path
@@ -15,8 +16,10 @@ from typing import Any
 
 import jax
 
-from bigjax.run.files import write_atomic
+from bigjax.run.files import read_json, write_atomic
 from bigjax.run.text import rate
+
+log = logging.getLogger("bigjax")
 
 CATEGORIES = (
     "start_up",  # from the call of `train` to the first step: data, state, restore
@@ -57,11 +60,11 @@ class Clock:
 
     def __init__(self, workdir: Path) -> None:
         self._path = workdir / "time.json"
-        stored = json.loads(self._path.read_text()) if self._path.exists() else {}
-        self.starts = stored.get("starts", 0) + 1
-        self._marks: dict[str, dict[str, float]] = stored.get("marks", {})
+        stored = _stored(self._path)
+        self.starts = stored["starts"] + 1
+        self._marks: dict[str, dict[str, float]] = stored["marks"]
         self._seconds = dict.fromkeys(CATEGORIES, 0.0)
-        self._before = {name: stored.get("seconds", {}).get(name, 0.0) for name in CATEGORIES}
+        self._before = {name: stored["seconds"].get(name, 0.0) for name in CATEGORIES}
         self._parts = {name: _Part(self, name) for name in CATEGORIES}
         self._name, self._since = "start_up", time.perf_counter()
         self._stack: list[str] = []
@@ -132,6 +135,20 @@ class Clock:
         self._spans.append((start, time.perf_counter() - start))
         self._seconds[self._name] -= seconds
         self._seconds["compile"] += seconds
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What `time.json` says of earlier starts; where it is lost or damaged, that there were none."""
+    found = read_json(path) or {"starts": 0, "seconds": {}, "marks": {}}
+    try:
+        parts = [found["seconds"], *found["marks"].values()]
+        fine = all(isinstance(s, int | float) and s >= 0 for part in parts for s in part.values())
+        if fine and type(found["starts"]) is int and all(map(str.isdecimal, found["marks"])):
+            return found
+    except (KeyError, AttributeError, TypeError):
+        pass
+    log.warning("%s is damaged: times are counted anew", path)
+    return {"starts": 0, "seconds": {}, "marks": {}}
 
 
 class _Part:

@@ -31,6 +31,7 @@ log = logging.getLogger("bigjax")
 
 TEMPORARY = ".bigjax-tmp"
 RUN_ID = re.compile(r"[0-9a-f]{16}")  # a run's id, see `bigjax.run.manifest`
+MOST_TRIES = 8  # to find where a line begins that was glued to a torn one
 DAY = 86400.0  # seconds; a private folder older than this belongs to a process that is gone
 
 
@@ -126,7 +127,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The objects of a file of JSON lines, and what is wrong with it, a line of text each.
 
-    Lines that were glued together are taken apart; what cannot be read is left out and named. Without
+    Lines that were glued together are taken apart; what cannot be read is left out and named, but
+    for a last line that has no end: it is being written, or was when its process was killed. Without
     a file there are none.
 
     Raises:
@@ -140,14 +142,14 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     decoder, found, problems = json.JSONDecoder(), [], []
     for number, line in enumerate(lines, 1):
-        at, torn = 0, False
-        while (at := line.find("{", at)) >= 0:
+        at, torn = 0, 0
+        while torn < MOST_TRIES and (at := line.find("{", at)) >= 0:
             try:
                 item, at = decoder.raw_decode(line, at)
                 found.append(item)
             except (ValueError, RecursionError):
-                at, torn = at + 1, True
-        if torn or (line.strip() and "{" not in line):
+                at, torn = at + 1, torn + 1
+        if (torn or (line.strip() and "{" not in line)) and number < len(lines):
             problems.append(f"line {number} is torn; what is lost of it is left out")
     return found, problems
 

@@ -137,7 +137,10 @@ def read_ledger(workdir: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: it is damaged: a run that guessed what to leave out would be another run.
     """
-    lines, problems = read_json_lines(workdir / LEDGER)
+    path = workdir / LEDGER
+    lines, problems = read_json_lines(path)
+    if path.exists() and not (path.read_bytes() or b"\n").endswith(b"\n"):
+        problems.append("its last line is cut")  # it is written in one move
     for line in lines:
         if not isinstance(line.get("step"), int) or not all(
             isinstance(pair, list) and list(map(type, pair)) == [int, int]
@@ -145,9 +148,7 @@ def read_ledger(workdir: Path) -> list[dict[str, Any]]:
         ):
             problems.append(f"a line without step and examples: {str(line)[:60]}")
     if problems:
-        raise UserError(
-            f"{workdir / LEDGER}: {problems[0]}; put back a whole one, or use a new --workdir"
-        )
+        raise UserError(f"{path}: {problems[0]}; put back a whole one, or use a new --workdir")
     return lines
 
 

@@ -114,6 +114,7 @@ def describe(config: Config, mesh: Any, sources: dict[str, Any]) -> dict[str, An
             for split, source in sources.items()
         },
         "class_names": sources["train"].class_names,
+        "fitted": getattr(sources["train"], "fitted", None),
     }
 
 
@@ -186,25 +187,58 @@ def read_manifest(workdir: Path) -> dict[str, Any] | None:
     found = read_json(path)
     if found is None:
         return None
-    starts = [found, *(found["resumes"] if isinstance(found.get("resumes"), list) else [None])]
-    parts = ("code", "versions", "flags", "data", "devices")
-    whole = RUN_ID.fullmatch(str(found.get("run"))) and all(
-        isinstance(start, dict) and all(isinstance(start.get(part), dict) for part in parts)
-        for start in starts
-    )
-    if not whole:
+    resumes = found.get("resumes")
+    starts = [found, *(resumes if isinstance(resumes, list) else [None])]
+    if not RUN_ID.fullmatch(str(found.get("run"))) or not all(map(_is_start, starts)):
         log.warning("%s is damaged and counts as lost (it is no run's manifest)", path)
         return None
     return found
 
 
-def record(workdir: Path, config: Config, session: Session, step: int) -> None:
-    """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it."""
+def check_fitted(workdir: Path, source: Any) -> None:
+    """Refuses a train split by which a run's predictions would be read wrongly.
+
+    Raises:
+      UserError: its class names, or what else a source fits to it, are not those of the run.
+    """
+    first = read_manifest(workdir) or {"resumes": []}
+    known = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+    for part in ("class_names", "fitted"):
+        old, new = known.get(part), plain(getattr(source, part, None))
+        if old is not None and old != new:
+            raise UserError(
+                f"{workdir}: the train split is not the run's: what is fitted to it ({part}) differs; "
+                "bring the data back as it was, or train anew"
+            )
+
+
+def _is_start(about: Any) -> bool:
+    """Whether this can be what `describe` said of a start."""
+    parts = ("code", "versions", "flags", "data", "devices")
+    if not isinstance(about, dict) or not all(isinstance(about.get(p), dict) for p in parts):
+        return False
+    devices, flags = about["devices"], about["flags"]
+    return (
+        {"platform", "kind", "processes"} <= devices.keys()
+        and isinstance(devices.get("mesh"), dict)
+        and isinstance(devices["processes"], int)
+        and all(isinstance(flag, str) for flag in flags.values())
+    )
+
+
+def record(
+    workdir: Path, config: Config, session: Session, step: int, base: str | None = None
+) -> None:
+    """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it.
+
+    base: fingerprint of the leaves that are neither trained nor saved.
+    """
     path = workdir / "manifest.json"
     if session.changed is None:
         if path.exists():  # damaged
             path.replace(path.with_name("manifest.json.damaged"))
-        write_json(path, {"run": session.run, **session.about, "resumes": []})
+        bound = {"base": base} if base else {}
+        write_json(path, {"run": session.run, **session.about, **bound, "resumes": []})
     else:
         first = read_manifest(workdir)
         contract = {"step": step, "contract": session.contract, "changed": session.changed}
@@ -239,14 +273,18 @@ def differences(
     ]
 
 
-def shown(key: str, value: Any) -> str:
-    """A value as others may see it: no secret, no path outside the project; of a hash, 12 digits."""
+def public(key: str, value: Any) -> str:
+    """A value as others may see it: no secret, and no path outside the project."""
     text = str(value)
     if (isinstance(value, str) and _SECRET_KEY.search(key.lower())) or _SECRET_VALUE.search(text):
         return "(secret)"
-    if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text):
-        return text[:12]
     return _PATH.sub(_shown_path, text)
+
+
+def shown(key: str, value: Any) -> str:
+    """As `public`, for a line of text; of a hash, the first digits tell enough."""
+    text = public(key, value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
 
 
 def command(arguments: Sequence[str]) -> str:

@@ -1,17 +1,21 @@
-"""Pictures that a run leaves: `WORKDIR/pictures/NAME/STEP.png`. Whatever lies there is in the report.
+"""Pictures that a run leaves, in `WORKDIR/samples/NAME/STEP.png`. What lies there is in the report.
 
-An evaluator that makes samples hands them to `Writers.picture`, or saves such a file itself.
+That is the whole hook: an evaluator that makes samples saves them there, and report.html shows the
+newest of each name, as TensorBoard does.
+
+    pictures.save(seen.folder, seen.step, "samples", pictures.grid(images))
 """
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
+from PIL import Image
 
-FOLDER = "pictures"
+FOLDER = "samples"
 GAP = 2  # pixels between the pictures of a grid
 
 
@@ -46,13 +50,12 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return whole
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """Returns uint8 (H, W, 1 or 3) as a PNG file."""
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(out, "PNG")
-    return out.getvalue()
+def save(workdir: Path, step: int, name: str, pixels: np.ndarray) -> None:
+    """Writes one picture, uint8 (H, W, 1 or 3); of several processes of a run, the first does."""
+    if jax.process_index() == 0:
+        path = workdir / FOLDER / name / f"{step}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
 
 
 def saved(workdir: Path) -> dict[str, dict[int, Path]]:

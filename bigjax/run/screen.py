@@ -29,7 +29,7 @@ log = logging.getLogger("bigjax")
 REDRAW = 0.2  # seconds between two looks of a bar
 FILE_EVERY = 30.0  # seconds between two lines of a bar in a file
 RATE_OVER = 50  # looks, so 10 seconds or more, that a rate is averaged over
-BAR = (10, 40)  # columns of the drawn bar: fewer are not worth it, more tell nothing
+BAR_SHARE = 6  # of the columns that a drawn bar takes, one in so many
 
 
 class Screen:
@@ -120,12 +120,12 @@ class Bar:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._screen.bars.remove(self)
         if self._stays:
             self._draw()
             self._screen.leave()
         else:
             self._screen.clear()
+        self._screen.bars.remove(self)
         spent = time.monotonic() - self._began
         for outer in self._screen.bars:  # whose rate is that of its own work
             outer._marks = deque(((t + spent, n) for t, n in outer._marks), RATE_OVER)
@@ -157,12 +157,11 @@ class Bar:
         """The fields that fit into a width; a drawn bar goes before values but the first."""
         fields = self.fields()
         needed = fields[: len(fields) - len(self.values) + 1] if self.values else fields
-        room = width - len(fit(needed, width)) - 2
-        if not self.total or room < BAR[0]:
-            return fit(fields, width)
-        room = max(BAR[0], min(BAR[1], width - len("  ".join(fields)) - 2))
-        full = (room - 2) * min(self.done, self.total) // self.total
-        return fit([fields[0], f"[{'=' * full}{' ' * (room - 2 - full)}]", *fields[1:]], width)
+        size = width // BAR_SHARE
+        if self.total and len("  ".join(needed)) + 2 + size <= width:
+            full = (size - 2) * min(self.done, self.total) // self.total
+            fields.insert(1, f"[{'=' * full}{' ' * (size - 2 - full)}]")
+        return fit(fields, width)
 
     def fields(self) -> list[str]:
         """The most important first: where, the first value, time left, rate, other values."""
@@ -188,8 +187,8 @@ class Bar:
             shown = f"{rate(60 * pace)} {self._unit}/min now"
         if not self.total:
             return [shown, duration(now - self._began)]
-        left = [f"{duration((self.total - done) / pace)} left"] if done < self.total else []
-        return [*left, shown]
+        rest = self.total - self.done
+        return [f"{duration(rest / pace)} left", shown] if rest > 0 else [shown]
 
     def _is_shown(self) -> bool:
         """The innermost one is, where the program may speak (not in all processes of a run)."""

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from bigjax.config.resolve import flatten
 
@@ -54,8 +55,9 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Adds uint8 (H, W, C)."""
+    def picture(self, step: int, name: str, path: Path) -> None:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
         self._writer.add_image(name, pixels, step, dataformats="HWC")
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:

@@ -11,6 +11,7 @@ what the screen and the curves show.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,12 @@ import jax
 import numpy as np
 
 from bigjax.run import pictures
-from bigjax.run.files import plain, write_atomic
+from bigjax.run.files import plain, read_json, read_json_lines, write_atomic
 from bigjax.run.screen import Bar, Screen, progress, screen, wrap
 from bigjax.run.tensorboard import TensorBoard
 from bigjax.run.trackers import Tracker, check, open_tracker
+
+log = logging.getLogger("bigjax")
 
 Pair = tuple[jax.Array, jax.Array]
 """A sum and the weight to divide it by, once, at the end."""
@@ -127,10 +130,15 @@ class Writers:
         self._written = {(step, name) for line in lines if line["step"] == step for name in line}
         self._purge_step = step + 1
         self._step = step
-        if self._marks_path.exists():
-            marks = json.loads(self._marks_path.read_text())
-            self._marks = {at: [float(x) for x in sums] for at, sums in marks.items()}
-            self._marks = {at: sums for at, sums in self._marks.items() if int(at) <= step}
+        marks = read_json(self._marks_path) or {}
+        try:
+            marks = {
+                int(at): [float(total), float(weight)] for at, (total, weight) in marks.items()
+            }
+        except (TypeError, ValueError) as error:
+            log.warning("%s is damaged and counts as lost (%s)", self._marks_path, error)
+            marks = {}
+        self._marks = {str(at): sums for at, sums in marks.items() if at <= step}
         self._loss.resume(self._marks.get(str(step), (0.0, 0.0)))
         for of_name in pictures.saved(self._workdir).values():
             for at, path in of_name.items():
@@ -167,25 +175,17 @@ class Writers:
         self._evaluated = evaluated or self._evaluated
         if self._use_tensorboard:
             self._open_tensorboard().scalars(step, scalars)
+            for name, files in pictures.saved(self._workdir).items() if evaluated else ():
+                if step in files:
+                    self._tensorboard.picture(step, name, files[step])
         for name, tracker in self._trackers.items():
             tracker = tracker or open_tracker(name, self._workdir)
             self._trackers[name] = tracker
             tracker.log(step, scalars)
         self._show(step, scalars)
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Keeps a picture, uint8 (H, W, 1 or 3), such as `pictures.grid` of samples.
-
-        It lies in WORKDIR/pictures/NAME/STEP.png, and is in the report and in TensorBoard.
-        """
-        path = self._workdir / pictures.FOLDER / name / f"{step}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pictures.png(pixels))
-        if self._use_tensorboard:
-            self._open_tensorboard().picture(step, name, pixels)
-
     def histograms(self, step: int, params: Any) -> None:
-        """Adds a histogram of each leaf of a tree of arrays to TensorBoard; fetches them all."""
+        """Adds a histogram of each leaf of a tree of host arrays to TensorBoard."""
         if self._use_tensorboard:
             leaves = jax.tree_util.tree_leaves_with_path(params)
             arrays = {
@@ -224,7 +224,7 @@ class Writers:
         self._moved(self._step)  # shows the bar while the first step compiles
         return self
 
-    def __exit__(self, kind: type | None = None, *exception: object) -> None:
+    def __exit__(self, kind: type | None, *exception: object) -> None:
         if kind is None and self._tensorboard and self._evaluated:
             self._tensorboard.hyperparameters(self._evaluated)
         self.close()
@@ -277,9 +277,6 @@ class NoWriters(Writers):
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
         pass
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        pass
-
     def histograms(self, step: int, params: Any) -> None:
         pass
 
@@ -288,20 +285,26 @@ class NoWriters(Writers):
 
 
 def read_metrics(path: str | Path) -> list[dict]:
-    """Returns the lines of a metrics.jsonl in order; [] without a file, and without a torn last line.
+    """Returns the lines of a metrics.jsonl in order; [] without a file.
 
-    "NaN", "Infinity" and "-Infinity" are returned as the floats they stand for.
+    "NaN", "Infinity" and "-Infinity" are returned as the floats they stand for. Of what is damaged a
+    warning tells.
     """
-    if not Path(path).exists():
-        return []
-    lines = []
-    for text in Path(path).read_text(encoding="utf-8").splitlines():
+    lines, problems = read_json_lines(Path(path))
+    found = []
+    for line in lines:
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # a kill during the write: that step is written again after the resume
-        lines.append({k: float(v) if isinstance(v, str) else v for k, v in line.items()})
-    return lines
+            values = {k: float(v) if isinstance(v, str) else v for k, v in line.items()}
+        except ValueError as error:
+            problems.append(f"of step {line.get('step')}: {error}; left out")
+            continue
+        if type(values.get("step")) is int:
+            found.append(values)
+        else:
+            problems.append("a line without its step; left out")
+    for problem in problems:
+        log.warning("%s: %s", path, problem)
+    return found
 
 
 def _json_line(line: Mapping[str, object]) -> str:

@@ -1,17 +1,99 @@
-"""What a sweep is: the experiment, the points, the seeds, and what is asked of the results."""
+"""What a sweep is: its points and the plain functions that combine them, its seeds, what is asked of it.
+
+A point is a dict from config key to value, e.g. {"optimizer.learning_rate": 1e-3}.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import ast
+import builtins
+import itertools
+import random
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bigjax.config.resolve import Config
-from bigjax.core.errors import UserError, did_you_mean
-from bigjax.sweep.grid import Point
+from bigjax.core.errors import UserError
 
-TEST = re.compile(r"(?<![a-z])test(?![a-z])", re.IGNORECASE)
+Point = dict[str, Any]
+
+
+def over(key: str, values: Iterable[Any]) -> list[Point]:
+    """One point a value: over("a", [1, 2]) is [{"a": 1}, {"a": 2}]."""
+    return [{key: value} for value in values]
+
+
+def product(*lists: Sequence[Point]) -> list[Point]:
+    """Every combination of one point from each list; the last list turns fastest."""
+    return [_merged(points) for points in itertools.product(*lists)]
+
+
+def zip(*lists: Sequence[Point]) -> list[Point]:
+    """The first points together, the second points together, ...
+
+    Raises:
+      UserError: the lists are not of one length.
+    """
+    lengths = [len(points) for points in lists]
+    if len(set(lengths)) > 1:
+        raise UserError(
+            f"zip: the lists have {', '.join(map(str, lengths))} points, not as many each"
+        )
+    return [_merged(points) for points in builtins.zip(*lists, strict=True)]
+
+
+def chain(*lists: Sequence[Point]) -> list[Point]:
+    """All points of the first list, then all of the second, ..."""
+    return [dict(point) for points in lists for point in points]
+
+
+def subsample(points: Sequence[Point], count: int, seed: int = 0) -> list[Point]:
+    """`count` of the points, chosen at random by `seed` alone, in the order they came in.
+
+    Raises:
+      UserError: there are not as many.
+    """
+    if not 0 <= count <= len(points):
+        raise UserError(f"subsample: {count} of {len(points)} points")
+    chosen = sorted(random.Random(seed).sample(range(len(points)), count))
+    return [dict(points[i]) for i in chosen]
+
+
+def parse_values(text: str) -> list[Any]:
+    """The values of a shell list: "1e-3,3e-4", "(30,30),(60,)", "adam,sgd", "None,1.0"."""
+    try:
+        return list(ast.literal_eval(f"[{text}]"))
+    except (ValueError, SyntaxError):
+        return [_value(word.strip()) for word in text.split(",")]
+
+
+def parse_points(text: str) -> list[Point]:
+    """The points of a shell list "KEY=V1,V2,..."; KEY may start with "config.".
+
+    Raises:
+      UserError: there is no "=", no key or no value.
+    """
+    key, equals, values = text.partition("=")
+    if not (key and equals and values):
+        raise UserError(f"'{text}': write KEY=VALUE,VALUE,...")
+    return over(key.removeprefix("config."), parse_values(values))
+
+
+def _value(word: str) -> Any:
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(word.lower(), word)
+
+
+def _merged(points: Iterable[Point]) -> Point:
+    merged: Point = {}
+    for point in points:
+        for key in point:
+            if key in merged:
+                raise UserError(f"a point cannot have two values of '{key}'")
+        merged.update(point)
+    return merged
 
 
 @dataclass(frozen=True)
@@ -51,31 +133,34 @@ class Search:
 class Sweep:
     """Trials are points x seeds; each is an ordinary run of the experiment.
 
+    Where the experiment is a pipeline, a point's key "stage" says which stage it is a point of, its
+    other keys are that stage's, and "stages.NAME.KEY" is a key of a stage that it needs. What trials
+    need in common, such as a teacher, runs once. The command line's flags are these attributes.
+
     Attributes:
       experiment: module with `get_config`, e.g. "experiments.digits_distill".
-      points: see `bigjax.sweep.grid`. Where the experiment is a pipeline, a point's key "stage" says
-        which stage it is a point of (default: `stage`, then the last stage), its other keys are that
-        stage's, and "stages.NAME.KEY" is a key of a stage that it needs. What trials need in common,
-        such as a teacher, runs once.
-      seeds: how many (config.seed, config.seed + 1, ...), or which.
-      metric: what choices are made by, "eval/SPLIT/NAME".
-      mode: whether more or less of it is better.
-      test_metric: shown once, for what was chosen.
+      points: what sets trials apart; lists of them are made and combined by the functions above.
+      seeds: how many (config.seed, config.seed + 1, ...), or which: 5, or 0,3,7.
+      metric: what choices are made by, eval/SPLIT/NAME; default: the task's own, on a validation
+        split, for which 10 % of train are held out where the experiment has none.
+      mode: whether more or less of it is better, max or min; known for bigjax's own metrics.
+      test_metric: shown once, for what was chosen; default: the same on the test split.
       overrides: keys that all trials share; for a pipeline, of every stage.
-      stage: of a pipeline.
+      stage: of a pipeline; default: the last.
       by: keys whose values name a method; within each method the best point is chosen. Without it
         every point stands for itself and the best of all is chosen.
-      baseline: values that pick the point (or method) that the others are compared with.
-      interval: of the mean, 95 %: Student's t, or the bootstrap (BCa, Efron 1987).
+      baseline: KEY=VALUE: the point (or method) that the others are compared with.
+      interval: 95 % one of the mean: t (Student), or bootstrap (BCa, Efron 1987).
       select_on_test: says that choosing by a test metric is meant.
       search: draws points instead of listing them.
+      note: said under the table.
     """
 
     experiment: str
     points: Sequence[Point] = field(default=({},))
     seeds: int | Sequence[int] = 1
-    metric: str = "eval/validation/accuracy"
-    mode: Literal["max", "min"] = "max"
+    metric: str | None = None
+    mode: Literal["max", "min"] | None = None
     test_metric: str | None = None
     overrides: Point = field(default_factory=dict)
     stage: str | None = None
@@ -84,9 +169,10 @@ class Sweep:
     interval: Literal["t", "bootstrap"] = "t"
     select_on_test: bool = False
     search: Search | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
-        if self.mode not in ("max", "min"):
+        if self.mode not in ("max", "min", None):
             raise UserError(f"mode: '{self.mode}' is neither max nor min")
         if self.interval not in ("t", "bootstrap"):
             raise UserError(f"interval: '{self.interval}' is neither t nor bootstrap")
@@ -99,31 +185,3 @@ class Sweep:
                 raise UserError("seed: say `seeds`, not a point's 'seed'")
         if not self.points:
             raise UserError("the sweep has no points")
-
-
-def check_metrics(sweep: Sweep, config: Config) -> None:
-    """Refuses a metric that no run will have, and a choice made on test data without saying so.
-
-    A split counts as test data if its name, or the data it names, has the word "test" in it.
-
-    Raises:
-      UserError: see above.
-    """
-    for name in filter(None, (sweep.metric, sweep.test_metric)):
-        parts = name.split("/")
-        if len(parts) != 3 or parts[0] != "eval":
-            raise UserError(f"metric '{name}': write eval/SPLIT/NAME")
-        splits = config.get("evaluate.splits")
-        if parts[1] not in splits:
-            raise UserError(
-                f"metric '{name}': config.evaluate.splits has no '{parts[1]}'"
-                f"{did_you_mean(parts[1], splits)}; it has {', '.join(splits) or 'nothing'}"
-            )
-    split = sweep.metric.split("/")[1]
-    data = str(config.get("data.splits")[split])
-    if (TEST.search(split) or TEST.search(data)) and not sweep.select_on_test:
-        raise UserError(
-            f"metric '{sweep.metric}' chooses on test data ({split} = '{data}'): the chosen one's test "
-            "result would be too good. Choose on a validation split, e.g. "
-            "config.data.splits.validation='train[80%:]', or say select_on_test"
-        )

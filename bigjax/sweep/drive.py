@@ -116,3 +116,10 @@ def _record_start(plan: Plan, name: str) -> None:
     line = {"trial": name, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     with open(plan.workdir / "starts.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def start_order(workdir: Path) -> list[str]:
+    """The trials' names in the order in which they began, over all starts of the sweep."""
+    path = workdir / "starts.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line)["trial"] for line in lines]

@@ -1,33 +1,38 @@
-"""Where trials run. An executor takes jobs and tells, as it happens, how their trials begin and end.
+"""Where trials run: one small class a place; what they share, and `Local`, this machine, are here.
 
-`Local` runs them in processes of this machine. Another executor (a cluster) is a class with the same
-two methods; what a job does is in `bigjax.sweep.worker`, whoever starts it.
+The jobs of a sweep are files in workers/START/waiting/. Each place starts commands, which are workers
+(`bigjax.sweep.worker`): a worker takes a job by renaming its file to taken/, runs its trials, and renames
+it to ended/. How a trial ended is read from its own folder. The file workers/START/open bids them go
+on: without it they save and stop. So a worker runs on any machine that sees the sweep's folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import queue
+import shutil
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+import uuid
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from bigjax.core.compilers import for_children
+from bigjax.core.errors import UserError
 from bigjax.run.files import write_json
-from bigjax.sweep.trials import Trial
+from bigjax.sweep.trials import Trial, status
 
-TICK = 0.5  # seconds after which `run` yields None if nothing happens
+TICK = 0.1  # seconds between two looks into the sweep's folder
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """Early stopping: optuna's rule, over the values of one metric (see `bigjax.sweep.pruning`)."""
+    """Early stopping: optuna's rule, over the values of one metric (see `bigjax.sweep.search`)."""
 
     rule: Literal["median", "halving"]
     metric: str
@@ -37,23 +42,17 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Job:
-    """Trials for one process to run one after another, or, vectorised, all at once."""
+    """Trials for one worker: one, or several that it runs all at once."""
 
     trials: tuple[Trial, ...]
     vectorize: bool = False
     pruning: Pruning | None = None
-
-    @property
-    def program(self) -> str:
-        """Jobs of one program share its compilation within a process."""
-        return self.trials[0].config.program_fingerprint
 
     def message(self, workdir: Path) -> dict[str, Any]:
         """The job as plain JSON, all that a worker needs."""
         return {
             "trials": [
                 {
-                    "name": t.name,
                     "folder": str(t.folder(workdir)),
                     "config": t.config.values,
                     "trusted": sorted(t.config.trusted),
@@ -74,8 +73,32 @@ class Event:
     reason: str = ""
 
 
-class Executor(Protocol):
-    """Runs jobs; a context manager that gives back what it holds."""
+class Executor:
+    """Runs jobs; a context manager that gives back what it holds. A place is its three last methods.
+
+    Attributes:
+      at_once: most workers at once; None: as many as there are jobs.
+      jobs_each: jobs that a worker runs before it ends; None: it waits for more.
+    """
+
+    at_once: int | None = None
+    jobs_each: int | None = None
+
+    def __init__(self) -> None:
+        self.room: Path | None = None  # workers/START
+        self._workers: dict[Hashable, int] = {}  # handle -> number
+        self._programs: dict[str, int] = {}  # fingerprint -> number
+        self._jobs = self._started = 0
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.room:
+            (self.room / "open").unlink(missing_ok=True)
+            self.cancel(list(self._workers))
+            if exception[0] is None:
+                shutil.rmtree(self.room, ignore_errors=True)
 
     def run(
         self, jobs: Sequence[Job], workdir: Path, stop: Callable[[], bool]
@@ -84,178 +107,174 @@ class Executor(Protocol):
 
         Once `stop()` is true no job is begun, running trials save and end "stopped".
         """
-        ...
+        workdir, stopping = workdir.absolute(), False
+        self._open(workdir)
+        left = {self._put(job, workdir): job for job in jobs}  # file name -> job that has not ended
+        begun: set[str] = set()
+        able: set[int] = set()  # workers that have taken a job
+        while left:
+            if stop() and not stopping:
+                stopping = True
+                (self.room / "open").unlink()
+                for name in self._listed("waiting"):
+                    if self._take(name):
+                        yield from (Event(trial.name, "stopped") for trial in left.pop(name).trials)
+                self.cancel([handle for handle, n in self._workers.items() if n not in able])
+            elif not stopping:
+                self._start(min(self.at_once or len(left), len(left)) - len(self._workers))
+            ended = self.ended(list(self._workers))  # asked before the last look into the folders
+            for folder in ("taken", "ended"):
+                for path, name, worker in self._held(folder):
+                    able.add(worker)
+                    if name not in begun:
+                        begun.add(name)
+                        yield from (Event(trial.name, "started") for trial in left[name].trials)
+                    if folder == "ended":
+                        path.unlink(missing_ok=True)
+                        yield from _endings(left.pop(name), workdir, None)
+            for handle, how in ended.items():
+                worker = self._workers.pop(handle)
+                lost = [(path, name) for path, name, n in self._held("taken") if n == worker]
+                if not lost and worker not in able and not stopping:  # it cannot even start
+                    lost = [
+                        (None, name) for name in self._listed("waiting")[:1] if self._take(name)
+                    ]
+                for path, name in lost:
+                    if path:
+                        path.unlink(missing_ok=True)
+                    yield from _endings(left.pop(name), workdir, None if stopping else how)
+            yield None
+            if left:
+                time.sleep(TICK)
 
-    def __enter__(self) -> Executor: ...
+    def start(self, commands: Sequence[list[str]]) -> list[Hashable]:
+        """Has the commands run; returns a handle for each."""
+        raise NotImplementedError
 
-    def __exit__(self, *exception: object) -> None: ...
+    def ended(self, handles: Sequence[Any]) -> dict[Hashable, str]:
+        """Those that run no more, and how they ended, as the reason of a trial that had not."""
+        raise NotImplementedError
+
+    def cancel(self, handles: Sequence[Any]) -> None:
+        """Ends workers that do nothing, or have not begun."""
+        raise NotImplementedError
+
+    def _open(self, workdir: Path) -> None:
+        if self.room is None:
+            for path in workdir.glob("workers/*/open"):  # of a start that was killed
+                path.unlink()
+            self.room = workdir / "workers" / uuid.uuid4().hex[:8]
+            for name in ("waiting", "taken", "ended"):
+                (self.room / name).mkdir(parents=True)
+            (self.room / "open").touch()
+
+    def _put(self, job: Job, workdir: Path) -> str:
+        """Writes a job's file; its name says its turn, and which program its trials share."""
+        program = job.trials[0].config.program_fingerprint
+        number = self._programs.setdefault(program, len(self._programs))
+        name, self._jobs = f"{self._jobs:06d}-{number}", self._jobs + 1
+        (self.room / name).write_text(json.dumps(job.message(workdir)))
+        os.rename(self.room / name, self.room / "waiting" / name)
+        return name
+
+    def _take(self, name: str) -> bool:
+        """Takes a waiting job out; False if a worker was faster."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.room / "waiting" / name).unlink()
+            return True
+        return False
+
+    def _listed(self, folder: str) -> list[str]:
+        return sorted(os.listdir(self.room / folder))
+
+    def _held(self, folder: str) -> list[tuple[Path, str, int]]:
+        """(file, its job's name, number of the worker) of the jobs taken, or ended."""
+        names = self._listed(folder)
+        return [(self.room / folder / n, n.split(".")[0], int(n.split(".")[1])) for n in names]
+
+    def _start(self, count: int) -> None:
+        numbers = range(self._started, self._started + max(0, count))
+        worker = [sys.executable, "-m", "bigjax.sweep.worker", str(self.room)]
+        limits = [str(self.at_once or 1), str(self.jobs_each or 0)]
+        commands = [[*worker, str(number), *limits] for number in numbers]
+        if commands:
+            self._workers |= dict(zip(self.start(commands), numbers, strict=True))
+            self._started += len(commands)
 
 
-class Local:
-    """Worker processes on this machine, each of which runs many trials.
+def _endings(job: Job, workdir: Path, lost: str | None) -> Iterator[Event]:
+    """How each trial of a job ended, by its folder; an open one failed if its worker was `lost`."""
+    for trial in job.trials:
+        folder = trial.folder(workdir)
+        if lost and status(folder) == "missing":
+            write_json(folder / "failure.json", {"reason": lost})
+        state, reason = status(folder), ""
+        if state == "failed":
+            reason = json.loads((folder / "failure.json").read_text())["reason"]
+        yield Event(trial.name, "stopped" if state == "missing" else state, reason)
 
-    A worker has devices of its own: accelerators where there are any, else a share of the cores.
-    Workers outlive a call of `run`, so that later jobs find their programs compiled.
+
+class Local(Executor):
+    """Worker processes on this machine, each with devices of its own: accelerators, else cores.
 
     Args:
-      workers: processes; default as many as the devices (or cores) allow, and never more than jobs.
-      devices: accelerators (or cores) for each.
+      workers: at once; default: as devices or cores allow.
+      devices: accelerators (or cores) for each worker.
     """
 
     def __init__(self, workers: int | None = None, devices: int = 1):
-        self._accelerators = accelerators()
-        self._cores = sorted(os.sched_getaffinity(0))
+        super().__init__()
+        at_least_one(workers=workers, devices=devices)
+        self._accelerators, self._cores = accelerators(), cores()
         there = len(self._accelerators) or len(self._cores)
-        self._limit = workers or max(1, there // devices)
-        self._devices = devices
-        self._workers: list[_Worker] = []
-        self._inbox: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
+        self.at_once, self._devices = workers or max(1, there // devices), devices
+        self._slots: dict[subprocess.Popen, int] = {}  # running ones -> which share of the devices
 
-    def __enter__(self) -> Local:
-        return self
+    def start(self, commands: Sequence[list[str]]) -> list[Hashable]:
+        return [self._process(command) for command in commands]
 
-    def __exit__(self, *exception: object) -> None:
-        for worker in self._workers:
-            worker.end()
+    def ended(self, handles: Sequence[Any]) -> dict[Hashable, str]:
+        found = {}
+        for process in handles:
+            if (code := process.poll()) is not None:
+                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                log = self._log(self._slots.pop(process))
+                found[process] = f"the worker process ended with {how} (see {log})"
+        return found
 
-    def run(
-        self, jobs: Sequence[Job], workdir: Path, stop: Callable[[], bool]
-    ) -> Iterator[Event | None]:
-        waiting, stopping = list(jobs), False
-        while waiting or any(worker.job for worker in self._workers):
-            if stop() and not stopping:
-                waiting, stopping = [], True
-                for worker in self._workers:
-                    worker.ask_to_stop()
-            for worker in self._idle(len(waiting), workdir):
-                job = worker.choose(waiting, [w.programs for w in self._workers if w is not worker])
-                waiting.remove(job)
-                worker.start(job, workdir)
-            try:
-                worker, message = self._inbox.get(timeout=TICK)
-            except queue.Empty:
-                yield None
-                continue
-            if message is None:
-                rest, events = worker.died(workdir, stopping)
-                self._workers.remove(worker)
-                waiting += [] if stopping else rest
-                yield from events
-            elif message["status"] == "idle":
-                worker.job = None
-            else:
-                yield worker.note(Event(**message))
+    def cancel(self, handles: Sequence[Any]) -> None:
+        for process in handles:
+            process.terminate()
+        for process in handles:
+            process.wait()
 
-    def _idle(self, wanted: int, workdir: Path) -> list[_Worker]:
-        idle = [worker for worker in self._workers if worker.job is None]
-        taken = {worker.number for worker in self._workers}
-        for number in range(self._limit):
-            if number not in taken and len(idle) < wanted:
-                worker = _Worker(number, self._place(number), workdir, self._inbox)
-                self._workers.append(worker)
-                idle.append(worker)
-        return idle[:wanted]
-
-    def _place(self, number: int) -> tuple[dict[str, str], list[int] | None]:
-        """(environment variables, cores) that give worker `number` devices of its own."""
-        mine = range(number * self._devices, (number + 1) * self._devices)
-        if self._accelerators:
-            there = len(self._accelerators)
-            chosen = [self._accelerators[i % there] for i in mine]
-            return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}, None
-        return {}, [self._cores[i % len(self._cores)] for i in mine] if self._limit > 1 else None
-
-
-class _Worker:
-    """One process of `bigjax.sweep.worker`, and what it is doing."""
-
-    def __init__(self, number: int, place: Any, workdir: Path, inbox: queue.Queue):
-        self.number = number
-        self.job: Job | None = None
-        self.programs: set[str] = set()
-        self._open: list[str] = []  # trials of the job that have not ended
-        self._current: list[str] = []  # those that have begun
-        self._log = workdir / "workers" / f"{number}.log"
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        variables, cores = place
-        with open(self._log, "a") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bigjax.sweep.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+    def _process(self, command: list[str]) -> subprocess.Popen:
+        slot = next(i for i in range(self.at_once) if i not in self._slots.values())
+        variables, mine = self._share(slot)
+        with open(self._log(slot), "a") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
                 stderr=log,
                 env={**for_children(os.environ), **variables},
                 start_new_session=True,  # a Ctrl-C in the terminal is for the sweep to pass on
-                text=True,
             )
-        if cores and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self._process.pid, cores)
-        threading.Thread(target=self._listen, args=(inbox,), daemon=True).start()
+        if mine and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, mine)
+        self._slots[process] = slot
+        return process
 
-    def choose(self, waiting: list[Job], others: list[set[str]]) -> Job:
-        """A job whose program is compiled here; else one that nobody has; else the first."""
-        for job in waiting:
-            if job.program in self.programs:
-                return job
-        return next(
-            (job for job in waiting if not any(job.program in known for known in others)),
-            waiting[0],
-        )
+    def _log(self, slot: int) -> Path:
+        return self.room.parent / f"{slot}.log"
 
-    def start(self, job: Job, workdir: Path) -> None:
-        self.job = job
-        self.programs.add(job.program)
-        self._open = [trial.name for trial in job.trials]
-        self._current = []
-        self._send(job.message(workdir))
-
-    def note(self, event: Event) -> Event:
-        if event.status == "started":
-            self._current.append(event.trial)
-        else:
-            self._open.remove(event.trial)
-        return event
-
-    def ask_to_stop(self) -> None:
-        if self.job:
-            self._process.send_signal(signal.SIGTERM)
-
-    def died(self, workdir: Path, stopping: bool) -> tuple[list[Job], list[Event]]:
-        """What is left to run of the job, and how the trials that ran when it died ended."""
-        code = self._process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        reason = f"the worker process ended with {how} (see {self._log})"
-        if self.job is None:
-            return [], []
-        ended = [t for t in self.job.trials if t.name in self._open and t.name in self._current]
-        rest = [t for t in self.job.trials if t.name in self._open and t.name not in self._current]
-        if stopping:
-            return [], [Event(trial.name, "stopped") for trial in ended]
-        for trial in ended:
-            write_json(trial.folder(workdir) / "failure.json", {"reason": reason})
-        if not ended and code:  # it cannot even start
-            return [], [Event(trial.name, "failed", reason) for trial in rest]
-        left = [Job(tuple(rest), self.job.vectorize, self.job.pruning)] if rest else []
-        return left, [Event(trial.name, "failed", reason) for trial in ended]
-
-    def end(self) -> None:
-        """Lets an idle process go, and ends a busy one."""
-        if self.job:
-            self._process.kill()
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _send(self, message: dict[str, Any]) -> None:
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died: the listener says so
-
-    def _listen(self, inbox: queue.Queue) -> None:
-        for line in self._process.stdout:
-            inbox.put((self, json.loads(line)))
-        inbox.put((self, None))
+    def _share(self, slot: int) -> tuple[dict[str, str], list[int]]:
+        """(environment variables, cores) that give a worker devices of its own."""
+        mine = range(slot * self._devices, (slot + 1) * self._devices)
+        if self._accelerators:
+            chosen = [self._accelerators[i % len(self._accelerators)] for i in mine]
+            return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}, []
+        return {}, [self._cores[i % len(self._cores)] for i in mine] if self.at_once > 1 else []
 
 
 def accelerators() -> list[str]:
@@ -266,3 +285,16 @@ def accelerators() -> list[str]:
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
     return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def cores() -> list[int]:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def at_least_one(**flags: int | None) -> None:
+    for name, value in flags.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name}={value}: at least 1")

@@ -70,7 +70,10 @@ class Progress:
         for name, began in list(self._running.items())[:MOST_RUNNING]:
             last = _last_line(self._folders[name] / "metrics.jsonl")
             values = [f"{k.rpartition('/')[2]} {v:.4g}" for k, v in last.items()]
-            lines.append(fit([f"  {duration(self._drawn - began):>7}", name, *values], width))
+            fields = [f"  {duration(self._drawn - began):>7}", name, *values]
+            if len("  ".join(fields)) > width:
+                fields[1] = f"…{name[-8:]}"  # the hash that its folder's name ends in
+            lines.append(fit(fields, width))
         if len(self._running) > MOST_RUNNING:
             lines.append(f"  and {len(self._running) - MOST_RUNNING} more")
         self._screen.show(lines)

@@ -1,33 +1,123 @@
-"""`python -m bigjax.sweep reproduce DIR/manifest.json --workdir=NEW`: a sweep run again, and compared.
+"""A sweep's `manifest.json`, all that a stranger needs to run it again, and the comparison of two runs.
 
-The configs are the recorded ones: the experiment's file is not read. A run's folder does as well.
+`python -m bigjax.sweep reproduce DIR/manifest.json --workdir=NEW`. The configs are the recorded ones:
+the experiment's file is not read. A run's folder does as well.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
+import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
-from bigjax.run.files import workdir_lock
-from bigjax.run.manifest import PACKAGES
+from bigjax.run import manifest
+from bigjax.run.files import workdir_lock, write_json
+from bigjax.run.manifest import differences
 from bigjax.run.text import table
-from bigjax.sweep import drive, record
+from bigjax.run.writers import read_metrics
+from bigjax.sweep import drive
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Local
-from bigjax.sweep.trials import FOLDER, Trial, status
+from bigjax.sweep.trials import FOLDER, Trial, beside, status
 from bigjax.verbs.launch import FAILED, OK, Stop
 
+FORMAT = 1
+LONGEST_DIFF = 1_000_000  # characters; of a longer one the beginning is kept
+ENVIRONMENT = ("code", "versions", "devices", "flags", "data")  # parts of a run's manifest
 EQUAL, WITHIN, DIFFERENT, LEFT_OUT = "equal", "within tolerance", "different", "not run"
 RELATIVE = 1e-3  # tolerance of the final metrics
 ENDED = ("done", "failed")  # what is run again: where pruning stops a trial depends on the others
 ROW = ("name", "status", "point", "seed", "needs", "in_table", "config", "config_fingerprint")
+
+
+def new_start(how: Mapping[str, Any]) -> dict[str, Any]:
+    """What a start of a sweep is made of: command, code with its diff, every installed package.
+
+    Args:
+      how: the flags that say how trials are run.
+    """
+    diff = manifest.code_diff()
+    packages = {(d.metadata["Name"] or "").lower(): d.version for d in metadata.distributions()}
+    return {
+        "command": " ".join(sys.argv),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "how": dict(how),
+        "code": {
+            **manifest.code_revision(),
+            "diff": diff and diff[:LONGEST_DIFF],
+            "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+            "diff_complete": diff is None or len(diff) <= LONGEST_DIFF,
+        },
+        "packages": dict(sorted(item for item in packages.items() if item[0])),
+    }
+
+
+def record(
+    sweep: Sweep | Mapping[str, Any] | None,
+    trials: Iterable[Trial],
+    workdir: Path,
+    start: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes `workdir/manifest.json`, in one move, from the trials' folders; returns what it holds.
+
+    Starts before this one are kept, and each trial keeps the start that it ended in.
+    """
+    path = workdir / "manifest.json"
+    before = json.loads(path.read_text()) if path.exists() else {"starts": [], "trials": []}
+    known = {trial["name"]: trial for trial in before["trials"]}
+    starts, order, rows = before["starts"], drive.start_order(workdir), []
+    for trial in trials:
+        said = ("name", "point", "seed", "needs", "in_table")
+        row = {name: getattr(trial, name) for name in said}
+        row |= {"config": trial.config.values, "config_fingerprint": trial.config.fingerprint}
+        row |= outcome(trial.folder(workdir))
+        row["order"] = [place for place, name in enumerate(order, 1) if name == trial.name]
+        then = known.get(trial.name)
+        if row["order"]:
+            same = then is not None and then["order"] == row["order"]
+            row["start"] = then["start"] if same else len(starts)
+        rows.append(row)
+    if any(row.get("start") == len(starts) for row in rows):
+        starts = [*starts, start]
+    said = asdict(sweep) if isinstance(sweep, Sweep) else sweep
+    write_json(path, {"format": FORMAT, "sweep": said, "starts": starts, "trials": rows})
+    return json.loads(path.read_text())
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What a run's folder says of its environment (at the newest start) and its results."""
+    found: dict[str, Any] = {"status": status(folder)}
+    if (folder / "manifest.json").exists():
+        first = json.loads((folder / "manifest.json").read_text())
+        about = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+        found["environment"] = {name: about[name] for name in ENVIRONMENT}
+        found["config_fingerprint"] = about["config_fingerprint"]
+        found["losses"] = loss_stream_hash(folder)
+    if (folder / "result.json").exists():
+        result = json.loads((folder / "result.json").read_text())
+        found |= {name: result[name] for name in ("step", "fingerprint", "metrics")}
+    if (folder / "failure.json").exists():
+        found["reason"] = json.loads((folder / "failure.json").read_text())["reason"]
+    return found
+
+
+def loss_stream_hash(folder: Path) -> str:
+    """sha256 over every recorded step and its training loss, as exact numbers."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    text = "".join(f"{step}:{loss!r}\n" for step, loss in sorted(losses.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,14 +130,18 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = _parse(arguments)
     folder, old = read(options.manifest)
     trials = recorded_trials(old, overrides, options.trust)
-    how = dict(old["starts"][-1]["how"]) if old["starts"] else {}
-    for name in ("workers", "devices", "vectorize"):
-        if getattr(options, name) is None:
-            setattr(options, name, how.get(name))
+    recorded = old["starts"][-1]["how"] if old["starts"] else {}
+    how = {
+        name: given if (given := getattr(options, name)) is not None else recorded.get(name)
+        for name in ("workers", "devices", "vectorize")
+    }
     check_workdir(options.workdir, folder, trials)
-    with workdir_lock(options.workdir), Local(options.workers, options.devices or 1) as executor:
-        plan = drive.Plan(executor, options.workdir, Stop(), options.vectorize)
-        new = run(old, trials, plan, record.new_start(options))
+    with (
+        workdir_lock(options.workdir),
+        Local(how["workers"], how["devices"] or 1) as executor,
+    ):
+        plan = drive.Plan(executor, options.workdir, Stop(), how["vectorize"])
+        new = run(old, trials, plan, new_start(how))
     rows, verdicts = verdict_rows(old, new, options.rtol)
     print(table(rows, list(rows[0])))
     counts = ", ".join(f"{verdicts[v]} {v}" for v in (EQUAL, WITHIN, DIFFERENT, LEFT_OUT))
@@ -56,11 +150,8 @@ def main(arguments: Sequence[str]) -> int:
         f"; {WITHIN}: every final scalar metric within {options.rtol:g} relative"
     )
     found = changes(old, new, folder)
-    print(
-        "changed:" if found else "changed: nothing in code, versions, devices, flags, data, config"
-    )
-    for line in found:
-        print(f"  {line}")
+    nothing = "changed: nothing in code, versions, devices, flags, data, config"
+    print("\n  ".join(["changed:", *found]) if found else nothing)
     return FAILED if verdicts[DIFFERENT] else OK
 
 
@@ -75,8 +166,8 @@ def read(path: Path) -> tuple[Path, dict[str, Any]]:
         found = json.loads(path.read_text())
         if "resumes" in found:
             found = {"sweep": None, "starts": [], "trials": list(_runs(path.resolve().parent))}
-        elif found["format"] != record.FORMAT:
-            raise UserError(f"{path}: format {found['format']!r}, not {record.FORMAT}")
+        elif found["format"] != FORMAT:
+            raise UserError(f"{path}: format {found['format']!r}, not {FORMAT}")
         for row in found["trials"]:
             if missing := [key for key in ROW if key not in row]:
                 raise UserError(f"{path}: a trial without {', '.join(missing)}")
@@ -141,7 +232,7 @@ def run(
     try:
         drive.run_trials(trials, plan)
     finally:
-        new = record.write(recorded["sweep"], trials, plan.workdir, start)
+        new = record(recorded["sweep"], trials, plan.workdir, start)
     if recorded["sweep"]:
         drive.conclude(_sweep(recorded), trials, plan.workdir)
     return new
@@ -174,14 +265,13 @@ def verdict(old: Mapping[str, Any], new: Mapping[str, Any], rtol: float) -> tupl
     if all(old[name] == new[name] for name in ("fingerprint", "metrics", "losses")):
         return EQUAL, ""
     before, after = old["metrics"], new["metrics"]
-    differing = [
-        name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)
-    ]
-    for name in differing:
+    names = sorted(before.keys() | after.keys())
+    differing = [name for name in names if before.get(name) != after.get(name)]
+    scalars = [name for name in differing if not isinstance(before.get(name), list)]
+    for name in scalars:
         a, b = before.get(name), after.get(name)
-        if not isinstance(a, list) and not _close(a, b, rtol):
+        if a is None or b is None or not math.isclose(float(a), float(b), rel_tol=rtol):
             return DIFFERENT, f"{name}: {a} -> {b}"
-    scalars = [name for name in differing if not isinstance(before[name], list)]
     if scalars:
         return WITHIN, f"{scalars[0]}: {before[scalars[0]]} -> {after[scalars[0]]}"
     what = "parameters" if old["fingerprint"] != new["fingerprint"] else "losses"
@@ -194,23 +284,19 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> lis
     Args:
       folder: of the recorded sweep; where its runs are still there they tell what was edited.
     """
-    again, found, count = {row["name"]: row for row in new["trials"]}, Counter(), 0
-    for row in old["trials"]:
-        if row["status"] not in ENDED:
-            continue
-        count += 1
+    again, found = {row["name"]: row for row in new["trials"]}, Counter()
+    rows = [row for row in old["trials"] if row["status"] in ENDED]
+    for row in rows:
         now = again[row["name"]]
-        lines = _edited(row, folder) + _differing(
-            {"config": row["config"]}, {"config": now["config"]}
-        )
+        lines = _edited(row, folder)
+        lines += differences({"config": row["config"]}, {"config": now["config"]})
         if "environment" in now:
-            lines += _differing(row["environment"], now["environment"])
+            lines += differences(row["environment"], now["environment"])
         if "start" in row and "start" in now:
-            lines += _differing(
-                _packages(old["starts"][row["start"]]), _packages(new["starts"][now["start"]])
-            )
+            starts = old["starts"][row["start"]], new["starts"][now["start"]]
+            lines += differences(*map(_packages, starts))
         found.update(list(dict.fromkeys(lines)))
-    return [f"{line} ({n} of {count} trials)" for line, n in found.items()]
+    return [f"{line} ({n} of {len(rows)} trials)" for line, n in found.items()]
 
 
 def _edited(row: Mapping[str, Any], folder: Path) -> list[str]:
@@ -222,38 +308,15 @@ def _edited(row: Mapping[str, Any], folder: Path) -> list[str]:
         was = configs.flatten(json.loads(path.read_text()))
     else:
         was = {**flat, **{key: value for key, value in row["point"].items() if key in flat}}
-    lines = _differing({"config": was}, {"config": flat})
-    if not lines:
-        lines = ["config: not the one that was run, by its fingerprint"]
+    lines = differences({"config": was}, {"config": flat})
+    lines = lines or ["config: not the one that was run, by its fingerprint"]
     return [f"{line} (edited in the manifest)" for line in lines]
-
-
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    before, after = configs.flatten(old), configs.flatten(new)
-    return [
-        f"{key}: {_short(before.get(key))} -> {_short(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and {} not in (before.get(key), after.get(key))
-    ]
 
 
 def _packages(start: Mapping[str, Any]) -> dict[str, Any]:
     """A start's packages but those that every run names itself, and its uncommitted changes."""
-    others = {name: v for name, v in start["packages"].items() if name not in PACKAGES}
+    others = {n: v for n, v in start["packages"].items() if n not in manifest.PACKAGES}
     return {"packages": others, "code": {"diff_sha256": start["code"]["diff_sha256"]}}
-
-
-def _short(value: Any) -> str:
-    """A value for a line; of a hash, the first digits tell enough."""
-    text = "(none)" if value is None else str(value)
-    return text[:12] if len(text) in (40, 64) else text
-
-
-def _close(a: Any, b: Any, rtol: float) -> bool:
-    try:
-        return a == b or math.isclose(float(a), float(b), rel_tol=rtol)
-    except TypeError:  # a metric that one of them lacks
-        return False
 
 
 def _sweep(recorded: Mapping[str, Any]) -> Sweep:
@@ -263,24 +326,23 @@ def _sweep(recorded: Mapping[str, Any]) -> Sweep:
 
 def _runs(folder: Path) -> list[dict[str, Any]]:
     """A run's folder as the trial of a sweep, after the runs beside it that it needs."""
-    config, needed = configs.load(folder / "config.json"), []
-    values = config.values
-    for other in config.references.values():
-        if other.startswith("../"):
-            needed += _runs((folder / other).resolve())
+    path = folder / "config.json"
+    config = configs.load(path)
+    needed = [_runs((folder / other).resolve()) for other in beside(config).values()]
     row = {
         "name": folder.name,
-        "status": status(folder),
         "point": {},
-        "seed": values["seed"],
-        "needs": [other["name"] for other in needed],
+        "seed": config.seed,
+        "needs": [other["name"] for rows in needed for other in rows],
         "in_table": True,
-        "config": values,
+        "config": json.loads(path.read_text()),
     }
-    return [*needed, {**row, **record.outcome(folder)}]
+    return [*(other for rows in needed for other in rows), {**row, **outcome(folder)}]
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    from bigjax.sweep.flags import parsed
+
     parser = argparse.ArgumentParser(
         prog="python -m bigjax.sweep reproduce",
         allow_abbrev=False,
@@ -293,12 +355,4 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--trust", action="store_true", help="run what code the configs name")
     for name in ("workers", "devices", "vectorize"):
         parser.add_argument(f"--{name}", type=int, help="as for a sweep; default: as recorded")
-    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
-    rest = [argument for argument in arguments if not argument.startswith("--config.")]
-    try:
-        options, unknown = parser.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
-    if unknown:
-        raise UserError(f"reproduce: unknown argument {unknown[0]}")
-    return options, overrides
+    return parsed(parser, arguments)

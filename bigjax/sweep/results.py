@@ -7,16 +7,15 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.run.files import write_atomic
-from bigjax.run.text import table
+from bigjax.run.text import clip, interval, table
 from bigjax.sweep import statistics
-from bigjax.sweep.describe import Sweep
-from bigjax.sweep.grid import Point
+from bigjax.sweep.describe import Point, Sweep
 from bigjax.sweep.statistics import Paired, Summary
 from bigjax.sweep.trials import Trial, describe, short_names, status
 
@@ -104,14 +103,16 @@ def _is_scalar(value: Any) -> bool:
 def _group(sweep: Sweep, rows: list[Row]) -> Group:
     point = rows[0].trial.point
     method = {key: point.get(key) for key in sweep.by} if sweep.by else point
-    values = {row.trial.seed: row.metrics[sweep.metric] for row in rows if row.metrics}
-    test = {
-        row.trial.seed: row.metrics[sweep.test_metric]
-        for row in rows
-        if row.metrics and sweep.test_metric
-    }
-    summary = statistics.summarize(list(values.values()), sweep.interval)
-    return Group(point, method, rows, values, test, summary)
+    values, test = (
+        {row.trial.seed: row.metrics[name] for row in rows if row.metrics and name}
+        for name in (sweep.metric, sweep.test_metric)
+    )
+    return Group(point, method, rows, values, test, _summary(sweep.metric, values, sweep.interval))
+
+
+def _summary(metric: str, values: Mapping[int, float], how: str = "t") -> Summary:
+    found = statistics.summarize(list(values.values()), how)
+    return replace(found, low=clip(found.low, metric), high=clip(found.high, metric))
 
 
 def _compared(sweep: Sweep, rows: list[Row], groups: list[Group]) -> Results:
@@ -119,10 +120,9 @@ def _compared(sweep: Sweep, rows: list[Row], groups: list[Group]) -> Results:
 
     def score(group: Group) -> tuple[int, float]:
         """More finished seeds first: a point that fails for some seeds is not the best."""
-        mean = group.summary.mean if math.isfinite(group.summary.mean) else -math.inf
-        return group.summary.n, mean if sweep.mode == "max" or mean == -math.inf else -mean
+        return group.summary.n, group.summary.mean * (1 if sweep.mode == "max" else -1)
 
-    finished = [group for group in groups if group.values]
+    finished = [group for group in groups if math.isfinite(group.summary.mean)]  # NaN is never best
     methods: dict[str, list[Group]] = {}
     for group in finished if sweep.by else []:
         methods.setdefault(json.dumps(group.method, sort_keys=True), []).append(group)
@@ -132,9 +132,7 @@ def _compared(sweep: Sweep, rows: list[Row], groups: list[Group]) -> Results:
     if finished:
         best = max(finished, key=score)
         best.best = best.chosen = True
-    baseline = None
-    if sweep.baseline is not None and finished:
-        baseline = _baseline(sweep, competing, groups)
+    baseline = _baseline(sweep, competing, groups) if sweep.baseline and finished else None
     if baseline is not None:
         others = [group for group in competing if group is not baseline]
         for group in others:
@@ -180,8 +178,10 @@ def table_rows(results: Results) -> list[dict[str, str]]:
     names = short_names(keys)
     sign = -1 if sweep.mode == "max" else 1
 
-    def place(group: Group) -> tuple[bool, float]:
-        return not group.values, sign * group.summary.mean if group.values else 0.0
+    def place(group: Group) -> tuple[bool, bool, float]:
+        mean = group.summary.mean
+        finite = math.isfinite(mean)
+        return not group.values, not finite, sign * mean if finite else 0.0
 
     rows = []
     for group in sorted(results.groups, key=place):
@@ -191,13 +191,14 @@ def table_rows(results: Results) -> list[dict[str, str]]:
         mark = ["best"] if group.best else ["chosen"] if group.chosen else []
         row = {"": ", ".join(mark + counts)}
         row |= {names[key]: number(group.point.get(key, "")) for key in keys}
-        row |= {"n": str(s.n), "mean": number(s.mean), "sd": number(s.sd)}
-        row |= {"95 % interval": span(s.low, s.high)}
+        mean = str(s.mean) if group.values and not math.isfinite(s.mean) else number(s.mean)
+        row |= {"n": str(s.n), "mean": mean, "sd": number(s.sd)}
+        row |= {"95 % interval": interval(s.low, s.high)}
         if results.baseline is not None:
             row["difference"] = "baseline" if group is results.baseline else ""
             row |= {"95 % of it": "", "p": "", "p (Holm)": "", "d_z": ""}
             if d is not None:
-                row["difference"], row["95 % of it"] = number(d.mean), span(d.low, d.high)
+                row["difference"], row["95 % of it"] = number(d.mean), interval(d.low, d.high)
                 row |= {"p": number(d.p), "p (Holm)": number(group.p_holm), "d_z": number(d.d_z)}
         rows.append(row)
     return rows
@@ -219,18 +220,20 @@ def notes(results: Results) -> list[str]:
             f"Holm's correction over {len(compared)} comparisons, d_z = mean / sd of the differences"
         )
     chosen = [group for group in results.groups if group.chosen]
+    if sweep.note:
+        found.append(sweep.note)
     if sweep.select_on_test and chosen:
         found.append("chosen on TEST data, as select_on_test says: its result is too good")
     for group in chosen:
         text = f"{'best' if group.best else 'chosen'}: {describe(group.point) or sweep.experiment}"
         if group.test:
-            text += f": {sweep.test_metric} {_mean(group)}"
+            text += f": {sweep.test_metric} {_test_mean(sweep, group)}"
         found.append(text)
     baseline = results.baseline
     if baseline is not None and sweep.test_metric:
         if not baseline.chosen:
             found.append(
-                f"baseline: {describe(baseline.point)}: {sweep.test_metric} {_mean(baseline)}"
+                f"baseline: {describe(baseline.point)}: {sweep.test_metric} {_test_mean(sweep, baseline)}"
             )
         others = [group for group in chosen if group is not baseline]
         pairs = [statistics.paired(group.test, baseline.test) for group in others]
@@ -238,7 +241,7 @@ def notes(results: Results) -> list[str]:
         for group, d, p in zip(others, pairs, adjusted, strict=True):
             found.append(
                 f"{sweep.test_metric}, {describe(group.method)} against the baseline: "
-                f"{number(d.mean)} {span(d.low, d.high)}, p (Holm) {number(p)}, d_z {number(d.d_z)}, "
+                f"{number(d.mean)} {interval(d.low, d.high)}, p (Holm) {number(p)}, d_z {number(d.d_z)}, "
                 f"n {d.n}"
             )
     return found
@@ -274,13 +277,9 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def span(low: float, high: float) -> str:
-    return "" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
-
-
-def _mean(group: Group) -> str:
-    s = statistics.summarize(list(group.test.values()))
-    return f"{number(s.mean)} (sd {number(s.sd)}, 95 % {span(s.low, s.high)}, n {s.n})"
+def _test_mean(sweep: Sweep, group: Group) -> str:
+    s = _summary(sweep.test_metric, group.test)
+    return f"{number(s.mean)} (sd {number(s.sd)}, 95 % {interval(s.low, s.high)}, n {s.n})"
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

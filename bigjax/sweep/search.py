@@ -1,19 +1,21 @@
-"""Points that are drawn: random or Bayesian search through optuna, kept in a journal file.
+"""optuna's part: points that are drawn (random or Bayesian search), and weak trials stopped early.
 
 What is drawn depends on the seed and on the results so far, never on how many processes run or where
-the search was interrupted. optuna is an optional extra, imported here alone (and in `pruning`).
+the search was interrupted. optuna is an optional extra, imported here alone; it keeps journal files.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, to_install
+from bigjax.run.writers import read_metrics
 from bigjax.sweep import results
-from bigjax.sweep.describe import Search, Sweep
+from bigjax.sweep.describe import Point, Search, Sweep
 from bigjax.sweep.drive import Plan, run_trials, write_description
-from bigjax.sweep.grid import Point
+from bigjax.sweep.executors import Pruning
 from bigjax.sweep.trials import Trial, check_data, expand
 
 AT_ONCE = 4  # points drawn before the results of the ones before them are known
@@ -24,16 +26,22 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("search and pruning need optuna: pip install 'bigjax[sweep]'") from None
+        raise UserError(f"search and pruning need optuna: {to_install('optuna')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
 
-def storage(optuna: Any, path: Path | str) -> Any:
-    """optuna's journal in a file: no server, and safe for many processes."""
+def open_study(optuna: Any, journal: Path | str, name: str, mode: str, **parts: Any) -> Any:
+    """A study in optuna's journal file: no server, and safe for many processes."""
     from optuna.storages.journal import JournalFileBackend
 
-    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    return optuna.create_study(
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+        study_name=name,
+        direction="maximize" if mode == "max" else "minimize",
+        load_if_exists=True,
+        **parts,
+    )
 
 
 def check_search(sweep: Sweep) -> None:
@@ -47,7 +55,7 @@ def check_search(sweep: Sweep) -> None:
         raise UserError("search: points are listed or drawn, not both")
     for end in (0, -1):
         point = {key: _values(kind)[end] for key, kind in sweep.search.space.items()}
-        check_data(expand(sweep, [{**sweep.points[0], **point}]))
+        check_data(sweep, expand(sweep, [{**sweep.points[0], **point}]))
 
 
 def run_search(sweep: Sweep, plan: Plan) -> list[Trial]:
@@ -57,12 +65,7 @@ def run_search(sweep: Sweep, plan: Plan) -> list[Trial]:
       Stopped: as `drive.run_trials`; the next start goes on where this one was.
     """
     optuna, search = import_optuna(), sweep.search
-    study = optuna.create_study(
-        storage=storage(optuna, plan.workdir / "search.journal"),
-        study_name="search",
-        direction="maximize" if sweep.mode == "max" else "minimize",
-        load_if_exists=True,
-    )
+    study = open_study(optuna, plan.workdir / "search.journal", "search", sweep.mode)
     while True:
         drawn = study.get_trials(deepcopy=False)
         open_ones = [t for t in drawn if t.state == optuna.trial.TrialState.RUNNING]
@@ -81,7 +84,8 @@ def run_search(sweep: Sweep, plan: Plan) -> list[Trial]:
         found = results.load(sweep, trials, plan.workdir)
         for one in open_ones:
             (group,) = (g for g in found.groups if g.point == _point(sweep, one))
-            if all(row.status == "done" for row in group.rows):
+            whole = all(row.status == "done" for row in group.rows)
+            if whole and math.isfinite(group.summary.mean):
                 study.tell(one.number, group.summary.mean)
             else:
                 study.tell(one.number, state=optuna.trial.TrialState.FAIL)
@@ -110,3 +114,56 @@ def _distribution(optuna: Any, kind: Any) -> Any:
 
 def _values(kind: Any) -> list[Any]:
     return kind if isinstance(kind, list) else list(kind[1:])
+
+
+class Watch:
+    """Watches one run and says when it is to be stopped.
+
+    Args:
+      folder: the run's; its metrics.jsonl is read whenever it has grown.
+
+    Attributes:
+      pruned: why, for pruned.json: step, metric and value; None while it goes on.
+    """
+
+    def __init__(self, pruning: Pruning, folder: Path):
+        optuna = import_optuna()
+        rules = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner"}
+        pruner = getattr(optuna.pruners, rules[pruning.rule])()
+        self._states = optuna.trial.TrialState
+        self._study = open_study(optuna, pruning.journal, "pruning", pruning.mode, pruner=pruner)
+        self._trial = self._study.ask()
+        self._metric = pruning.metric
+        self._path = folder / "metrics.jsonl"
+        self._size = 0
+        self._step, self._value = -1, math.nan  # the last that was reported
+        self.pruned: dict[str, Any] | None = None
+
+    def is_pruned(self) -> bool:
+        """Cheap enough for every step: one look at the file's size."""
+        if self.pruned is None and self._path.exists():
+            size = self._path.stat().st_size
+            if size != self._size:
+                self._size = size
+                self._report()
+        return self.pruned is not None
+
+    def close(self) -> None:
+        """Tells the study how the run ended, for the judgement of later ones."""
+        if self.pruned:
+            self._study.tell(self._trial, state=self._states.PRUNED)
+        elif math.isfinite(self._value):
+            self._study.tell(self._trial, self._value)
+        else:
+            self._study.tell(self._trial, state=self._states.FAIL)
+
+    def _report(self) -> None:
+        for line in read_metrics(self._path):
+            step = line["step"]
+            if self._metric in line and step > self._step:
+                value = line[self._metric]
+                self._step, self._value = step, value if math.isfinite(value) else math.nan
+                self._trial.report(self._value, step)  # both rules take NaN for the worst
+                if self._trial.should_prune():
+                    self.pruned = {"step": step, self._metric: value}
+                    return

@@ -1,13 +1,12 @@
 """The statistics of a table: intervals, paired differences, correction for many comparisons. Pure.
 
-SciPy is imported where it is used: a sweep that only runs does not wait for it.
+SciPy's own; it is imported where it is used: a sweep that only runs does not wait for it.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +20,7 @@ RESAMPLES = 9999  # of the bootstrap
 class Summary:
     """Of n numbers: mean, standard deviation (n - 1), and the 95 % interval of the mean.
 
-    What n is too small for is NaN.
+    What n is too small for, or a number is NaN for, is NaN.
     """
 
     n: int
@@ -59,37 +58,38 @@ def summarize(values: Sequence[float], interval: Literal["t", "bootstrap"] = "t"
     """
     x = np.asarray(values, np.float64)
     n, mean = len(x), float(x.mean()) if len(x) else math.nan
-    sd = float(x.std(ddof=1)) if n > 1 else math.nan
-    if interval == "bootstrap" and n > 1 and sd > 0:
+    sd = float(x.std(ddof=1)) if n > 1 and math.isfinite(mean) else math.nan
+    if not sd > 0:
+        low = high = mean if sd == 0 else math.nan
+    elif interval == "bootstrap":
         from scipy.stats import bootstrap
 
-        found = bootstrap(
-            (x,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="BCa", rng=0
-        ).confidence_interval
-        return Summary(n, mean, sd, float(found.low), float(found.high))
-    half = _t_quantile(n - 1) * sd / math.sqrt(n) if n > 1 else math.nan
-    return Summary(n, mean, sd, mean - half, mean + half)
+        how = dict(confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="BCa", rng=0)
+        low, high = bootstrap((x,), np.mean, **how).confidence_interval
+    else:
+        from scipy.stats import t
+
+        low, high = t.interval(CONFIDENCE, n - 1, mean, sd / math.sqrt(n))
+    return Summary(n, mean, sd, float(low), float(high))
 
 
-def paired(a: dict[int, float], b: dict[int, float]) -> Paired:
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     """Compares two sets of results by seed.
 
     Args:
       a, b: seed -> result; seeds that only one of them has are left out.
     """
     both = sorted(a.keys() & b.keys())
-    differences = np.asarray([a[seed] - b[seed] for seed in both], np.float64)
-    found = summarize(differences)
-    if found.n < 2:
-        return Paired(found.n, found.mean, math.nan, math.nan, math.nan, math.nan)
-    if found.sd == 0:  # the t statistic is 0 / 0 or infinite
+    found = summarize([a[seed] - b[seed] for seed in both])
+    p, d_z = math.nan, math.nan
+    if found.sd > 0:
+        from scipy.stats import ttest_rel
+
+        p = float(ttest_rel([a[seed] for seed in both], [b[seed] for seed in both]).pvalue)
+        d_z = found.mean / found.sd
+    elif found.sd == 0:  # the t statistic is 0 / 0 or infinite
         same = found.mean == 0
         p, d_z = (1.0, 0.0) if same else (0.0, math.copysign(math.inf, found.mean))
-        return Paired(found.n, found.mean, found.low, found.high, p, d_z)
-    from scipy.stats import t
-
-    d_z = found.mean / found.sd
-    p = float(2 * t.sf(abs(d_z) * math.sqrt(found.n), found.n - 1))
     return Paired(found.n, found.mean, found.low, found.high, p, d_z)
 
 
@@ -102,10 +102,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p * (len(order) - rank)))
         adjusted[i] = largest
     return adjusted
-
-
-@functools.cache
-def _t_quantile(degrees: int) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf((1 + CONFIDENCE) / 2, degrees))

@@ -18,9 +18,10 @@ from typing import Any
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.data.sources import open_splits
 from bigjax.loop import stages
-from bigjax.sweep.describe import Sweep, check_metrics
-from bigjax.sweep.grid import Point
+from bigjax.sweep import choose
+from bigjax.sweep.describe import Point, Sweep
 
 FOLDER = "trials"
 LONGEST_NAME = 120
@@ -67,8 +68,18 @@ def load_experiment(module: str) -> Any:
     return found.get_config()
 
 
+def complete(sweep: Sweep) -> Sweep:
+    """The sweep with all said that it leaves to its experiment (see `bigjax.sweep.choose`).
+
+    Raises:
+      UserError: the config of its first point is wrong, or the metric says too little.
+    """
+    chosen, stages = _resolve(load_experiment(sweep.experiment), sweep, sweep.points[0])
+    return choose.filled(sweep, stages, chosen)
+
+
 def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
-    """The trials of a sweep, those that others need first; equal runs are one trial.
+    """The trials of a complete sweep, those that others need first; equal runs are one trial.
 
     Args:
       points: instead of the sweep's own.
@@ -83,7 +94,7 @@ def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
             chosen, resolved = _resolve(raw, sweep, point)
         except UserError as error:
             raise UserError(f"point {describe(point) or '(none)'}: {error}") from None
-        check_metrics(sweep, resolved[chosen])
+        choose.check(sweep, resolved[chosen])
         first = resolved[chosen].seed
         seeds = range(first, first + sweep.seeds) if isinstance(sweep.seeds, int) else sweep.seeds
         for seed in seeds:
@@ -94,11 +105,12 @@ def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
     return list(trials.values())
 
 
-def check_data(trials: Iterable[Trial]) -> None:
+def check_data(sweep: Sweep, trials: Iterable[Trial]) -> None:
     """Opens every split that a trial will read, and checks that its schedule fits into its length.
 
     Raises:
-      UserError: a data set or split is not there, or a schedule does not fit.
+      UserError: a data set or split is not there, a schedule does not fit, or what was held out of
+        train is no fair sample.
     """
     lengths: dict[str, int] = {}
     for trial in trials:
@@ -106,9 +118,11 @@ def check_data(trials: Iterable[Trial]) -> None:
         splits = dict.fromkeys(("train", *config.get("evaluate.splits")))
         key = configs.canonical([config.get("data"), tuple(splits)])
         if key not in lengths:
-            data = config.section("data")
-            opened = {name: data.source.open(data.splits[name]) for name in splits}
+            opened = open_splits(config.section("data"), splits)
             lengths[key] = len(opened["train"])
+            if "validation" in opened:
+                task = config.make("task")
+                choose.check_held_out(sweep, task, opened["train"], opened["validation"])
         total_steps = config.section("train").total_steps(lengths[key])
         config.section("optimizer").schedule.check(total_steps)
 
@@ -157,15 +171,19 @@ def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Confi
     return chosen, resolved
 
 
+def beside(config: Config) -> dict[str, str]:
+    """The runs beside it that a run needs: config key -> path, "../NAME"."""
+    return {path: other for path, other in config.references.items() if other.startswith("../")}
+
+
 def _runs(resolved: Mapping[str, Config], chosen: str, point: Point, seed: int) -> list[Trial]:
     """The trial of stage `chosen` with this seed, after the trials that it needs."""
     config, needed = resolved[chosen].with_value("seed", seed), []
-    for path, other in config.references.items():
-        if other.startswith("../"):
-            stage = other.removeprefix("../")
-            runs = _runs(resolved, stage, {"stage": stage}, seed)
-            needed += [replace(trial, in_table=False) for trial in runs]
-            config = config.with_value(path, f"../{runs[-1].name}")
+    for path, other in beside(config).items():
+        stage = other.removeprefix("../")
+        runs = _runs(resolved, stage, {"stage": stage}, seed)
+        needed += [replace(trial, in_table=False) for trial in runs]
+        config = config.with_value(path, f"../{runs[-1].name}")
     digest = hashlib.sha256(configs.canonical(config.values).encode()).hexdigest()[:8]
     readable = ",".join(
         text if short == "stage" else f"{short}={text}"

@@ -1,7 +1,7 @@
 """Runs trials: each an ordinary run, started, resumed and stopped like any other.
 
-As a process (`python -m bigjax.sweep.worker`) it reads jobs from standard input, one JSON object a
-line, and writes what happens to standard output; `run_job` is the same for anyone who calls it.
+`python -m bigjax.sweep.worker ROOM NUMBER WORKERS JOBS` is what every executor starts: it takes jobs from
+the folder ROOM (see `bigjax.sweep.executors`) and leaves what came of them in the trials' own folders.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +22,118 @@ from bigjax.config import resolve as configs
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop.train import Stopped, train
 from bigjax.run.files import workdir_lock, write_json
-from bigjax.sweep.executors import Event, Pruning
+from bigjax.sweep.executors import Pruning
 
 log = logging.getLogger("bigjax")
 
+LOOK = 0.2  # seconds between two looks at the room's file `open`
+IDLE = 0.05  # seconds between two looks for a job
 PATIENCE = 60.0  # seconds to wait for another process to leave a trial's folder
 
 
-def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> Iterator[Event]:
-    """Runs the trials of a job and yields what happens to each.
+def work(room: Path, number: int, workers: int, most: int, stop: Callable[[], bool]) -> None:
+    """Takes jobs and runs them, until `stop()`.
 
     Args:
-      job: what `executors.Job.message` returns.
-      stop: asked every step; once true, the running trial saves and the others are not begun.
+      number: of this worker, among `workers` that run at once.
+      most: jobs to run, and to leave before if none waits; 0: any number, and to wait for more.
+    """
+    waiting: list[str] = []
+    done = 0
+    while not stop():
+        name = _take(room, number, workers, waiting)
+        if name:
+            run_job(json.loads((room / "taken" / name).read_text()), stop)
+            os.rename(room / "taken" / name, room / "ended" / name)
+            done += 1
+        if most and (done == most or not name):
+            return
+        if not name:
+            time.sleep(IDLE)
+
+
+def _take(room: Path, number: int, workers: int, waiting: list[str]) -> str | None:
+    """Takes a job, of this worker's share of the programs while there are any; None if none waits.
+
+    A worker that stays with its programs compiles few. `waiting` is what the last look found.
+    """
+
+    def turn(name: str) -> tuple[bool, int, str]:
+        program = int(name.partition("-")[2])
+        return program % workers != number % workers, program, name
+
+    for look in (False, True):
+        if look:
+            waiting[:] = sorted(os.listdir(room / "waiting"), key=turn, reverse=True)
+        while waiting:
+            name = waiting.pop()
+            with contextlib.suppress(FileNotFoundError):  # another was faster
+                os.rename(room / "waiting" / name, room / "taken" / f"{name}.{number}")
+                return f"{name}.{number}"
+    return None
+
+
+def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> None:
+    """Runs the trials of a job, which `executors.Job.message` describes.
+
+    `stop` is asked every step: once true, the running trial saves and the others are not begun.
     """
     trials = job["trials"]
     for trial in trials:
         _wait_until_free(Path(trial["folder"]), stop)
     if job["vectorize"]:
-        from bigjax.loop.together import train_together
-
-        yield from (Event(trial["name"], "started") for trial in trials)
-        yield from _together(train_together, trials, stop)
+        _run_together(trials, stop)
         return
     pruning = job["pruning"] and Pruning(**job["pruning"])
     for trial in trials:
-        if stop():
-            yield Event(trial["name"], "stopped")
-            continue
-        yield Event(trial["name"], "started")
-        yield _alone(trial, stop, pruning)
+        if not stop():
+            _run_alone(trial, stop, pruning)
+
+
+def _run_alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Pruning | None) -> None:
+    folder, watch = Path(trial["folder"]), None
+    try:
+        config = configs.resolve(trial["config"], trusted=trial["trusted"])
+        if pruning:
+            from bigjax.sweep.search import Watch
+
+            watch = Watch(pruning, folder)
+        train(config, folder, stop=lambda: stop() or bool(watch and watch.is_pruned()))
+    except Stopped:
+        if watch and watch.pruned:
+            write_json(folder / "pruned.json", watch.pruned)
+    except Exception as error:  # whatever it is, the other trials go on
+        fail(folder, error)
+    finally:
+        if watch:
+            watch.close()
+
+
+def _run_together(trials: Sequence[Mapping[str, Any]], stop: Callable[[], bool]) -> None:
+    from bigjax.loop.together import train_together
+
+    folders = [Path(trial["folder"]) for trial in trials]
+    try:
+        resolved = [configs.resolve(trial["config"], trusted=trial["trusted"]) for trial in trials]
+        with contextlib.ExitStack() as locks:
+            for folder in folders:
+                locks.enter_context(workdir_lock(folder))
+            _, failures = train_together(resolved, folders, stop=stop)
+    except Stopped:
+        return
+    except Exception as error:
+        failures = dict.fromkeys(range(len(trials)), error)
+    for number, error in failures.items():
+        fail(folders[number], error)
+
+
+def fail(folder: Path, error: BaseException) -> None:
+    """Writes failure.json: the reason, one line, and the traceback."""
+    text = str(error).strip().partition("\n")[0]
+    expected = isinstance(error, UserError | RunFailed)
+    reason = text if expected and text else f"{type(error).__name__}: {text}"
+    trace = "".join(traceback.format_exception(error))
+    write_json(folder / "failure.json", {"reason": reason, "traceback": trace})
 
 
 def _wait_until_free(folder: Path, stop: Callable[[], bool]) -> None:
@@ -65,79 +147,35 @@ def _wait_until_free(folder: Path, stop: Callable[[], bool]) -> None:
             time.sleep(0.1)
 
 
-def fail(folder: Path, error: BaseException) -> str:
-    """Writes failure.json; returns the reason, one line."""
-    text = str(error).strip().partition("\n")[0]
-    expected = isinstance(error, UserError | RunFailed)
-    reason = text if expected and text else f"{type(error).__name__}: {text}"
-    trace = "".join(traceback.format_exception(error))
-    write_json(folder / "failure.json", {"reason": reason, "traceback": trace})
-    return reason
+class Closed:
+    """Whether a worker is to stop: its room is closed, SIGTERM has come, or its parent has died."""
+
+    def __init__(self, room: Path):
+        self._path, self._parent = room / "open", os.getppid()
+        self._looked, self._closed = 0.0, False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if not self._closed and now - self._looked > LOOK:
+            self._looked, self._closed = now, os.getppid() != self._parent
+            try:  # not `exists`, which a network file system answers from its memory
+                open(self._path).close()
+            except FileNotFoundError:
+                self._closed = True
+        return self._closed
+
+    def close(self, number: int, frame: Any) -> None:
+        self._closed = True
 
 
-def _alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Pruning | None) -> Event:
-    name, folder = trial["name"], Path(trial["folder"])
-    watch = None
-    try:
-        config = configs.resolve(trial["config"], trusted=trial["trusted"])
-        if pruning:
-            from bigjax.sweep.pruning import Watch
-
-            watch = Watch(pruning, folder)
-        train(config, folder, stop=lambda: stop() or bool(watch and watch.is_pruned()))
-    except Stopped:
-        if not (watch and watch.pruned):
-            return Event(name, "stopped")
-        write_json(folder / "pruned.json", watch.pruned)
-        return Event(name, "pruned")
-    except Exception as error:  # whatever it is, the other trials go on
-        return Event(name, "failed", fail(folder, error))
-    finally:
-        if watch:
-            watch.close()
-    return Event(name, "done")
-
-
-def _together(train_together, trials, stop) -> Iterator[Event]:
-    folders = [Path(trial["folder"]) for trial in trials]
-    try:
-        resolved = [configs.resolve(trial["config"], trusted=trial["trusted"]) for trial in trials]
-        with contextlib.ExitStack() as locks:
-            for folder in folders:
-                locks.enter_context(workdir_lock(folder))
-            _, failures = train_together(resolved, folders, stop=stop)
-    except Stopped:
-        yield from (Event(trial["name"], "stopped") for trial in trials)
-        return
-    except Exception as error:
-        failures = dict.fromkeys(range(len(trials)), error)
-    for number, trial in enumerate(trials):
-        if number in failures:
-            yield Event(trial["name"], "failed", fail(folders[number], failures[number]))
-        else:
-            yield Event(trial["name"], "done")
-
-
-def main() -> None:
-    """Serves jobs until standard input ends."""
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints goes to the log
-    asked, parent = [], os.getppid()
+def main(room: str, *numbers: str) -> None:
+    closed = Closed(Path(room))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signal.signal(signal.SIGTERM, closed.close)
     log.addHandler(logging.StreamHandler(sys.stderr))
     log.setLevel(logging.INFO)
-
-    def say(message: Mapping[str, Any]) -> None:
-        out.write(json.dumps(message) + "\n")
-        out.flush()
-
-    for line in sys.stdin:
-        # A sweep that was killed outright leaves its workers to another parent: they stop too.
-        for event in run_job(json.loads(line), lambda: bool(asked) or os.getppid() != parent):
-            say(vars(event))
-        say({"status": "idle"})
+    work(Path(room), *map(int, numbers), closed)
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -22,10 +22,12 @@ class Task:
     """The base class of every task.
 
     input: the batch's key, or keys, that the model is called with.
+    COMPARES_EXAMPLES: whether the loss of an example depends on the others of its batch.
     MAIN_METRIC: what a choice is made by where nobody says otherwise, and whether more is better.
     """
 
     input: str | Sequence[str | None]
+    COMPARES_EXAMPLES: ClassVar[bool] = False
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("accuracy", "max")
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> tuple:
@@ -58,6 +60,12 @@ class Task:
     def predict(self, outputs: Any) -> dict[str, jax.Array]:
         """Predictions of one forward pass, arrays (B, ...)."""
         raise NotImplementedError
+
+    def classes(self, outputs: int) -> tuple[str, int, int | None] | None:
+        """Where integer labels are classes: the batch's key, how many a model of so many outputs can
+        give, and a label that is not scored, if there is one. Others would be passed over in silence.
+        """
+        return None
 
     @property
     def decodes(self) -> bool:

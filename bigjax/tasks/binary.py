@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair, bernoulli_kl, hide_masked, masked_sum, sigmoid_cross_entropy
+from bigjax.core.losses import (
+    Pair,
+    bernoulli_kl,
+    hide_masked,
+    is_probability,
+    masked_sum,
+    sigmoid_cross_entropy,
+)
 from bigjax.tasks import scores
 from bigjax.tasks.base import Task
 
@@ -23,17 +30,21 @@ class Binary(Task):
     input: str = "features"
     label: str = "label"
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None]:
+        return self.label, 2, None
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""
         logits, labels, mask = self._read(outputs, batch)
-        correct = (logits > 0) == (labels > 0.5)
+        correct = ((logits > 0) == (labels > 0.5)) & is_probability(labels)
         pair = sigmoid_cross_entropy(logits, labels, mask)
         return pair, {"accuracy": masked_sum(correct, mask)}
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
-        """Sums over the examples: loss, confusion matrix (2, 2), calibration bins."""
+        """Sums over the examples: loss, confusion matrix (3, 2), calibration bins."""
         logits, labels, mask = self._read(outputs, batch)
         true, predicted = (labels > 0.5).astype(jnp.int32), (logits > 0).astype(jnp.int32)
+        true = jnp.where(is_probability(labels), true, 2)  # no class: never right
         confidence = jax.nn.sigmoid(jnp.abs(logits))
         return {
             "loss": sigmoid_cross_entropy(logits, labels, mask),

@@ -36,6 +36,9 @@ class Classification(Task):
         if self.top_k < 1:
             raise UserError(f"task.top_k must be at least 1, not {self.top_k}")
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None]:
+        return self.label, outputs, None
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""
         labels, mask = self._labels(outputs, batch), batch["mask"]
@@ -44,7 +47,7 @@ class Classification(Task):
         return pair, {"accuracy": masked_sum(correct, mask)}
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
-        """Sums over the examples: loss, top-k hits, confusion matrix (K, K), calibration bins."""
+        """Sums over the examples: loss, top-k hits, confusion matrix (K + 1, K), calibration bins."""
         labels, mask = self._labels(outputs, batch), batch["mask"]
         logits, true, classes = hide_masked(outputs, mask), _hard(labels), outputs.shape[1]
         predicted = jnp.argmax(logits, axis=-1)

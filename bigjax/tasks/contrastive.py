@@ -46,6 +46,8 @@ class Contrastive(Task):
     corpus: str | None = None
     nearest: int = 5
 
+    COMPARES_EXAMPLES = True
+
     def __post_init__(self):
         if self.temperature <= 0:
             raise UserError(f"task.temperature must be above 0, not {self.temperature}")

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair, bernoulli_kl, hide_masked, masked_sum, sigmoid_cross_entropy
+from bigjax.core.losses import (
+    Pair,
+    bernoulli_kl,
+    hide_masked,
+    is_probability,
+    masked_sum,
+    sigmoid_cross_entropy,
+)
 from bigjax.tasks import scores
 from bigjax.tasks.base import Task
 
@@ -24,10 +31,13 @@ class MultiLabel(Task):
     input: str = "features"
     label: str = "label"
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None]:
+        return self.label, 2, None
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (mean over labels), and the share of examples wholly right."""
         logits, labels, mask = self._read(outputs, batch)
-        right = jnp.all((logits > 0) == (labels > 0.5), axis=-1)
+        right = jnp.all(((logits > 0) == (labels > 0.5)) & is_probability(labels), axis=-1)
         return sigmoid_cross_entropy(logits, labels, mask), {"accuracy": masked_sum(right, mask)}
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
@@ -35,7 +45,7 @@ class MultiLabel(Task):
         logits, labels, mask = self._read(outputs, batch)
         real = (mask > 0)[:, None]
         true, predicted = (labels > 0.5) & real, (logits > 0) & real
-        right = jnp.all(true == predicted, axis=-1)
+        right = jnp.all((true == predicted) & is_probability(labels), axis=-1)
 
         def count(which):
             return jnp.sum(which, axis=0, dtype=jnp.int32)

@@ -6,6 +6,7 @@ The device side (jax.numpy) must stay a plain sum over examples; the host side w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,19 @@ from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.losses import hide_masked
 
 CALIBRATION_BINS = 15
+
+
+# Of the metrics that `summarize` gives, by their first letters: "top_5", "f1_macro", "rouge1".
+MORE_IS_BETTER = ("accuracy", "label_accuracy", "top_", "precision", "recall", "f1", "roc_auc")
+MORE_IS_BETTER += ("bleu", "rouge", "r2", "spearman")
+LESS_IS_BETTER = ("loss", "errors", "mse", "rmse", "mae", "perplexity", "bits_per_", "ece")
+
+
+def mode(name: str) -> Literal["max", "min"] | None:
+    """Whether more or less of one of bigjax's own metrics is better; None of any other."""
+    if name.startswith(MORE_IS_BETTER):
+        return "max"
+    return "min" if name.startswith(LESS_IS_BETTER) else None
 
 
 def field(batch: Mapping[str, jax.Array], key: str, of: str) -> jax.Array:
@@ -55,12 +69,13 @@ def calibration_error(bins: Mapping[str, np.ndarray]) -> float:
 
 
 def confusion_matrix(true: jax.Array, predicted: jax.Array, mask: jax.Array, classes: int):
-    """int32 (K, K), [true][predicted]; a label outside [0, K) is left out.
+    """int32 (K + 1, K), [true][predicted]; the last row counts the labels outside [0, K), all wrong.
 
     A product of one-hot rows rather than a scatter: over a sharded batch it is one all-reduce.
     """
-    true = jax.nn.one_hot(true, classes) * (mask > 0)[:, None]
-    return jnp.einsum("bi,bj->ij", true, jax.nn.one_hot(predicted, classes)).astype(jnp.int32)
+    row = jnp.where((true >= 0) & (true < classes), true, classes)
+    row = jax.nn.one_hot(row, classes + 1) * (mask > 0)[:, None]
+    return jnp.einsum("bi,bj->ij", row, jax.nn.one_hot(predicted, classes)).astype(jnp.int32)
 
 
 def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> dict:
@@ -81,13 +96,19 @@ def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndar
 
 
 def confusion_scores(confusion: np.ndarray) -> dict:
-    """Accuracy, errors, precision, recall, F1 and the matrix itself, as plain numbers and lists."""
-    hits = np.diag(confusion)
+    """Accuracy, errors, precision, recall, F1 and the matrix itself (K, K), as plain numbers and lists.
+
+    confusion: (K + 1, K) as `confusion_matrix` counts. Labels that the model has no output for are
+        errors, and told of as "labels_outside" where there are any.
+    """
+    inside, outside = confusion[:-1], int(confusion[-1].sum())
+    hits = np.diag(inside)
     return {
         "accuracy": float(hits.sum() / confusion.sum()),
         "errors": float(confusion.sum() - hits.sum()),
-        **precision_recall_f1(hits, confusion.sum(axis=0), confusion.sum(axis=1)),
-        "confusion_matrix": confusion.tolist(),
+        **({"labels_outside": outside} if outside else {}),
+        **precision_recall_f1(hits, confusion.sum(axis=0), inside.sum(axis=1)),
+        "confusion_matrix": inside.tolist(),
     }
 
 

@@ -24,13 +24,16 @@ class TokenTagging(Task):
     input: Sequence[str] = ("tokens", "segments")
     labels: str = "labels"
 
+    def classes(self, outputs: int) -> tuple[str, int, int | None]:
+        return self.labels, outputs, tokens.IGNORED
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, tags), and the accuracy on this batch."""
         sums = tokens.sums(outputs, *self._labels(outputs, batch))
         return sums.pop("loss"), sums
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
-        """Sums over the tags: loss and confusion matrix (K, K)."""
+        """Sums over the tags: loss and confusion matrix (K + 1, K)."""
         labels_BT, mask_BT = self._labels(outputs, batch)
         predicted_BT = jnp.argmax(hide_masked(outputs, mask_BT), axis=-1)
         rows = (labels_BT.reshape(-1), predicted_BT.reshape(-1), mask_BT.reshape(-1))
@@ -60,7 +63,8 @@ class TokenTagging(Task):
         names = source.class_names
         words_BT = batch[self.labels] != tokens.IGNORED
         rows = [tags[words] for tags, words in zip(predicted["tags"], words_BT, strict=True)]
-        return {"tags": [[names[i] if names else int(i) for i in row] for row in rows]}
+        known = dict(enumerate(names or ()))  # a model may have more outputs than there are names
+        return {"tags": [[known.get(int(i), int(i)) for i in row] for row in rows]}
 
     def _labels(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         labels_BT = scores.field(batch, self.labels, "task.labels")

@@ -12,7 +12,7 @@ from bigjax.core.errors import UserError
 from bigjax.loop.open import open_run
 from bigjax.mesh import distributed
 from bigjax.pretrained.export import export_folder
-from bigjax.pretrained.families import family_of_type
+from bigjax.pretrained.families import family_of_model
 
 
 def export_verb(
@@ -23,11 +23,10 @@ def export_verb(
         raise UserError(f"--format={options.format}: export writes safetensors")
     run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
     init, model = run.config.section("init"), run.setup.values["model"]
-    family = options.family or (init and init.family)
-    family = family or family_of_type(model["type"], "config.model.type")
-    tokenizer = getattr(run.setup.sources["train"], "tokenizer", None)
+    family = options.family or (init and init.family) or family_of_model(model)
     folder = options.output or options.workdir / "export"
     variables = jax.tree.map(distributed.whole, run.variables)
     if distributed.is_leader():
-        export_folder(variables, model, family, folder, tokenizer)
+        source, preprocess = run.setup.sources["train"], run.config.make("data.preprocess")
+        export_folder(variables, model, family, folder, source, preprocess)
         print(f"{folder}: {family}, {sum(x.size for x in jax.tree.leaves(variables)):,} numbers")

@@ -12,7 +12,7 @@ from bigjax.build.program import build_program
 from bigjax.build.weights import reference_configs
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
-from bigjax.core.errors import UserError
+from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop import stages
 from bigjax.loop.open import load_run
 from bigjax.loop.replay import replay
@@ -33,6 +33,17 @@ def config_verb(
     for name, config in found.items():
         print(f"# stage {name}, {seeds} seeds\n{configs.show(config)}")
         print(f"fingerprint {config.fingerprint}\n")
+
+
+def doctor_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Whether this machine can be trusted (see `bigjax.doctor`); the disk is the run's."""
+    from bigjax.doctor.__main__ import examine
+
+    folder = next(path for path in options.workdir.absolute().parents if path.is_dir())
+    if examine(folder, as_json=options.json):
+        raise RunFailed("something is wrong with this machine: see the lines above")
 
 
 def sharding_verb(

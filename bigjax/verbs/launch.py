@@ -7,6 +7,8 @@ saving, run again to go on; 1 anything else.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import signal
@@ -20,13 +22,20 @@ from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
 from bigjax.run.screen import LogLines
 from bigjax.verbs.export import export_verb
-from bigjax.verbs.inspect import checkpoints_verb, config_verb, replay_verb, sharding_verb
+from bigjax.verbs.inspect import (
+    checkpoints_verb,
+    config_verb,
+    doctor_verb,
+    replay_verb,
+    sharding_verb,
+)
 from bigjax.verbs.predict import evaluate_verb, predict_verb
 from bigjax.verbs.train import train_verb
 
 log = logging.getLogger("bigjax")
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75
+DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 # A new verb is one function of (raw config, overrides, options, stop), and one line here.
 VERBS = {
@@ -38,6 +47,7 @@ VERBS = {
     "sharding": sharding_verb,
     "export": export_verb,
     "config": config_verb,
+    "doctor": doctor_verb,
 }
 
 
@@ -82,6 +92,9 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
         print(f"{stopped}; run the same command again to go on", file=sys.stderr)
         return STOPPED
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and (error.errno in DISK_FAILS or error.filename):
+            code = FAILED if error.errno in DISK_FAILS else WRONG_INPUT
+            return fail(code, f"{error.filename or 'the disk'}: {error.strerror}")
         if distributed.is_joined():
             distributed.end_all(FAILED, f"{type(error).__name__}: {error}", error)
         raise
@@ -135,7 +148,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
     parser.add_argument("--format", default="safetensors", help="export: safetensors")
     parser.add_argument("--family", help="export: whose layout, such as bert or roberta")
-    parser.add_argument("--json", action="store_true", help="sharding: for machines")
+    parser.add_argument("--json", action="store_true", help="sharding, doctor: for machines")
     parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")
     parser.add_argument("--processes", type=int, help="how many (detected on known clusters)")
@@ -161,12 +174,14 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
 
 
 class Stop:
-    """Whether SIGTERM or SIGINT has come. A second SIGINT interrupts at once."""
+    """Whether SIGTERM, SIGINT or SIGHUP has come. A second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self._asked = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._ask)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(signal.SIGHUP, self._ask)
 
     def __call__(self) -> bool:
         return self._asked
@@ -174,7 +189,8 @@ class Stop:
     def _ask(self, number: int, frame: Any) -> None:
         self._asked = True
         signal.signal(signal.SIGINT, _stop_at_once)
-        print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr)
+        with contextlib.suppress(OSError):  # after SIGHUP the terminal may be gone
+            print(f"\n{signal.Signals(number).name}: saving, then stopping", file=sys.stderr)
 
 
 def _stop_at_once(number: int, frame: Any) -> None:

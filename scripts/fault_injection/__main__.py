@@ -17,8 +17,17 @@ from typing import Any
 
 from bigjax.run.text import table
 from scripts.fault_injection.disks import CORRUPTIONS, corruptions, disk_full
+from scripts.fault_injection.folders import (
+    bookkeeping,
+    foreign,
+    port,
+    power,
+    read_only,
+    reader,
+)
 from scripts.fault_injection.inputs import bad_numbers, configs, mesh
 from scripts.fault_injection.processes import interruptions, pairs
+from scripts.fault_injection.readers import READERS, fuzz
 from scripts.fault_injection.runs import Harness
 
 KINDS: dict[str, Callable[[Harness, int, str], tuple[int, int]]] = {
@@ -26,9 +35,16 @@ KINDS: dict[str, Callable[[Harness, int, str], tuple[int, int]]] = {
     "save_kill_pair": pairs,
     **dict.fromkeys(CORRUPTIONS, corruptions),
     "disk_full": disk_full,
+    "bookkeeping": bookkeeping,
+    "foreign": foreign,
+    "power": power,
+    "reader": reader,
+    "port": port,
+    "read_only": read_only,
     "mesh": mesh,
     **dict.fromkeys(("nan", "spike"), bad_numbers),
     "config": configs,
+    **{f"fuzz_{name}": fuzz for name in READERS},
 }
 
 

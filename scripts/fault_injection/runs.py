@@ -77,7 +77,8 @@ def start(
         workdir.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(f"{workdir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(handle, 1), os.dup2(handle, 2)
-        os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+        count = f"--xla_force_host_platform_device_count={devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"  # the last one holds
         os.environ["NPROC"] = "16"
         if not any(argument.startswith("--processes") for argument in arguments):
             _record_samples(Path(f"{workdir}.samples"))

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bigjax.core.errors import UserError
+from bigjax.run.screen import progress
 
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
@@ -146,14 +147,21 @@ def _sdist(package: Package, into: Path) -> None:
         link = re.search(rf'href="([^"]*/{re.escape(package.file)})[#"]', listing.text)
         if link is None:
             raise UserError(f"{page} lists no {package.file}")
-        content = requests.get(urljoin(page, link[1]), timeout=600)
-        content.raise_for_status()
+        answer = requests.get(urljoin(page, link[1]), timeout=60, stream=True)
+        answer.raise_for_status()
+        size = int(answer.headers.get("content-length", 0)) or None
+        with (
+            open(into / package.file, "wb") as file,
+            progress(package.name, size, unit="bytes") as bar,
+        ):
+            for part in answer.iter_content(2**16):
+                file.write(part)
+                bar.advance(len(part))
     except requests.RequestException as error:
         raise UserError(
             f"cannot download {package.file} from {index}: {type(error).__name__} "
             "(is there a network? or use --from)"
         ) from None
-    (into / package.file).write_bytes(content.content)
 
 
 def _npm(package: Package, into: Path) -> None:

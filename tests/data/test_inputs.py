@@ -175,7 +175,7 @@ def test_labels_beyond_the_outputs_of_the_model_are_refused():
     assert source.num_classes == 4
     check_classes(source, "label", 4, "test")
     with pytest.raises(
-        UserError, match=r"split 'test', example 45: 'label' is 3, .* has 3 outputs"
+        UserError, match=r"split 'test', example 45: 'label' is 3, .* know 3 classes"
     ):
         check_classes(source, "label", 3, "test")
     tags = Arrays({"labels": np.array([[0, -100], [1, -100]])})

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bigjax.data.order import sample_ids
+from bigjax.core.order import sample_ids
 
 EDGES = [1, 2, 3] + [2**k + d for k in (2, 3, 6, 10) for d in (-1, 0, 1)]
 

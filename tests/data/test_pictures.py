@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 from bigjax.core.errors import UserError
-from bigjax.data import inputs, pictures
+from bigjax.core.settings import Data
+from bigjax.data import inputs, pictures, sources
 from bigjax.data.pictures import BadPicture, Folder, Shape, decode
-from bigjax.data.sources import Arrays, open_splits
+from bigjax.data.sources import Arrays
 
 GREY, COLOUR = Shape(1, 2, 1), Shape(1, 2, 3)
 
@@ -132,6 +133,10 @@ def folder(tmp_path):
     (tmp_path / "set" / "train" / "cat" / "notes.txt").write_text("no picture")
     (tmp_path / "set" / "train" / ".hidden").mkdir()
     return tmp_path / "set"
+
+
+def open_splits(target, splits):
+    return sources.open_splits(Data(target, splits), splits)
 
 
 def everything(source):

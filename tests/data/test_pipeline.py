@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from bigjax.data.order import sample_ids
+from bigjax.core.order import sample_ids
 from bigjax.data.pipeline import eval_batches, local_rows, train_batches
 from bigjax.data.sources import Arrays
 

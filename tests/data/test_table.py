@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bigjax.core.errors import UserError
-from bigjax.data import inputs
-from bigjax.data.sources import open_splits
+from bigjax.core.settings import Data
+from bigjax.data import inputs, sources
 from bigjax.data.table import Table
 
 TRAIN = """city,age,member,since,rooms,label
@@ -24,6 +24,10 @@ TEST = """label,rooms,since,member,age,city
 buy,4,2024-02-01,no,,Rome
 rent,,2024-01-01,yes,50,Oslo
 """
+
+
+def open_splits(target, splits):
+    return sources.open_splits(Data(target, splits), splits)
 
 
 def everything(source):
@@ -84,6 +88,20 @@ def test_other_splits_take_all_that_is_fitted_from_train(folder):
         open_splits(Table(str(folder)), {"train": "train[:1]", "test": "test[1:]"})
 
 
+def test_another_table_that_is_fitted_to_itself_is_refused(folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "train.csv").write_text(TRAIN.replace("Oslo", "Lima"))
+    splits = {"train": "train", "other": "other:train"}
+    data = Data(Table(str(folder)), splits, sources={"other": Table(str(tmp_path / "other"))})
+    with pytest.raises(
+        UserError, match=r"splits.other: what is fitted .fitted. is not .*the same source"
+    ):
+        sources.open_splits(data, splits)
+    (tmp_path / "other" / "train.csv").write_text(TRAIN.replace("other", "share"))
+    with pytest.raises(UserError, match=r"buy, rent, share instead of buy, other, rent"):
+        sources.open_splits(data, splits)
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "arrow", "stream", "jsonl"])
 def test_typed_files_hold_the_same(folder, suffix, tmp_path):
     frame = pd.read_csv(folder / "train.csv", skipinitialspace=True)
@@ -142,7 +160,7 @@ def test_what_is_larger_than_memory_is_encoded_once_into_mapped_files(tmp_path, 
     assert (
         source.read(ids)["features"][:, 0].tolist() == frame["x"][ids + 100].astype("f4").tolist()
     )
-    assert isinstance(source.column("features", slice(0, 2)).base.base, np.memmap)
+    assert isinstance(source.column("features").base, np.memmap)
     again = target.open("train[100:]")
     assert again.fingerprint() == source.fingerprint() != target.open("train").fingerprint()
     assert source.num_classes == 5
@@ -233,6 +251,8 @@ def test_hub_names_without_a_network_are_one_line(monkeypatch):
         ("a,a,label\n1,2,3\n", {}, ["two columns are called 'a'"]),
         ("a,label\n1,\n", {}, ["line 2", "'label' is ''"]),
         ("a,label\n1,3\n", dict(class_names=["x", "y"]), ["line 2", "2 class names"]),
+        ("a,label\n1,2.5\n2,x\n", {}, ["line 3", "'label' is 'x', not a number"]),
+        ("a,label\n1,2\n2,nan\n", {}, ["line 3", "'label' is 'nan', not a number"]),
         ("a,label\n1,z\n", dict(class_names=["x", "y"]), ["'z', no class of train"]),
         ("a,label\n9007199254740993,1\n", dict(columns={"a": "boolean"}), ["is no boolean"]),
         ("a,label\n", {}, ["no examples"]),
@@ -263,6 +283,44 @@ def test_numbers_that_float32_cannot_tell_apart_are_moved(tmp_path):
     (tmp_path / "train.csv").write_text("time,label\n" + rows)
     found = everything(Table(str(tmp_path)).open("train"))["features"][:, 0]
     np.testing.assert_allclose(found, seconds - seconds.mean(), atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "csv", "jsonl"])
+def test_a_damaged_file_is_read_or_told_in_one_line(tmp_path, suffix):
+    """200 copies with bytes changed, cut off or put in; Arrow follows damaged offsets unless asked."""
+    table = pa.table({"a": [1.5, None] * 20, "c": ["x", "long y"] * 20, "label": [0, 1] * 20})
+    good, draw = tmp_path / f"good.{suffix}", np.random.default_rng(0)
+    if suffix == "parquet":
+        pq.write_table(table, good)
+    elif suffix == "arrow":
+        with pa.ipc.new_file(str(good), table.schema) as writer:
+            writer.write_table(table)
+    else:
+        frame = table.to_pandas()
+        good.write_text(
+            frame.to_csv(index=False)
+            if suffix == "csv"
+            else frame.to_json(orient="records", lines=True)
+        )
+    told = 0
+    for copy in range(200):
+        content = bytearray(good.read_bytes())
+        at = int(draw.integers(len(content)))
+        how = draw.integers(3)
+        if how == 0:
+            content[at] = draw.integers(256)
+        elif how == 1:
+            content[at : at + int(draw.integers(1, 9))] = draw.bytes(4)
+        else:
+            del content[at:]
+        path = tmp_path / f"copy{copy}.{suffix}"
+        path.write_bytes(content)
+        try:
+            Table(str(path)).open("train").read_inputs(path)
+        except UserError as error:
+            told += 1
+            assert "\n" not in str(error)
+    assert told > 20
 
 
 # Predict.

@@ -9,9 +9,11 @@ import tokenizers as library
 
 from bigjax.config import names
 from bigjax.core.errors import UserError
+from bigjax.core.settings import Data
 from bigjax.core.transforms import apply_transforms
+from bigjax.data import sources
 from bigjax.data.documents import Documents
-from bigjax.data.sources import TFDS, open_splits
+from bigjax.data.sources import TFDS
 from bigjax.data.text import LabelledText, SentencePairs, TaggedText, TextPairs
 from bigjax.data.text_transforms import MaskTokens
 
@@ -63,6 +65,10 @@ def write_jsonl(folder, split, rows):
     path = folder / f"{split}.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
+
+
+def open_splits(target, splits):
+    return sources.open_splits(Data(target, splits), splits)
 
 
 def everything(source):
@@ -259,7 +265,7 @@ def test_a_tfds_text_set_is_read_without_tensorflow(bert, tmp_path):
     assert TFDS("small_reviews").open("train").num_classes == 2
 
 
-def sources(tmp_path, bert):
+def targets(tmp_path, bert):
     rows = [
         {"text": line, "label": i, "source": line, "target": line, "a": line, "b": line}
         | {"words": line.split(), "tags": ["x"] * len(line.split())}
@@ -279,7 +285,7 @@ def sources(tmp_path, bert):
 
 
 def test_a_users_lines_become_columns_like_the_sources(bert, tmp_path):
-    for target in sources(tmp_path, bert):
+    for target in targets(tmp_path, bert):
         source = target.open("train")
         lines = [f"{line}\t{line}" if getattr(target, "pair", None) else line for line in LINES]
         columns, rows = source.encode(lines), everything(source)

@@ -339,12 +339,13 @@ def test_a_source_archive_is_downloaded_and_never_built(tmp_path, monkeypatch):
         "sdist", "Vader_X", "1.0", "Vader_X-1.0.tar.gz", hashlib.sha256(content).hexdigest()
     )
 
-    def get(url, timeout):
+    def get(url, timeout, stream=False):
         asked.append(url)
         answer = requests.Response()
         answer.status_code = 200
         page = b'<a href="../../files/Vader_X-1.0.tar.gz#sha256=0">Vader_X-1.0.tar.gz</a>'
         answer._content = page if url.endswith("/") else content
+        answer._content_consumed = True
         return answer
 
     monkeypatch.setenv("PIP_INDEX_URL", "https://index/simple")
@@ -352,7 +353,7 @@ def test_a_source_archive_is_downloaded_and_never_built(tmp_path, monkeypatch):
     assert packages.obtain(package, tmp_path).read_bytes() == content
     assert asked == ["https://index/simple/vader-x/", "https://index/files/Vader_X-1.0.tar.gz"]
 
-    def refuse(url, timeout):
+    def refuse(url, timeout, stream=False):
         raise requests.ConnectionError("no route\nto host")
 
     monkeypatch.setattr(requests, "get", refuse)

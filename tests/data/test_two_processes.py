@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from bigjax.data.order import sample_ids
+from bigjax.core.order import sample_ids
 
 PROGRAM = """
 import json, sys

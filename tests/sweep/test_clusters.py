@@ -1,6 +1,5 @@
 """Sweeps on a scheduler: what they have in common, here; real Ray and SLURM clusters, slow."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from bigjax.core.errors import UserError
-from bigjax.sweep.__main__ import choose_executor, describe, parse
-from bigjax.sweep.clusters import _Cluster, work
-from bigjax.sweep.executors import Job
+from bigjax.sweep import flags, worker
+from bigjax.sweep.executors import Executor, Job
 from bigjax.sweep.trials import expand, status
 from tests.sweep.test_run import run, tables
 from tests.sweep.toy import rates
@@ -22,66 +20,99 @@ from tests.sweep.toy import rates
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class AtOnce(_Cluster):
-    """A scheduler that does the work when it is handed over, but loses some."""
+class AtOnce(Executor):
+    """A scheduler that runs a task when it is handed over, but loses some, before or after they began."""
 
-    def __init__(self, lost=()):
-        self.lost, self.cancelled = lost, []
+    jobs_each = 1
 
-    def submit(self, arguments, room):
-        for number, each in enumerate(arguments):
-            if number not in self.lost:
-                work(*json.loads(json.dumps(each)))
-        return list(range(len(arguments)))
+    def __init__(self, lost=(), begun=()):
+        super().__init__()
+        self.lost, self.begun, self.cancelled = lost, begun, []
+
+    def start(self, commands):
+        for command in commands:
+            number, workers, most = map(int, command[4:])
+            if number in self.begun:
+                worker._take(self.room, number, workers, [])
+            elif number not in self.lost:
+                worker.work(self.room, number, workers, most, worker.Closed(self.room))
+        return [int(command[4]) for command in commands]
 
     def ended(self, handles):
-        return {handle: "the node burned down" for handle in handles if handle in self.lost}
+        return dict.fromkeys(handles, "the node burned down")
 
     def cancel(self, handles):
         self.cancelled += handles
 
 
-def test_a_scheduler_gives_the_same_table_and_what_it_loses_is_run_again_when_asked(tmp_path):
+@pytest.mark.parametrize("how", ["lost", "begun"])
+def test_a_scheduler_gives_the_same_table_and_what_it_loses_is_run_again_when_asked(tmp_path, how):
     sweep = rates(1e-2, 1e-3)
     run(sweep, tmp_path / "here")
-    found, _ = run(sweep, tmp_path / "s", executor=AtOnce(lost=(1,)))
-    assert [row.status for row in found.rows] == ["done", "failed", "done", "done"]
-    assert found.rows[1].reason == "the node burned down"
+    found, _ = run(sweep, tmp_path / "s", executor=AtOnce(**{how: (1,)}))
+    statuses = [row.status for row in found.rows]
+    assert sorted(statuses) == ["done", "done", "done", "failed"]
+    assert found.rows[statuses.index("failed")].reason == "the node burned down"
     _, started = run(sweep, tmp_path / "s", executor=AtOnce(), retry_failed=True)
     assert started == 1 and tables(tmp_path / "s") == tables(tmp_path / "here")
 
 
 def test_when_a_sweep_stops_what_waits_is_taken_back_and_not_failed(tmp_path):
     jobs = [Job((trial,)) for trial in expand(rates(1e-2))]
-    cluster = AtOnce(lost=(0, 1))
-    events = [event for event in cluster.run(jobs, tmp_path, lambda: True) if event]
+
+    class Busy(AtOnce):
+        def ended(self, handles):
+            return {}
+
+    asked = []
+    with Busy(lost=(0, 1)) as cluster:
+        events = []
+        for event in cluster.run(jobs, tmp_path, lambda: bool(asked)):
+            if event is None:
+                asked.append("stop")
+            else:
+                events.append(event)
+        assert cluster.cancelled == [0, 1]
     assert [event.status for event in events] == ["stopped", "stopped"]
-    assert cluster.cancelled == [0, 1]
     assert status(jobs[0].trials[0].folder(tmp_path)) == "missing"
 
 
-def test_a_task_of_an_earlier_start_stops(tmp_path):
-    job = Job((expand(rates(1e-2))[0],))
-    (tmp_path / "owner").write_text("later")
-    work(job.message(tmp_path), str(tmp_path / "events"), str(tmp_path / "owner"), "earlier")
-    assert json.loads((tmp_path / "events").read_text())["status"] == "stopped"
-    assert not (job.trials[0].folder(tmp_path) / "result.json").exists()
+def test_workers_of_an_earlier_start_stop(tmp_path):
+    earlier, later = AtOnce(lost=(0,)), AtOnce()
+    earlier._open(tmp_path)
+    closed = worker.Closed(earlier.room)
+    assert not closed()
+    later._open(tmp_path)
+    time.sleep(worker.LOOK)
+    assert closed() and not worker.Closed(later.room)()
+
+
+def test_a_worker_stays_with_its_programs_and_then_helps_the_others(tmp_path):
+    for folder in ("waiting", "taken"):
+        (tmp_path / folder).mkdir()
+    for job in ("000000-0", "000001-1", "000002-2", "000003-0", "000004-1"):
+        (tmp_path / "waiting" / job).touch()
+    seen = []
+    taken = [worker._take(tmp_path, 1, 2, seen) for _ in range(2)]
+    assert taken == ["000001-1.1", "000004-1.1"]
+    assert worker._take(tmp_path, 0, 2, []) == "000000-0.0"  # which the first has seen, too
+    taken = [worker._take(tmp_path, 1, 2, seen) for _ in range(3)]
+    assert taken == ["000003-0.1", "000002-2.1", None]
 
 
 def test_a_flag_of_another_executor_is_refused():
     for words in (["--slurm_time=9"], ["--executor=ray", "--workers=2"]):
-        options, _ = parse(["tests.sweep.toy", *words])
+        options, _ = flags.parse(["tests.sweep.toy", *words])
         with pytest.raises(UserError, match="is for --executor"):
-            choose_executor(options)
+            flags.executor_of(flags.how_of(options).executor, options)
 
 
 @pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
-    options, overrides = parse(["tests.sweep.toy", f"--executor={name}"])
-    describe(options, overrides)
-    with pytest.raises(UserError, match=rf"pip install 'bigjax\[{name}\]'"):
-        choose_executor(options)
+    options, _ = flags.parse(["tests.sweep.toy", f"--executor={name}"])
+    with pytest.raises(UserError, match=rf"bin/python\S* -m pip install {package}$"):
+        flags.executor_of(name, options)
 
 
 GRID = [

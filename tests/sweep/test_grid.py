@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bigjax.core.errors import UserError
 from bigjax.sweep import chain, over, product, subsample, zip
-from bigjax.sweep.grid import parse_points, parse_values
+from bigjax.sweep.describe import parse_points, parse_values
 
 values = st.lists(st.integers(), max_size=4)
 

@@ -1,6 +1,5 @@
 """A sweep run again from its manifest: equal where nothing changed, and what changed is named."""
 
-import argparse
 import json
 import shutil
 
@@ -8,22 +7,22 @@ import numpy as np
 import pytest
 
 from bigjax.core.errors import UserError
-from bigjax.sweep import drive, record, reproduce
+from bigjax.sweep import drive, reproduce
 from bigjax.sweep.__main__ import main
 from bigjax.sweep.trials import expand
 from tests.sweep.test_run import Here
 from tests.sweep.toy import rates, temperatures
 
-HOW = argparse.Namespace(workers=None, devices=1, vectorize=None)
+HOW = {"workers": None, "devices": 1, "vectorize": None}
 
 
 def run(sweep, workdir, **how):
     """The sweep's manifest, after a start of it."""
     workdir.mkdir(exist_ok=True)
-    trials, start = expand(sweep), record.new_start(HOW)
+    trials, start = expand(sweep), reproduce.new_start(HOW)
     drive.run_trials(trials, drive.Plan(Here(), workdir, lambda: False, **how))
     drive.write_description(sweep, trials, workdir)
-    return record.write(sweep, trials, workdir, start)
+    return reproduce.record(sweep, trials, workdir, start)
 
 
 def again(path, new):
@@ -33,7 +32,7 @@ def again(path, new):
     reproduce.check_workdir(new, folder, trials)
     new.mkdir(exist_ok=True)
     plan = drive.Plan(Here(), new, lambda: False)
-    found = reproduce.run(old, trials, plan, record.new_start(HOW))
+    found = reproduce.run(old, trials, plan, reproduce.new_start(HOW))
     rows, _ = reproduce.verdict_rows(old, found)
     by_trial = {row["trial"]: row["result"] for row in rows}
     why = [row["first difference"] for row in rows]

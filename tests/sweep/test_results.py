@@ -95,6 +95,46 @@ def test_less_is_better_where_the_sweep_says_so(tmp_path):
     assert [g.point[RATE] for g in found.groups if g.best] == [1e-3]
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("bad", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("place", range(3))
+def test_what_is_no_number_is_never_best_in_any_mode_at_any_place(tmp_path, mode, bad, place):
+    lost = [1e-3, 1e-2, 1e-1][place]
+
+    def value(point, seed):
+        found = score(point, seed)
+        return (bad if seed == 1 else found[0], found[1]) if point[RATE] == lost else found
+
+    sweep = rates(1e-3, 1e-2, 1e-1, mode=mode, seeds=3, baseline={RATE: lost})
+    found = conclude(sweep, finish(sweep, tmp_path, value), tmp_path)
+    others = {
+        rate: np.mean([score({RATE: rate}, s)[0] for s in range(3)]) for rate in (1e-3, 1e-2, 1e-1)
+    }
+    del others[lost]
+    best = (max if mode == "max" else min)(others, key=others.get)
+    assert [g.point[RATE] for g in found.groups if g.best] == [best]
+    rows = results.table_rows(found)
+    assert rows[0][""] == "best" and rows[-1]["learning_rate"] == results.number(lost)
+
+
+def test_where_nothing_is_a_number_nothing_is_best(tmp_path):
+    sweep = rates(1e-3, 1e-2)
+    found = conclude(sweep, finish(sweep, tmp_path, lambda p, s: ("NaN", 0.5)), tmp_path)
+    assert not any(g.best or g.chosen for g in found.groups)
+    assert [row["mean"] for row in results.table_rows(found)] == ["nan", "nan"]
+
+
+def test_the_interval_of_an_accuracy_stays_within_0_and_1(tmp_path):
+    sweep = rates(1e-3)
+    values = {0: 0.9, 1: 1.0}
+    found = conclude(sweep, finish(sweep, tmp_path, lambda p, s: (values[s], values[s])), tmp_path)
+    assert (found.groups[0].summary.high, found.groups[0].summary.low) == (
+        1.0,
+        pytest.approx(0.3147, abs=1e-4),
+    )
+    assert "95 % [0.3147, 1]" in (tmp_path / "sweep.md").read_text()
+
+
 def test_a_point_with_missing_seeds_is_not_the_best(tmp_path):
     sweep = rates(1e-3, 1e-2, 1e-1, seeds=5)
     trials = finish(

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -13,21 +12,35 @@ import time
 import pytest
 
 from bigjax.build import program
+from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped
 from bigjax.run.files import workdir_lock
-from bigjax.sweep import drive
-from bigjax.sweep.executors import Event, Local
+from bigjax.sweep import Sweep, drive, flags, worker
+from bigjax.sweep.executors import Event, Executor, Local
 from bigjax.sweep.trials import expand, status
-from bigjax.sweep.worker import run_job
 from tests.sweep.toy import rates, temperatures
 
 
-class Here:
-    """An executor that runs the jobs in this process."""
+class Here(Executor):
+    """An executor whose worker runs in this process, before `start` returns."""
 
-    def run(self, jobs, workdir, stop):
-        for job in jobs:
-            yield from run_job(json.loads(json.dumps(job.message(workdir))), stop)
+    at_once, jobs_each = 1, 1_000_000
+
+    def __init__(self, stop=lambda: False):
+        super().__init__()
+        self._stop = stop
+
+    def start(self, commands):
+        for command in commands:
+            number, workers, most = map(int, command[4:])
+            worker.work(self.room, number, workers, most, self._stop)
+        return [command[4] for command in commands]
+
+    def ended(self, handles):
+        return dict.fromkeys(handles, "it ended")
+
+    def cancel(self, handles):
+        pass
 
 
 def run(sweep, workdir, *, stop=lambda: False, executor=None, **how):
@@ -35,7 +48,7 @@ def run(sweep, workdir, *, stop=lambda: False, executor=None, **how):
     trials = expand(sweep)
     started = (workdir / "starts.jsonl").read_text().count("\n") if _ran(workdir) else 0
     try:
-        drive.run_trials(trials, drive.Plan(executor or Here(), workdir, stop, **how))
+        drive.run_trials(trials, drive.Plan(executor or Here(stop), workdir, stop, **how))
     finally:
         found = drive.conclude(sweep, trials, workdir)
     return found, (workdir / "starts.jsonl").read_text().count("\n") - started
@@ -140,8 +153,7 @@ def test_local_workers_compile_once_survive_a_killed_one_and_stop_when_asked(tmp
             if not ended and all(
                 (trial.folder(tmp_path) / "metrics.jsonl").exists() for trial in trials
             ):
-                victim = next(w for w in executor._workers if w.job.trials[0] is trials[0])
-                victim._process.send_signal(signal.SIGKILL)
+                os.kill(int((trials[0].folder(tmp_path) / ".lock").read_text().split()[1]), 9)
     killed, stopped = (ended[trial.name] for trial in trials)
     assert killed.status == "failed" and "SIGKILL" in killed.reason
     assert stopped == Event(trials[1].name, "stopped")
@@ -174,7 +186,7 @@ def test_the_command_line_runs_a_grid_and_refuses_with_code_2(tmp_path):
         "--vectorize", "--workers=1", workdir,
     )  # fmt: skip
     assert good.returncode == 0, good.stderr
-    assert "best" in good.stdout and "4/4 trials" in good.stderr
+    assert "best" in good.stdout and "trials 4/4" in good.stderr
     assert {"sweep.csv", "sweep.md", "sweep.html", "sweep.json"} <= {
         path.name for path in (tmp_path / "s").iterdir()
     }
@@ -183,10 +195,46 @@ def test_the_command_line_runs_a_grid_and_refuses_with_code_2(tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("word", ["--gird=a=1", "--workers=0", "--search=a=log:1:2"])
-def test_a_wrong_command_line_is_refused(word):
-    from bigjax.core.errors import UserError
-    from bigjax.sweep.__main__ import describe, parse
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("--gird=a=1", "did you mean '--grid'"),
+        ("--workers=0", "--workers=0: at least 1"),
+        ("--workers=two", "--workers=two will not do"),
+        ("--search=a=log:1:2", "--trials=N"),
+        ("--seeds=0.5", "--seeds=0.5 will not do"),
+        ("--mode=most", "max or min"),
+        ("--vectorize=0", "at least 1"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(word, says):
+    with pytest.raises(UserError, match=says):
+        options, overrides = flags.parse(["tests.sweep.toy", word])
+        flags.sweep_of(options, overrides)
+        flags.executor_of(flags.how_of(options).executor, options)
 
-    with pytest.raises(UserError):
-        describe(*parse(["tests.sweep.toy", word]))
+
+def test_the_flags_are_the_attributes_of_the_sweep_and_their_values_its_types():
+    options, overrides = flags.parse(
+        [
+            "tests.sweep.toy", "--grid=config.optimizer.type=adam,sgd", "--seeds=0,3", "--by=optimizer.type",
+            "--baseline", "optimizer.type=sgd", "--metric=eval/validation/loss", "--select_on_test",
+            "--config.model.widths=(9,)", "--vectorize", "--workers=2",
+        ]
+    )  # fmt: skip
+    assert flags.sweep_of(options, overrides) == Sweep(
+        "tests.sweep.toy",
+        points=[{"optimizer.type": "adam"}, {"optimizer.type": "sgd"}],
+        seeds=(0, 3),
+        by=("optimizer.type",),
+        baseline={"optimizer.type": "sgd"},
+        metric="eval/validation/loss",
+        select_on_test=True,
+        overrides={"model.widths": (9,)},
+    )
+    assert flags.how_of(options) == flags.How(vectorize=64)
+    assert flags.executor_of("local", options).at_once == 2
+    one, _ = flags.parse(["tests.sweep.toy", "--seeds=3,", "--vectorize=5"])
+    assert flags.sweep_of(one, ()).seeds == (3,) and flags.how_of(one).vectorize == 5
+    many, _ = flags.parse(["tests.sweep.toy", "--seeds=3"])
+    assert flags.sweep_of(many, ()).seeds == 3

@@ -21,7 +21,7 @@ def drawn(workdir, *, stop=lambda: False, **more):
     workdir.mkdir(exist_ok=True)
     sweep = rates(points=[{}], seeds=1, search=Search(SPACE, **{"trials": 6, **more}))
     search.check_search(sweep)
-    trials = search.run_search(sweep, Plan(Here(), workdir, stop))
+    trials = search.run_search(sweep, Plan(Here(stop), workdir, stop))
     conclude(sweep, trials, workdir)
     return trials
 
@@ -77,3 +77,29 @@ def test_weak_trials_are_stopped_early_and_the_others_are_not(tmp_path):
     assert found.groups[-1].summary.n == 0 and "1 pruned" in (workdir / "sweep.md").read_text()
     _, started = run(sweep, workdir, pruning=pruning)
     assert started == 0 and status(folder) == "pruned"
+
+
+@pytest.mark.parametrize("rule", ["median", "halving"])
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_trial_whose_metric_is_no_number_is_never_preferred(tmp_path, rule, mode):
+    optuna = pytest.importorskip("optuna")
+    pruning = Pruning(rule, "m", mode, str(tmp_path / "journal"))
+
+    def watched(name, values):
+        folder = tmp_path / name
+        folder.mkdir()
+        watch, lines = search.Watch(pruning, folder), []
+        for step, value in enumerate(values, 1):
+            lines.append(json.dumps({"step": step, "m": value}))
+            (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+            if watch.is_pruned():
+                break
+        watch.close()
+        return watch
+
+    for i in range(6):
+        watched(f"good{i}", [0.5] * 8)
+    for bad in ("NaN", "Infinity", "-Infinity"):
+        assert watched(f"bad{bad}", [bad] * 8).pruned
+    study = search.open_study(optuna, pruning.journal, "pruning", mode)
+    assert study.best_value == 0.5

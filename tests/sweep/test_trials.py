@@ -47,7 +47,7 @@ def test_trials_of_a_pipeline_share_the_runs_that_they_need():
         else:
             (teacher,) = (t for t in teachers if t.seed == trial.seed)
             assert trial.needs == (teacher.name,)
-            assert trial.config.get("method.teacher") == f"../{teacher.name}"
+            assert trial.config.references == {"method.teacher": f"../{teacher.name}"}
     first, second = waves(trials)
     assert {t.name for t in teachers} <= {t.name for t in first}
     assert all(t.needs for t in second) and len(first) + len(second) == len(trials)
@@ -109,8 +109,8 @@ def test_a_split_named_latest_is_no_test_split():
 def test_missing_data_is_found_before_anything_runs():
     bad = rates(1e-2, overrides={"data.splits": {**SPLITS, "train": "trian"}})
     with pytest.raises(UserError, match="did you mean 'train'"):
-        check_data(expand(bad))
-    check_data(expand(rates(1e-2)))
+        check_data(bad, expand(bad))
+    check_data(rates(1e-2), expand(rates(1e-2)))
 
 
 def test_points_are_described_by_the_last_part_of_their_keys_unless_two_are_alike():

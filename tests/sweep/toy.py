@@ -38,6 +38,7 @@ def rates(*values, **more):
         points=over("optimizer.learning_rate", values),
         seeds=2,
         metric="eval/validation/accuracy",
+        mode="max",
         test_metric="eval/test/accuracy",
     )
     return Sweep(**{**settings, **more})

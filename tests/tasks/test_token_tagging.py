@@ -49,3 +49,9 @@ def test_each_word_is_shown_with_the_tag_of_its_first_token():
     }
     source = SimpleNamespace(class_names=("at", "nn", "vb"))
     assert TokenTagging().present(columns, source) == {"tags": [["nn", "vb"], ["at"]]}
+
+
+def test_a_tag_beyond_the_names_is_shown_as_its_number():
+    batch, source = {"labels": np.array([[0, 0]])}, SimpleNamespace(class_names=("at", "nn"))
+    shown = TokenTagging().present({"tags": np.array([[1, 2]])}, batch, source)
+    assert shown == {"tags": [["nn", 2]]}

@@ -91,7 +91,7 @@ def _verified_leaves(
             tuple(about["shape"]), about["dtype"], sharding=sharding
         )
     try:
-        restored = _read_leaves(folder, flax.traverse_util.unflatten_dict(kept, sep="/"))
+        restored = paths(read_tree(folder, flax.traverse_util.unflatten_dict(kept, sep="/")))
     except Exception as error:
         hashes.check_files(folder, manifest)  # says which file it was, if it was one
         raise error
@@ -107,10 +107,13 @@ def check_step(arrays: dict[str, Any], step: int) -> None:
         raise BadCheckpoint(f"its state is of step {inside}, not {step}")
 
 
-def _read_leaves(folder: epath.Path, wanted: Any) -> dict[str, jax.Array]:
-    """The arrays that a tree describes, unverified; a part of the checkpoint's tree is enough."""
+def read_tree(folder: epath.Path, wanted: Any) -> Any:
+    """The arrays that a tree describes, unverified; a part of the checkpoint's tree is enough.
+
+    Branches without arrays need not be there: a state of an older bigjax lacks what is empty today.
+    """
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(
+        return checkpointer.restore(
             folder / ITEM,
             args=ocp.args.PyTreeRestore(
                 item=wanted,
@@ -118,7 +121,6 @@ def _read_leaves(folder: epath.Path, wanted: Any) -> dict[str, jax.Array]:
                 partial_restore=True,
             ),
         )
-    return paths(restored)
 
 
 def damage(folder: epath.Path, manifest: dict[str, Any]) -> str:

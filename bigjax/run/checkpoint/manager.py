@@ -40,7 +40,7 @@ from bigjax.run.checkpoint.folder import (
     sync_folders,
 )
 from bigjax.run.checkpoint.hashes import MANIFEST, PARTIAL, BadCheckpoint
-from bigjax.run.files import sync, write_atomic, write_json
+from bigjax.run.files import write_atomic, write_json
 
 log = logging.getLogger("bigjax")
 
@@ -94,7 +94,8 @@ class Checkpoints:
     def save(self, step: int, state: Any, metrics: dict[str, Any]) -> None:
         """Starts an asynchronous save; `state` may be donated to the next step once this returns.
 
-        Hashes are computed, and the manifest written, in the background.
+        Hashes are computed, and the manifest written, in the background. What the run has logged up
+        to this step is on the disk already (`Writers.sync`).
 
         Args:
           step: completed updates.
@@ -257,8 +258,6 @@ class Checkpoints:
                 "arrays": layout,
                 "files": files,
             }
-            if (self._workdir / "metrics.jsonl").exists():
-                sync(self._workdir / "metrics.jsonl")
             _write_manifest(folder, content)
             write_json(self._workdir / SAVED, {"run": self._run, "step": step})
             end_save(self._folder, step)
@@ -319,8 +318,7 @@ class Checkpoints:
                 f"{folder} holds the state of another config: {'; '.join(differences[:5])}"
             )
         try:
-            args = ocp.args.StandardRestore(abstract_state)
-            state = self._checkpointer.restore(folder / ITEM, args=args)
+            state = leaves.read_tree(folder, abstract_state)
         except Exception:
             if folder.exists():
                 raise

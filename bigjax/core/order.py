@@ -74,3 +74,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def uniforms(seed: int, numbers: np.ndarray) -> np.ndarray:
+    """One float64 in (0, 1) for each of some whole numbers, apart from all that `sample_ids` uses."""
+    keys = _mix(_mix(np.array([seed % 2**64], np.uint64)) ^ np.uint64(0x5851F42D4C957F2D))
+    bits = _mix(_mix(keys + np.asarray(numbers).astype(np.uint64)))
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53

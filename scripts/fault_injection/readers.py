@@ -1,0 +1,255 @@
+"""Malformed files for every reader: one line, or right; never a traceback, a hang, or a full memory.
+
+`READERS` is the list. A reader is fed the bytes of a good file after a few edits, drawn by Hypothesis,
+which also finds the smallest file that fails.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+from etils import epath
+from hypothesis import strategies as st
+
+from bigjax.config import resolve as configs
+from bigjax.core.errors import RunFailed, UserError
+from bigjax.data.files import records
+from bigjax.data.npz import read_npz
+from bigjax.data.tokenizers import open_tokenizer
+from bigjax.loop.record import recorded_result
+from bigjax.pretrained.reader import open_published
+from bigjax.run import manifest
+from bigjax.run.checkpoint import folder as folders
+from bigjax.run.checkpoint import hashes
+from bigjax.run.clock import Clock
+from bigjax.run.ledger import left_out
+from bigjax.run.writers import read_metrics
+from scripts.fault_injection.runs import Harness
+
+SECONDS, MEGABYTES = 5.0, 1024  # the most that one file may cost
+TOLD = (UserError, RunFailed, hashes.BadCheckpoint)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of file.
+
+    Attributes:
+      name: of the file, in a folder of its own.
+      good: writes a good one, and whatever else the reader needs.
+      read: of the folder.
+    """
+
+    name: str
+    good: Callable[[Path], None]
+    read: Callable[[Path], Any]
+
+
+def text(name: str, value: Any, read: Callable[[Path], Any]) -> Reader:
+    """A reader of JSON, or of the text given."""
+    said = value if isinstance(value, str) else json.dumps(value, indent=1)
+    return Reader(name, lambda folder: (folder / name).write_text(said), read)
+
+
+START = {
+    "code": {"source": "a" * 64}, "versions": {"jax": "1"}, "flags": {}, "data": {"train": {"examples": 3}},
+    "devices": {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1, "mesh": {"data": 2}},
+}  # fmt: skip
+CONFIG = {
+    "train": {"steps": 3, "batch_size": 4},
+    "data": {"source": {"type": "npz", "directory": "here"}, "splits": {"train": "train"}},
+    "model": {"type": "mlp", "widths": [8], "outputs": 10},
+    "task": {"type": "classification"},
+    "optimizer": {"type": "adam", "learning_rate": 0.01},
+    "evaluate": {"splits": ["train"]},
+}
+SAVED = {
+    "format": hashes.FORMAT, "run": "0123456789abcdef", "step": 3, "time": 1.0, "metrics": {"a": 0.5},
+    "config_fingerprint": "f", "versions": {}, "sample_position": 12,
+    "arrays": {"w": {"shape": [2, 3], "dtype": "float32", "blocks": {"0:2,0:3": "00000000"}}},
+    "files": {"default/d": {"size": 3, "crc32": "00000000"}},
+}  # fmt: skip
+
+
+def _session(folder: Path) -> None:
+    manifest.begin(folder, START, [])
+
+
+def _checkpoint(folder: Path) -> None:
+    """Read as it is, and resealed, as a forger would."""
+    path = folder / "manifest.json"
+    raw = path.read_bytes()
+    for forge in (False, True):
+        if forge:
+            try:
+                content = json.loads(raw)
+                content.pop("sha256", None)
+                path.write_text(hashes.sealed(content))
+            except (ValueError, AttributeError, RecursionError):
+                return
+        try:
+            found = hashes.read_manifest(epath.Path(folder), step=3, run=None)
+            arrays = {"w": np.zeros((2, 3), np.float32)}
+            if not hashes.check_layout(arrays, found["arrays"]):
+                hashes.wrong_arrays(arrays, found["arrays"])
+            hashes.check_files(epath.Path(folder), found)
+        except hashes.BadCheckpoint:
+            continue
+
+
+def _lost(folder: Path) -> None:
+    folders.lost(folder, epath.Path(folder / "checkpoints"), 3)
+
+
+def _published(folder: Path) -> None:
+    (path,) = (p for p in folder.iterdir() if p.suffix in (".gguf", ".safetensors"))
+    published = open_published(str(path if path.suffix == ".gguf" else folder))
+    for name in published.shapes:
+        published.read(name)
+
+
+def _gguf(folder: Path) -> None:
+    import gguf
+
+    values = np.arange(64, dtype=np.float32).reshape(2, 32)
+    writer = gguf.GGUFWriter(folder / "m.gguf", "llama")
+    writer.add_block_count(3)
+    writer.add_array("list", [1, 2, 3])
+    writer.add_array("names", ["a", "bc"])
+    writer.add_tensor("plain", values)
+    small = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    writer.add_tensor("small", small, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+
+
+def _safetensors(folder: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(
+        {"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.int8)}, folder / "model.safetensors"
+    )
+
+
+def _sharded(folder: Path) -> None:
+    _safetensors(folder)
+    index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    Tokenizer(WordLevel({"a": 0, "b": 1, "[UNK]": 2}, unk_token="[UNK]")).save(
+        str(folder / "tokenizer.json")
+    )
+    (folder / "tokenizer_config.json").write_text('{"pad_token": {"content": "a"}}')
+
+
+def _npz(folder: Path) -> None:
+    np.savez(folder / "train.npz", image=np.ones((3, 4), np.float32), label=np.arange(3))
+
+
+READERS: dict[str, Reader] = {
+    "config": text("config.json", CONFIG, lambda f: configs.load(f / "config.json")),
+    "manifest": text("manifest.json", {"run": "0123456789abcdef", **START, "resumes": [START]}, _session),
+    "checkpoint": text("manifest.json", hashes.sealed(SAVED), _checkpoint),
+    "saved": text(".saved", {"run": "0123456789abcdef", "step": 3}, _lost),
+    "metrics": text("metrics.jsonl", '{"step": 1, "a": 1.0}\n{"step": 2, "a": "NaN"}\n' * 3,
+                    lambda f: read_metrics(f / "metrics.jsonl")),
+    "time": text("time.json", {"starts": 1, "seconds": {"step": 1.0}, "marks": {"3": {"step": 0.5}}}, Clock),
+    "result": text("result.json", {"step": 3, "metrics": {"a": 1.0}, "fingerprint": "f"}, recorded_result),
+    "ledger": text("skipped.jsonl", '{"step": 3, "examples": [[0, 1]], "suspects": [1], "for_good": [1]}\n',
+                   left_out),
+    "safetensors": Reader("model.safetensors", _safetensors, _published),
+    "index": Reader("model.safetensors.index.json", _sharded, _published),
+    "gguf": Reader("m.gguf", _gguf, _published),
+    "npz": Reader("train.npz", _npz, lambda f: read_npz(f / "train.npz")),
+    "csv": text("train.csv", "a,b,label\n1,2,0\n3.5,-1e3,1\n\"x\ny\",2,1\n",
+                lambda f: list(records(f / "train.csv"))),
+    "jsonl": text("train.jsonl", '{"text": "a b", "label": 1}\n' * 3, lambda f: list(records(f / "train.jsonl"))),
+    "tokenizer": Reader("tokenizer.json", _tokenizer, lambda f: open_tokenizer(str(f))),
+    "tokenizer_config": Reader("tokenizer_config.json", _tokenizer, lambda f: open_tokenizer(str(f))),
+}  # fmt: skip
+
+NUMBERS = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**60, 2**63, 2**64 - 1]
+PIECES = [
+    b"", b"\0", b"\xff", b"{", b"}", b"[", b"]", b'"', b",", b":", b"null", b"-1", b"1e999", b"NaN", b"true",
+    b"9" * 400, b"[" * 3000, b'{"a":' * 2000, b"..", b"/", b"../../x", b"\n", b"\r", "\u2029".encode(),
+    *(struct.pack("<Q", n) for n in NUMBERS), *(struct.pack("<I", n % 2**32) for n in NUMBERS),
+    *(str(n).encode() for n in NUMBERS),
+]  # fmt: skip
+EDITS = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.integers(0, 12),
+        st.one_of(st.sampled_from(PIECES), st.binary(max_size=6)),
+    ),
+    min_size=1,
+    max_size=4,
+)  # where, how many bytes go, what comes
+
+
+def edited(content: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
+    for where, gone, piece in edits:
+        at = round(where * len(content))
+        content = content[:at] + piece + content[at + gone :]
+    return content
+
+
+def problem(reader: Reader, folder: Path, content: bytes) -> str | None:
+    """What is wrong with how the reader takes this content; None if all is well."""
+    (folder / reader.name).write_bytes(content)
+    began = time.monotonic()
+    try:
+        reader.read(folder)
+    except TOLD as error:
+        if "\n" in str(error) or not str(error):
+            return f"not one line: {str(error)[:200]!r}"
+    except BaseException as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    if time.monotonic() - began > SECONDS:
+        return f"{time.monotonic() - began:.0f} s"
+    if (used := resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024) > memory + MEGABYTES:
+        return f"{used - memory} MB"
+    return None
+
+
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # before any file was read
+
+
+def fuzz(harness: Harness, times: int, kind: str) -> tuple[int, int]:
+    """So many malformed files for one reader."""
+    reader, folder = READERS[kind.removeprefix("fuzz_")], harness.fresh(kind)
+    folder.mkdir()
+    reader.good(folder)
+    good = (folder / reader.name).read_bytes()
+    assert problem(reader, folder, good) is None, problem(reader, folder, good)
+    bad: list[str] = []
+
+    @hypothesis.seed(harness.random.randrange(2**32))
+    @hypothesis.settings(
+        max_examples=times, database=None, deadline=None, phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )  # fmt: skip
+    @hypothesis.given(EDITS)
+    def run(edits: list[tuple[float, int, bytes]]) -> None:
+        began = time.monotonic()
+        if found := problem(reader, folder, edited(good, edits)):
+            bad.append(found)
+            harness.note(f"{kind}: {found} for {str(edits)[:300]}")
+        harness.seconds.append(time.monotonic() - began)
+
+    run()
+    done = len(harness.seconds)
+    return done - len(bad), done
