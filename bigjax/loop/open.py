@@ -19,6 +19,7 @@ from bigjax.core.state import TrainState
 from bigjax.data import inputs
 from bigjax.data.sources import Arrays, Inputs
 from bigjax.loop.evaluate import Metrics, eval_batches, evaluate
+from bigjax.loop.evaluators import Seen, check_evaluators
 from bigjax.loop.record import train_batches
 from bigjax.mesh import distributed
 from bigjax.run import manifest
@@ -66,6 +67,16 @@ class Opened:
         found = evaluate(self.setup, self.state, self.frozen, source)
         assert found is not None
         return found[0]
+
+    def measure(self) -> Metrics:
+        """What the run's evaluators give, named "eval/NAME/METRIC"."""
+        check_evaluators(self.setup, self.workdir)
+        seen = Seen(self.setup, self.state, self.frozen, self.step, self.workdir)
+        return {
+            f"eval/{name}/{metric}": value
+            for name, evaluator in self.setup.evaluators.items()
+            for metric, value in evaluator.evaluate_all(seen)[0].items()
+        }
 
     def predictions(self, source: Any) -> Iterator[dict[str, dict[str, np.ndarray]]]:
         """For each batch of a source, without padding: {"batch": what was read, "predicted": ...}."""
