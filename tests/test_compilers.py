@@ -145,5 +145,5 @@ def test_compiled_programs_are_kept_in_one_folder_unless_told_otherwise(tmp_path
             [sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True
         )
         assert done.stdout.strip() == "4.0", done.stderr
-        files = [path for path in folder.rglob("*-cache")]
+        files = list(folder.rglob("*-cache"))
         assert bool(files) == kept
