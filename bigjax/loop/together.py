@@ -31,9 +31,9 @@ from bigjax.data.pipeline import read_unmasked
 from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.loop.evaluators import check_evaluators
 from bigjax.loop.record import Record
-from bigjax.loop.replay import Idle
 from bigjax.loop.train import Stopped, run_steps
 from bigjax.run import ledger, manifest
+from bigjax.run.clock import Idle
 
 ORDER_BLOCK = 64  # steps whose sample ids are computed together
 
