@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.contracts.runs import setup_of, steps_of
 
 from bigjax.core.errors import UserError
 from bigjax.data.sources import Arrays
 from bigjax.methods.federated import FedAvg
 from bigjax.tasks.classification import Classification
+from tests.contracts.runs import setup_of, steps_of
 from tests.methods.test_privacy import MODEL, params_of, scope_of
 
 SIZES = (4, 1, 3)  # examples of the clients, of 4 rows each
