@@ -148,6 +148,7 @@ def _build(
     if by_hand:
         sharding.check_per_device(placed, mesh)
     recipe = _recipe(config, parts, recipe_references)
+    recipe = dataclasses.replace(recipe, gathered=sharding.gathering(mesh, placed))
     if by_hand:
         recipe = dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
     functions = _functions(recipe)

@@ -14,6 +14,7 @@ import numpy as np
 from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
+from bigjax.config.values import TRUST_ALL
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.state import TrainState
 from bigjax.data import inputs
@@ -197,7 +198,7 @@ def load_run(
         )
         raise UserError(f"{workdir} holds no run{hint}")
     named = configs.targets(configs.plain(raw or {}))
-    return configs.load(path, overrides, named | ({configs.TRUST_ALL} if trust else set()))
+    return configs.load(path, overrides, named | ({TRUST_ALL} if trust else set()))
 
 
 def newest_state(setup: Setup, workdir: Path) -> TrainState:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
+from bigjax.config.values import TRUST_ALL
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.loop.train import train
 from bigjax.mesh import distributed
@@ -86,7 +87,7 @@ def resolve(
     }
     _check_references(stages)
     # A stage reads the folders of others: what any of them names, the user has named.
-    named = frozenset([configs.TRUST_ALL] * trust).union(*(s.trusted for s in stages.values()))
+    named = frozenset([TRUST_ALL] * trust).union(*(s.trusted for s in stages.values()))
     stages = {name: dataclasses.replace(stage, trusted=named) for name, stage in stages.items()}
     return stages, seeds, tuple(values.get("table", ()))
 

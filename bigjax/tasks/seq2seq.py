@@ -91,10 +91,12 @@ class Seq2Seq(Task):
         return {"written": jnp.where(real, written["tokens"], -1)}
 
     def present(self, predicted, batch, source, corpus=None) -> dict[str, list]:
-        """Texts in place of ids."""
-        names = {"written": "text", "reference": "reference"}
+        """Texts in place of ids, where the source has a tokenizer; else the ids."""
+        tokenizer = getattr(source, "tokenizer", None)
+        read = tokenizer.decode if tokenizer else np.ndarray.tolist
+        names = {"written": "text" if tokenizer else "tokens", "reference": "reference"}
         return {
-            names[key]: [source.tokenizer.decode(row[row >= 0]) for row in column]
+            names[key]: [read(row[row >= 0]) for row in column]
             for key, column in predicted.items()
             if key in names
         }

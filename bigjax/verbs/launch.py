@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigjax.core import compilers
 from bigjax.core.errors import RunFailed, UserError, did_you_mean
 from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
@@ -79,6 +80,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
         stop = Stop()
         if options.simulate_devices is not None:
             distributed.simulate_devices(options.simulate_devices)
+        compilers.keep_compiled()
         distributed.initialize(options.coordinator, options.processes, options.process_id)
         with distributed.one_voice():
             VERBS[options.verb](get_config(), overrides, options, stop)

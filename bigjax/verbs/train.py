@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bigjax.config import resolve as configs
+from bigjax.config.values import TRUST_ALL
 from bigjax.loop import stages
 from bigjax.loop.train import train
 from bigjax.run import clock
@@ -21,7 +22,7 @@ def train_verb(
         allowed = options.allow_changed
         print(stages.train_pipeline(raw, overrides, options.workdir, stop, allowed, options.trust))
         return
-    config = configs.resolve(raw, overrides, [configs.TRUST_ALL] * options.trust)
+    config = configs.resolve(raw, overrides, [TRUST_ALL] * options.trust)
     result = train(config, options.workdir, stop=stop, allow_changed=options.allow_changed)
     print(metrics_table(result["metrics"]))
     if "time" in result:

@@ -6,7 +6,7 @@ also the data position, so a state is all that a resume needs.
 """
 
 from bigjax.run.checkpoint.folder import CheckpointError, has_checkpoints, newest_manifest
-from bigjax.run.checkpoint.leaves import abstract_with, restore_leaves, saved_arrays
+from bigjax.run.checkpoint.leaves import abstract_with, restore_leaves
 from bigjax.run.checkpoint.manager import Checkpoints, Origin
 
 __all__ = [
@@ -17,5 +17,4 @@ __all__ = [
     "has_checkpoints",
     "newest_manifest",
     "restore_leaves",
-    "saved_arrays",
 ]

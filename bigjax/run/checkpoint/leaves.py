@@ -47,17 +47,6 @@ def restore_leaves(workdir: Path, wanted: dict[str, Any]) -> dict[str, jax.Array
             raise
 
 
-def saved_arrays(workdir: Path) -> set[str]:
-    """The paths of all arrays in a run's newest checkpoint. Raises as `restore_leaves`."""
-    while True:
-        step, folder = _newest(workdir)
-        try:
-            return set(hashes.read_manifest(folder, step=step, run=None)["arrays"])
-        except BadCheckpoint as bad:
-            if folder.exists():
-                raise CheckpointError(f"{folder}: {bad}") from None
-
-
 def _newest(workdir: Path) -> tuple[int, epath.Path]:
     directory = folder_of(workdir)
     steps = all_steps(directory)
