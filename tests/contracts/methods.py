@@ -35,4 +35,5 @@ METHODS = {
 # (method, promise) -> what the refusal of a promise that the method cannot keep says.
 REFUSED: dict[tuple[str, str], str] = {
     ("flow_matching", "predict"): "a velocity field predicts nothing",
+    ("ppo", "lora"): "rank 2 is more than value/head/kernel",
 }

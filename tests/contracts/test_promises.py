@@ -33,6 +33,12 @@ from tests.contracts.runs import (
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "contracts"
 every_method = pytest.mark.parametrize("name", METHODS)
+# What compiles many programs: of three methods always, of the others with `scripts/test --slow`.
+OFTEN = ("supervised", "distill", "lora")
+every_method_at_length = pytest.mark.parametrize(
+    "name",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
 
 
 def test_every_method_and_adapter_has_joined():
@@ -53,7 +59,7 @@ def test_a_resume_in_the_middle_is_bitwise(name, tmp_path):
     assert lines[0] == lines[1]
 
 
-@every_method
+@every_method_at_length
 def test_any_mesh_gives_the_numbers_of_one_device(name):
     losses, state = steps_of(setup_of(name, mesh=dict(data=1), devices=1), 4)
     for mesh in (dict(data=8), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)):
@@ -64,7 +70,7 @@ def test_any_mesh_gives_the_numbers_of_one_device(name):
             close(other.params, state.params, 2e-5)
 
 
-@every_method
+@every_method_at_length
 def test_microbatches_add_up_to_the_batch_also_with_ragged_masks(name):
     def ragged(batch):
         gone = jnp.isin(jnp.arange(len(batch["mask"])), jnp.array([1, 2, 7, 20, 33]))
@@ -160,7 +166,7 @@ def test_a_finished_run_is_evaluated_and_predicts(name):
     assert jax.tree.map(jnp.shape, run.variables["params"]) == jax.tree.map(jnp.shape, abstract)
 
 
-@every_method
+@every_method_at_length
 def test_many_runs_at_once_are_each_what_they_are_alone(name):
     rates = [f"optimizer.learning_rate={rate}" for rate in (0.01, 0.02)]
     configs = [config_of(name, rate, "mesh.data=-1") for rate in rates]
@@ -174,7 +180,7 @@ def test_many_runs_at_once_are_each_what_they_are_alone(name):
             assert alone["metrics"] == results[i]["metrics"]
 
 
-@every_method
+@every_method_at_length
 def test_what_lies_where_and_what_is_sent_is_as_recorded(name):
     with promised(name, "dataxfsdp"):
         setup = setup_of(name, SPLIT, mesh=dict(data=2, fsdp=4))
@@ -190,7 +196,7 @@ def test_what_lies_where_and_what_is_sent_is_as_recorded(name):
             assert re.sub(r"\s+", " ", text) == re.sub(r"\s+", " ", recorded.strip())
 
 
-@every_method
+@every_method_at_length
 @pytest.mark.parametrize("adapter", NAMES["adapter"])
 def test_every_method_runs_under_every_adapter(name, adapter):
     if name in NAMES["adapter"]:
