@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,9 @@ class Binary(Task):
 
     def classes(self, outputs: int) -> tuple[str, int, int | None]:
         return self.label, 2, None
+
+    def outputs(self, source: Any) -> int:
+        return 1
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""

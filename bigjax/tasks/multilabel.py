@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,9 @@ class MultiLabel(Task):
 
     def classes(self, outputs: int) -> tuple[str, int, int | None]:
         return self.label, 2, None
+
+    def outputs(self, source: Any) -> int | None:
+        return scores.width(source, self.label)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (mean over labels), and the share of examples wholly right."""

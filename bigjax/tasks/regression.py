@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -33,6 +33,9 @@ class Regression(Task):
         if self.criterion not in LOSSES:
             hint = did_you_mean(self.criterion, LOSSES)
             raise UserError(f"task.criterion: unknown '{self.criterion}'{hint}; known: mse, mae")
+
+    def outputs(self, source: Any) -> int | None:
+        return scores.width(source, self.label)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The pair of the chosen error, and the mean absolute error on this batch."""
