@@ -50,11 +50,18 @@ class Train:
             raise UserError(f"config.train.ema_decay: {self.ema_decay} must lie between 0 and 1")
 
     def total_steps(self, train_examples: int) -> int:
-        """Steps of the whole run; enough to see at least the examples asked for."""
-        if self.steps is not None:
-            return self.steps
-        examples = self.examples or self.epochs * train_examples
-        return max(1, math.ceil(examples / self.batch_size))
+        """Steps of the whole run; enough to see at least the examples asked for.
+
+        Raises:
+          UserError: they are more than a step number can count.
+        """
+        examples = self.examples or (self.epochs or 0) * train_examples
+        steps = self.steps or max(1, math.ceil(examples / self.batch_size))
+        if steps >= 2**31:
+            raise UserError(
+                f"config.train: {steps:.3g} steps are more than a run can count (2**31)"
+            )
+        return steps
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,9 @@ class Evaluate:
     splits: Sequence[str] = ()
     every: int | float | str = "end"
     batch_size: int | None = None  # default: train.batch_size
+
+    def __post_init__(self) -> None:
+        _positive("evaluate", batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ class Opened:
         """
         source = self.setup.sources["train"]
         if isinstance(rows, str | Path):
-            found = self.read(Path(rows).expanduser())
+            found = self.read(Path(os.path.expanduser(rows)))
             return [
                 {"row": number, **line}
                 for number, line in zip(found.numbers, self.answers(found.source), strict=True)
@@ -182,7 +183,9 @@ def load_run(
     if not path.exists():
         runs = sorted(str(p.parent) for p in workdir.glob("*/*/config.json"))
         hint = (
-            f"; give one of its runs as --workdir: {', '.join(runs)}" if runs else "; train first"
+            f"; give one of its runs with --stage, or as --workdir: {', '.join(runs)}"
+            if runs
+            else "; train first"
         )
         raise UserError(f"{workdir} holds no run{hint}")
     named = configs.targets(configs.plain(raw or {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def train(
       UserError: the input is wrong; the message is the line that the command line prints.
       BadNumbers, CheckpointError: see `bigjax.loop.train.train`.
     """
-    folder = Path(workdir).expanduser()
+    folder = Path(os.path.expanduser(workdir))
     loop.train(resolve(config, overrides), folder, allow_changed=allow_changed)
     return open_run(folder)
 
@@ -44,4 +45,4 @@ def open_run(workdir: str | Path, *, overrides: Sequence[str] = (), trust: bool 
     Raises:
       UserError: the folder holds no run, or no checkpoint.
     """
-    return opened.open_run(Path(workdir).expanduser(), overrides, trust=trust)
+    return opened.open_run(Path(os.path.expanduser(workdir)), overrides, trust=trust)

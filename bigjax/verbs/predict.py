@@ -35,6 +35,8 @@ def predict_verb(
         raise UserError(
             "predict needs --input=FILE: a table, arrays, texts, or pictures or a folder of them"
         )
+    if options.output and not options.output.absolute().parent.is_dir():
+        raise UserError(f"--output={options.output}: there is no folder {options.output.parent}")
     run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
     rows = run.read(options.input)
     for problem in rows.problems:

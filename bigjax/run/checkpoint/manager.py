@@ -75,7 +75,7 @@ class Checkpoints:
         self._workdir = Path(workdir)
         self._folder = folder_of(workdir, origin and origin.run)
         if origin is not None and options.folder is not None and not self._folder.exists():
-            self._folder = epath.Path(options.folder) / str(origin.run)
+            self._folder = epath.Path(options.folder).expanduser() / str(origin.run)
             if jax.process_index() == 0:
                 write_atomic(self._workdir / POINTER, f"{self._folder}\n")
         self._options = options

@@ -1,0 +1,70 @@
+"""Any value of any key or flag: exit code 0 or 2, one line, no traceback, and nothing left behind."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bigjax.config import resolve as configs
+from bigjax.verbs import launch
+from tests.small import small_config
+
+KEYS = sorted(configs.flatten(configs.resolve(small_config()).values))
+SECTIONS = sorted({key.rpartition(".")[0] for key in KEYS} - {""})
+FLAGS = "workdir split stage input output allow_changed from steps format family simulate_devices"
+WORDS = "none None True 0 1 -1 -4 2.5 1e999 nan inf 1e300 '' () (1,) (1,'a') {} {'type':'x'} [[]] ~ / ../x end never"
+WORDS += " mlp tfds digits os:system {1} b'x' 1j '\\x00' '\\ud800' lambda ((((( 1_000 0x10 -inf {'a':{'b':1}}"
+values = st.one_of(
+    st.sampled_from(WORDS.split()),
+    st.integers(-(10**20), 10**20).map(str),
+    st.floats().map(repr),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=6),
+)
+misspelt = st.sampled_from(KEYS).flatmap(
+    lambda key: st.integers(0, len(key) - 1).map(lambda i: key[:i] + key[i + 1 :])
+)
+overrides = st.builds(
+    "--config.{}={}".format, st.sampled_from([*KEYS, *SECTIONS]) | misspelt, values
+)
+flags = st.builds("--{}={}".format, st.sampled_from(FLAGS.split()), values)
+# `config` resolves all; the others look at a folder that holds no run.
+verbs = st.sampled_from(
+    ["config", "config", "evaluate", "predict", "replay", "checkpoints", "trian"]
+)
+lines = st.tuples(verbs, st.lists(overrides | flags, min_size=1, max_size=3))
+
+
+def check(line, folder, capsys):
+    verb, arguments = line
+    before = sorted(folder.rglob("*"))
+    code = launch.execute("experiments.small", small_config, [verb, *arguments])
+    err = capsys.readouterr().err
+    assert code in (0, 2), (line, err)
+    if code == 2:
+        errors = [text for text in err.splitlines() if text.startswith("error: ")]
+        assert len(errors) == 1 and "Traceback" not in err, (line, err)
+    assert sorted(folder.rglob("*")) == before, line
+
+
+def fuzz(count):
+    def test(tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+
+        @settings(
+            max_examples=count, deadline=None, database=None, derandomize=count < 1000,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(lines)
+        def one(line):
+            check(line, tmp_path, capsys)
+
+        one()
+
+    return test
+
+
+test_some_command_lines = fuzz(60)
+test_many_command_lines = pytest.mark.slow(fuzz(2500))
