@@ -134,6 +134,30 @@ def test_a_stage_of_a_pipeline_is_named(tmp_path, capsys):
     assert f"{metrics['eval/test/loss']:.4g}" in capsys.readouterr().out
 
 
+def test_fresh_sets_the_old_run_aside_and_deletes_nothing(tmp_path, capsys):
+    folder, short = f"--workdir={tmp_path / 'run'}", "--config.train.steps=2"
+    assert run(folder, short, "--name=first", "--tag=a", "--tag=b", "--notes=by hand") == 0
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    labels = [manifest[key] for key in ("name", "tags", "notes")]
+    assert labels == ["first", ["a", "b"], "by hand"]
+    assert run(folder, "--config.train.steps=3") == 2
+    err = capsys.readouterr().err
+    assert "--fresh" in err and "past its end --allow_changed=train.steps" in err
+    assert run(folder, "--fresh", "--config.train.stps=3") == 2  # nothing moves
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    capsys.readouterr()
+    assert run(folder, "--fresh", "--config.train.steps=3") == 0
+    (aside,) = [path for path in tmp_path.iterdir() if path.name != "run"]
+    assert str(aside) in capsys.readouterr().out
+    assert json.loads((aside / "result.json").read_text())["step"] == 2
+    assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 3
+    assert run(folder, "--config.train.steps=3") == 0  # finished: says how to go on
+    assert "--allow_changed=train.steps" in capsys.readouterr().err
+    assert run("replay", folder, "--from=0", "--steps=5") == 0
+    out = capsys.readouterr().out
+    assert "steps 1 to 3 (of 5 asked for)" in out and "logged steps" in out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

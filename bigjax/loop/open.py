@@ -137,11 +137,13 @@ def open_run(
     splits: Sequence[str] | None = None,
     raw: Any = None,
     trust: bool = False,
+    untrained: bool = False,
 ) -> Opened:
     """Opens the run in a folder at its newest good checkpoint.
 
     Where there is none, but `raw`, an experiment's config, starts from a published checkpoint, the
-    state has that one's weights.
+    state has that one's weights; if it leaves a head or others of the model untrained, only where
+    `untrained` asks for it.
 
     Args:
       splits: what is evaluated, in place of `config.evaluate.splits`.
@@ -151,9 +153,15 @@ def open_run(
     Raises:
       UserError: the folder holds no run or no checkpoint, or there is no such split.
     """
-    untrained = not (workdir / "config.json").exists() and configs.starts_published(raw or {})
-    if untrained:
+    published = not (workdir / "config.json").exists() and configs.starts_published(raw or {})
+    if published:
         config = configs.resolve(raw, overrides)
+        scratch = [pattern for pattern, path in config.get("init.rules") if path is None]
+        if scratch and not untrained:
+            raise UserError(
+                f"{workdir} holds no run, and config.init leaves {', '.join(scratch)} untrained: "
+                "train first, or give --untrained to see what random numbers answer"
+            )
     else:
         config = load_run(workdir, overrides, raw, trust)
     if splits is not None:
@@ -161,7 +169,7 @@ def open_run(
             check_split(config, split)
         config = config.with_value("evaluate.splits", tuple(splits))
     setup = assemble(config, workdir)
-    if untrained:
+    if published:
         source = config.get("init.source")
         log.info("%s holds no run: these are the weights of %s", workdir, source)
         state, frozen = setup.start()

@@ -128,6 +128,7 @@ def train_pipeline(
     stop: Callable[[], bool],
     allow_changed: Sequence[str] = (),
     trust: bool = False,
+    label: Mapping[str, Any] | None = None,
 ) -> str:
     """Runs every stage with every seed and returns the final table as text."""
     stages, seeds, columns = resolve(raw, overrides, trust)
@@ -135,7 +136,8 @@ def train_pipeline(
     folders = {f"seed{i}/{name}": (i, name) for i in range(seeds) for name in stages}
     for folder, (index, name) in folders.items():
         seeded = stages[name].with_value("seed", stages[name].seed + index)
-        result = train(seeded, workdir / folder, stop=stop, allow_changed=allow_changed)
+        place = workdir / folder
+        result = train(seeded, place, stop=stop, allow_changed=allow_changed, label=label)
         results[name].append(result["metrics"])
         rows = _rows(results, columns)
         if distributed.is_leader():  # after each stage, so that a long pipeline can be watched

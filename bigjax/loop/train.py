@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ def train(
     *,
     stop: Callable[[], bool] = lambda: False,
     allow_changed: Sequence[str] = (),
+    label: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a run in its folder, from where the folder's newest good checkpoint left it.
 
@@ -58,6 +59,7 @@ def train(
       workdir: the run's folder; made if absent.
       stop: asked every step and evaluated batch; once true, the state is saved and `Stopped` raised.
       allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.run.manifest`.
+      label: name, tags and notes of this start, kept in `manifest.json`.
 
     Returns:
       What `result.json` holds: step, metrics, fingerprint, seconds, and time (see `bigjax.run.clock`).
@@ -71,13 +73,17 @@ def train(
     with workdir_lock(workdir):
         while True:
             try:
-                return _sitting(config, workdir, stop, allow_changed)
+                return _sitting(config, workdir, stop, allow_changed, label or {})
             except ledger.Rewind as bad:
                 log.warning("%s; going back to the newest checkpoint, without its examples", bad)
 
 
 def _sitting(
-    config: Config, workdir: Path, stop: Callable[[], bool], allow_changed: Sequence[str]
+    config: Config,
+    workdir: Path,
+    stop: Callable[[], bool],
+    allow_changed: Sequence[str],
+    label: Mapping[str, Any],
 ) -> dict[str, Any]:
     """One start of a run, to its end."""
     clock = Clock(workdir)
@@ -86,7 +92,10 @@ def _sitting(
     doctor = trusted()
     setup = assemble(config, workdir)  # from here on nobody sees a config
     check_evaluators(setup, workdir)
-    about = manifest.describe(setup, setup.program.mesh, setup.sources) | {"doctor": doctor}
+    about = manifest.describe(setup, setup.program.mesh, setup.sources) | {
+        "doctor": doctor,
+        **label,
+    }
     session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)
 
@@ -95,7 +104,11 @@ def _sitting(
         start, state = record.checkpoints.restore_newest(setup.program.state) or (0, None)
         result = recorded_result(workdir) if start == setup.total_steps else None
         if result is not None:
-            log.info("%s is finished (step %d)", workdir, start)
+            length = next(k for k in ("steps", "epochs", "examples") if getattr(setup.train, k))
+            log.info(
+                "%s is finished (step %d); past its end: --config.train.%s=MORE --allow_changed=train.%s",
+                *(workdir, start, length, length),
+            )
             if not (workdir / "report.html").exists():  # killed between the two
                 record.finish(result)
             return result

@@ -214,6 +214,15 @@ def parse(
     parser.add_argument(
         "--trust", action="store_true", help="a run's folder may name any code, and it is run"
     )
+    parser.add_argument(
+        "--untrained", action="store_true", help="without a run: use weights that nothing trained"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="train: set the run in the folder aside, start anew"
+    )
+    parser.add_argument("--name", help="train: the run's, kept in manifest.json")
+    parser.add_argument("--tag", action="append", default=[], help="train: kept there; repeatable")
+    parser.add_argument("--notes", help="train: a line of your own, kept there")
     parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
