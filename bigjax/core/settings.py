@@ -88,7 +88,7 @@ class Evaluate:
     """Which splits are evaluated, and when (see `bigjax.config.when`)."""
 
     splits: Sequence[str] = ()
-    every: int | float | str = "end"
+    every: int | float | str = 0.1  # ten times a run, so that a curve has points
     batch_size: int | None = None  # default: train.batch_size
 
     def __post_init__(self) -> None:
