@@ -1,4 +1,14 @@
-"""ppo"""
+"""A policy learns to balance a pole by proximal policy optimization, 10 seeds (MINUTES on 2 CPU cores).
+
+    pip install 'bigjax[rl]'                  once: gymnax
+    scripts/run experiments.cartpole_ppo
+
+Sixteen environments of CartPole-v1 run inside the train step, 128 actions each, and four passes of four
+minibatches follow (Schulman et al. 2017, algorithm 1; advantages of Schulman et al. 2016). The
+policy and the value are two 4-64-64 tanh networks. 204,800 actions in all.
+
+RESULTS
+"""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +18,7 @@ from bigjax import launch, pipeline
 def get_config():
     ppo = ConfigDict()
     ppo.seed = 0
-    ppo.train = dict(steps=100, batch_size=16)
+    ppo.train = dict(steps=100, batch_size=16)  # rows are environments
     ppo.data = dict(source=dict(type="blank"), splits=dict(train="train"))
     ppo.model = dict(type="actor_critic", widths=(64, 64), actions=2)
     ppo.task = dict(type="actor_critic")
@@ -16,8 +26,8 @@ def get_config():
     ppo.optimizer = dict(
         type="adam", learning_rate=2.5e-3, clip_norm=0.5, schedule=dict(type="linear")
     )
-    ppo.evaluators = dict(greedy=dict(type="episodes", episodes=100, every="end"))
     ppo.evaluate = dict(every="never")
+    ppo.evaluators = dict(greedy=dict(type="episodes", episodes=100))
     ppo.log = dict(every=10)
     return pipeline(
         dict(ppo=ppo), seeds=10, table=("eval/greedy/return", "eval/greedy/return_least")

@@ -1,4 +1,16 @@
-"""Flow."""
+"""A small Transformer draws clothes by flow matching, of the kind that is asked for (MINUTES on 2 CPU cores).
+
+    scripts/fetch_data fashion_mnist          once
+    scripts/run experiments.fashion_mnist_flow
+
+Two runs. The classifier of `fashion_mnist_distill`'s teacher. Then a diffusion Transformer of 0.7 M
+parameters on 28x28 pixels in patches of 7, trained to the velocity from noise to picture (Lipman et
+al. 2023), a tenth of the labels dropped so that it can be guided (Ho & Salimans 2022); judged is its
+moving average. Twice in the run 100 pictures of each class are drawn and the classifier is asked what
+they are; the report shows ten of each.
+
+RESULTS
+"""
 
 from ml_collections import ConfigDict
 
@@ -18,24 +30,30 @@ def get_config():
 
     classifier = base.copy_and_resolve_references()
     classifier.train = dict(epochs=3, batch_size=128)
-    classifier.task = dict(type="classification")
     classifier.model = dict(type="cnn", channels=(16, 32), outputs=10, batch_norm=True, dropout=0.3)
+    classifier.task = dict(type="classification")
     classifier.optimizer = dict(type="adamw", learning_rate=2e-3, schedule=dict(type="cosine"))
 
     flow = base.copy_and_resolve_references()
-    flow.train = dict(steps=3000, batch_size=128, ema_decay=0.995)
+    flow.train = dict(steps=1200, batch_size=128, ema_decay=0.99)
+    flow.model = dict(type="dit", image=28, patch=7, classes=10, layers=4, width=96, heads=3)
     flow.task = dict(type="velocity_field")
     flow.method = dict(type="flow_matching")
-    flow.model = dict(type="dit", image=28, patch=7, classes=10, layers=4, width=96, heads=3)
     flow.optimizer = dict(
         type="adamw",
         learning_rate=2e-3,
         clip_norm=1.0,
         schedule=dict(type="cosine", warmup_steps=100),
     )
-    flow.checkpoint = dict(every=250)
+    flow.evaluators = dict(
+        samples=dict(type="samples", classifier="../classifier", steps=16, guidance=2.0, every=600)
+    )
+    flow.checkpoint = dict(every=200)
 
-    return pipeline(dict(classifier=classifier, flow=flow), table=("eval/test/loss",))
+    return pipeline(
+        dict(classifier=classifier, flow=flow),
+        table=("eval/test/accuracy", "eval/test/loss", "eval/samples/accuracy"),
+    )
 
 
 if __name__ == "__main__":

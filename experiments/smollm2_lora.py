@@ -1,4 +1,20 @@
-"""SmolLM2-135M learns Spanish as in smollm2_finetune, with adapters of rank 4 alone."""
+"""SmolLM2-135M learns Spanish as in smollm2_finetune, but 0.9 % of the parameters are trained.
+
+    scripts/fetch_data smollm2 && scripts/fetch_data kjv_es                                  once
+    scripts/run experiments.smollm2_lora --workdir=runs/lora
+    scripts/run experiments.smollm2_lora export --workdir=runs/lora                          merged
+
+LoRA (Hu et al. 2021) of rank 4 on every linear map: 1,221,120 numbers are trained, beside 134,515,008 that
+are frozen. The learning rate is twenty times that of full fine-tuning and was not tuned.
+
+Hardware: 2 CPU cores shared with many other jobs: 50 minutes, FIGURE. Reached on 63
+held-out verses, seed 0, after 30 steps of 4 rows of 128 tokens:
+
+    trained     bits a byte  tokens right
+    nothing     2.92         21.4 %
+    everything  2.09         35.0 %
+    adapters    2.12         36.1 %
+"""
 
 from bigjax import launch
 from experiments import smollm2_finetune

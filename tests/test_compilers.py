@@ -123,3 +123,27 @@ def test_importing_bigjax_imports_no_jax_and_stays_cheap():
     code = "import sys, json; import bigjax; print(json.dumps('jax' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert json.loads(done.stdout) is False
+
+
+COMPILE = """
+from bigjax.core import compilers
+compilers.keep_compiled()
+import jax, time
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+start = time.perf_counter()
+print(float(jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y @ y, x).sum())(jax.numpy.eye(4))))
+"""
+
+
+@pytest.mark.parametrize(("where", "kept"), [("{folder}", True), ("off", False)])
+def test_compiled_programs_are_kept_in_one_folder_unless_told_otherwise(tmp_path, where, kept):
+    folder = tmp_path / "kept"
+    env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    env |= {"BIGJAX_COMPILED": where.format(folder=folder), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == "4.0", done.stderr
+        files = list(folder.rglob("*-cache"))
+        assert bool(files) == kept

@@ -10,6 +10,7 @@ from bigjax.config import resolve as config
 from bigjax.core import optimizers
 from bigjax.core.errors import UserError
 from bigjax.run.manifest import differences
+from bigjax.verbs.inspect import show
 
 
 def raw(**changes):
@@ -133,7 +134,7 @@ def test_every_value_says_where_it_came_from():
     assert resolved.origins["optimizer.type"] == "experiment"
     assert resolved.origins["optimizer.b1"] == "default"
     assert set(resolved.origins) == set(config.flatten(resolved.values))
-    assert "optimizer.b2" in config.show(resolved)
+    assert "optimizer.b2" in show(resolved)
 
 
 def test_integers_become_floats_where_floats_are_meant():

@@ -54,6 +54,10 @@ SMALLER: dict[str, list[str]] = {
         for stage in ("fedsgd", "fedavg")
         for field in ("rows=1", "clients=1000", "concentration=None", "local_batch=None")
     ],
+    "fashion_mnist_flow": [
+        "stages.flow.evaluators.samples.per_class=2",
+        "stages.flow.evaluators.samples.steps=1",
+    ],
     "imagenet_vit_s16": ["model.layers=1", "model.width=24", "data.workers=1"],
 }
 

@@ -106,7 +106,9 @@ def test_a_tilde_is_the_home_folder(trained, monkeypatch, capsys):
 
 
 def two_stages():
-    small = small_config(train=dict(steps=2, batch_size=40), evaluate=dict(splits=("test",), every="end"))
+    small = small_config(
+        train=dict(steps=2, batch_size=40), evaluate=dict(splits=("test",), every="end")
+    )
     taught = small.copy_and_resolve_references()
     taught.distill = dict(teacher="../teacher", temperature=2.0, alpha=0.5)
     return pipeline(dict(teacher=small, student=taught), table=("eval/test/accuracy",))

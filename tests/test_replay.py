@@ -9,7 +9,7 @@ import pytest
 
 from bigjax.build.parts import example_batch, key_data, traced_hyper
 from bigjax.build.program import build_program
-from bigjax.loop import replay
+from bigjax.loop import bits
 from bigjax.loop.train import train
 from bigjax.run import ledger
 from bigjax.run.checkpoint import Checkpoints
@@ -138,16 +138,16 @@ def test_a_bit_that_flips_in_one_execution_is_found_and_named(run):
     before = program.init(key_data(0), traced_hyper(config))[0]
     kept, again = (jax.tree.map(lambda x: x + 0, before) for _ in range(2))
     after, _ = program.train_step(before, batch, {})
-    replay.check_again(1, program, kept, batch, {}, after)
+    bits.check_again(1, program, kept, batch, {}, after)
     kernel = np.asarray(after.params["head"]["kernel"]).copy()
     kernel.view(np.uint32)[1, 0] ^= 1
     flipped = after.replace(params={"head": {**after.params["head"], "kernel": kernel}})
-    with pytest.raises(replay.Different, match=r"step 1: .* params/head/kernel"):
-        replay.check_again(1, program, again, batch, {}, flipped)
+    with pytest.raises(bits.Different, match=r"step 1: .* params/head/kernel"):
+        bits.check_again(1, program, again, batch, {}, flipped)
 
 
 def test_bits_are_compared_and_not_values():
     a = {"x": np.float32([0.0, np.nan]), "n": np.int32([1, 2])}
-    assert replay.differing(a, {"x": a["x"].copy(), "n": a["n"]}) == []
-    assert replay.differing(a, {"x": np.float32([-0.0, np.nan]), "n": a["n"]}) == ["x"]
-    assert replay.differing(a, {"x": a["x"], "n": np.int32([1, 3])}) == ["n"]
+    assert bits.differing(a, {"x": a["x"].copy(), "n": a["n"]}) == []
+    assert bits.differing(a, {"x": np.float32([-0.0, np.nan]), "n": a["n"]}) == ["x"]
+    assert bits.differing(a, {"x": a["x"], "n": np.int32([1, 3])}) == ["n"]

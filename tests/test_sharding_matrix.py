@@ -136,6 +136,21 @@ def test_eight_devices_give_the_numbers_of_one(family, case):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("rows", [8, 16])
+@pytest.mark.parametrize("family", ["mlp", "transformer"])
+def test_three_axes_give_the_numbers_of_one_device_at_any_batch_size(family, rows, monkeypatch):
+    """XLA's own partitioning of the MLP is wrong at these sizes: see `mesh.sharding.gathering`."""
+    found = {}
+    monkeypatch.setattr(f"{__name__}.BATCH", rows)
+    monkeypatch.setattr(f"{__name__}.STEPS", 1)
+    for devices, mesh in ((1, dict(data=1)), (8, dict(data=2, fsdp=2, tensor=2))):
+        found[devices] = run(family, mesh=mesh, devices=devices)
+    np.testing.assert_allclose(found[8][0], found[1][0], rtol=1e-6)
+    for path, gradient in found[1][1].items():
+        error = np.linalg.norm(found[8][1][path] - gradient)
+        assert error <= 1e-5 * np.linalg.norm(gradient) + 1e-7, path
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_initialisation_is_bitwise_equal_on_any_number_of_devices(family):
     states = {}

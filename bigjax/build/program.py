@@ -53,6 +53,7 @@ class Program:
       state: the abstract TrainState, with shardings.
       frozen: name -> abstract variables that are read but never trained, with shardings.
       variables: the abstract variables of the model, with shardings.
+      preprocess: transforms of every batch, fitted to the train split.
       placed: parameter path -> where it lies and the rule that says so.
       formula: batch -> a step's FLOPs by the model's own formula.
       trials: how many runs these functions train at once (see `bigjax.build.together`), or None.
@@ -73,6 +74,7 @@ class Program:
     state: TrainState
     frozen: dict[str, Any]
     variables: Any
+    preprocess: tuple[Any, ...]
     placed: dict[str, Placement]
     formula: Callable[[Any], dict[str, float]]
     trials: int | None = None
@@ -146,6 +148,7 @@ def _build(
     if by_hand:
         sharding.check_per_device(placed, mesh)
     recipe = _recipe(config, parts, recipe_references)
+    recipe = dataclasses.replace(recipe, gathered=sharding.gathering(mesh, placed))
     if by_hand:
         recipe = dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
     functions = _functions(recipe)
@@ -173,6 +176,7 @@ def _build(
         state=abstract_with(layout, abstract),
         frozen=frozen,
         variables=model_variables,
+        preprocess=network.preprocess,
         placed=placed,
         formula=network.flops,
     )

@@ -6,7 +6,9 @@ notebooks. Standard library only; nothing here imports JAX. What was set is in t
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +21,7 @@ REMEDIES = {
 }
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TUNABLE = "glibc.malloc.hugetlb"
+MOST_COMPILED = 4 << 30  # bytes kept on disk; the least used go first
 
 
 def mend() -> None:
@@ -39,6 +42,35 @@ def remedies() -> tuple[str, ...]:
         return REMEDIES.get(metadata.version("jaxlib"), ())
     except metadata.PackageNotFoundError:  # JAX says it better when it is imported
         return ()
+
+
+def keep_compiled() -> None:
+    """Has compiled programs kept on disk, so that a second start of the same program need not compile.
+
+    One folder for each kind of processor, as a program is compiled for its instructions; bounded, and
+    safe with many processes (both are JAX's own work). BIGJAX_COMPILED=FOLDER says where, "off" not at
+    all; where JAX is told a folder already, that one is used.
+    """
+    import jax
+
+    where = os.environ.get("BIGJAX_COMPILED", "~/.cache/bigjax/compiled")
+    if where == "off" or jax.config.jax_compilation_cache_dir:
+        return
+    machine = hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    jax.config.update("jax_compilation_cache_dir", str(Path(where).expanduser() / machine))
+    jax.config.update("jax_compilation_cache_max_size", MOST_COMPILED)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _processor() -> str:
+    """What tells processors with other instructions apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    return "\n".join(
+        sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
+    )
 
 
 def offers_huge_pages() -> bool:

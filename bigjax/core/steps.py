@@ -38,6 +38,7 @@ class Recipe:
     augment: transforms of the raw batch, in training only; all references see what they give.
     preprocess: transforms of every batch, after them.
     accumulate: microbatches; sums and weights are added over them and divided once.
+    gathered: parameters -> the same, as they lie when they are used (`mesh.sharding.gathering`).
     distribute: how the sums over a batch are taken: as they stand, or by `mesh.sharding.per_device`.
     ema_decay: decay of the moving average of the trained leaves.
     check: which numbers are bad, and then not applied (`bigjax.core.guard`); None applies all.
@@ -53,9 +54,14 @@ class Recipe:
     augment: Sequence[Any] = ()
     preprocess: Sequence[Any] = ()
     accumulate: int = 1
+    gathered: Callable[[Any], Any] = lambda params: params
     distribute: Callable[..., Any] = lambda sums: sums
     ema_decay: float | None = None
     check: Check | None = None
+
+    def params(self, trained: Any, frozen: Frozen, step: jax.Array) -> Any:
+        """The parameters that the model sees."""
+        return self.gathered(self.adaptation.params(trained, frozen, step))
 
 
 def build_train_step(
@@ -115,7 +121,7 @@ def build_prepare(recipe: Recipe) -> Callable[..., tuple[TrainState, Any, jax.Ar
         }
         batch = apply_transforms(recipe.preprocess, batch, augment_key, first)
         rng = jax.random.fold_in(step_key, state.step)
-        params = recipe.adaptation.params(state.params, frozen, state.step)
+        params = recipe.params(state.params, frozen, state.step)
         scope = scope_of(recipe, state, frozen, rng, views)
         batch, memory = recipe.method.prepare(params, batch, scope)
         return state.replace(memory=memory), (batch, views), rng
@@ -125,7 +131,7 @@ def build_prepare(recipe: Recipe) -> Callable[..., tuple[TrainState, Any, jax.Ar
 
 def build_sums(recipe: Recipe) -> Callable[..., Sums]:
     """`summed(state, data, frozen, rng) -> Sums` over the microbatches and devices."""
-    method, optimizer, adaptation = recipe.method, recipe.optimizer, recipe.adaptation
+    method, optimizer = recipe.method, recipe.optimizer
 
     def gradients(state: TrainState, data: Any, frozen: Frozen, rng: jax.Array, carried: Any):
         batch, views = data
@@ -135,7 +141,7 @@ def build_sums(recipe: Recipe) -> Callable[..., Sums]:
         scope = scope.replace(collections=collections, memory=memory)
 
         def loss(trained: Any, batch: Batch, scope: Scope):
-            params = adaptation.params(optimizer.merge(trained, fixed), frozen, state.step)
+            params = recipe.params(optimizer.merge(trained, fixed), frozen, state.step)
             return method.loss(params, batch, scope)
 
         return method.gradients(loss, trained, batch, scope)
@@ -307,7 +313,7 @@ def build_evaluation_variables(recipe: Recipe) -> Callable[[TrainState, Frozen],
         trained = state.ema
         if trained is None:
             trained = recipe.optimizer.evaluation_params(state.params, state.opt_state)
-        params = recipe.adaptation.params(trained, frozen, state.step)
+        params = recipe.params(trained, frozen, state.step)
         return {"params": params, **state.collections}
 
     return evaluation_variables

@@ -45,6 +45,10 @@ class Normalize:
         x = x - jnp.asarray(rest, jnp.float32) if rest.any() else x
         return {**example, self.key: x}
 
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        """The values that this transform makes `x` of."""
+        return (x * np.asarray(self.std) + np.asarray(self.mean)) * self.scale
+
 
 @dataclasses.dataclass(frozen=True)
 class Standardize:

@@ -15,11 +15,13 @@ import numpy as np
 from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
+from bigjax.config.values import TRUST_ALL
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.state import TrainState
 from bigjax.data import inputs
 from bigjax.data.sources import Arrays, Inputs
 from bigjax.loop.evaluate import Metrics, eval_batches, evaluate
+from bigjax.loop.evaluators import Seen, check_evaluators
 from bigjax.loop.record import train_batches
 from bigjax.mesh import distributed
 from bigjax.run import manifest
@@ -67,6 +69,16 @@ class Opened:
         found = evaluate(self.setup, self.state, self.frozen, source)
         assert found is not None
         return found[0]
+
+    def measure(self) -> Metrics:
+        """What the run's evaluators give, named "eval/NAME/METRIC"."""
+        check_evaluators(self.setup, self.workdir)
+        seen = Seen(self.setup, self.state, self.frozen, self.step, self.workdir)
+        return {
+            f"eval/{name}/{metric}": value
+            for name, evaluator in self.setup.evaluators.items()
+            for metric, value in evaluator.evaluate_all(seen)[0].items()
+        }
 
     def predictions(self, source: Any) -> Iterator[dict[str, dict[str, np.ndarray]]]:
         """For each batch of a source, without padding: {"batch": what was read, "predicted": ...}."""
@@ -197,7 +209,7 @@ def load_run(
         )
         raise UserError(f"{workdir} holds no run{hint}")
     named = configs.targets(configs.plain(raw or {}))
-    return configs.load(path, overrides, named | ({configs.TRUST_ALL} if trust else set()))
+    return configs.load(path, overrides, named | ({TRUST_ALL} if trust else set()))
 
 
 def newest_state(setup: Setup, workdir: Path) -> TrainState:

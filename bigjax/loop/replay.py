@@ -6,7 +6,6 @@ computed wrongly once, or that the program is not deterministic. Writes nothing.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -14,26 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from bigjax.build.assemble import Setup
-from bigjax.build.program import Program
-from bigjax.core.errors import RunFailed, UserError
+from bigjax.core.errors import UserError
+from bigjax.loop.bits import Different, differing, some
 from bigjax.loop.record import train_batches
+from bigjax.loop.train import run_steps
 from bigjax.run import ledger
 from bigjax.run.checkpoint import Checkpoints
+from bigjax.run.clock import Idle
 from bigjax.run.writers import finalize, read_metrics
-
-UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}
-CAUSES = (
-    "the machine computed wrongly once, or the program is not deterministic there (on GPUs: "
-    "XLA_FLAGS=--xla_gpu_deterministic_ops=true)"
-)
-
-
-class Different(RunFailed):
-    """A step executed again gave something else."""
 
 
 def replay(setup: Setup, workdir: Path, start: int, steps: int | None) -> str:
@@ -54,8 +42,6 @@ def replay(setup: Setup, workdir: Path, start: int, steps: int | None) -> str:
       Different: names the first step and metric or leaves that differ.
       UserError: there is no such checkpoint, or nothing to compare with.
     """
-    from bigjax.loop.train import run_steps  # which imports this file
-
     with Comparison(setup, workdir) as comparison:
         saved = comparison.saved
         if start and start not in saved:
@@ -140,19 +126,6 @@ class Comparison:
         self.states += 1
 
 
-class Idle:
-    """A clock that measures nothing and writes nothing."""
-
-    def __call__(self, name: str) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def mark(self, step: int) -> None:
-        pass
-
-    def save(self) -> None:
-        pass
-
-
 def recorded_metrics(workdir: Path) -> dict[int, dict[str, float]]:
     """step -> its training metrics, without "train/", as `metrics.jsonl` has them."""
     found: dict[int, dict[str, float]] = {}
@@ -178,48 +151,3 @@ def compare_metrics(step: int, recorded: Mapping[str, float], values: Mapping[st
         if not (now == then or (now is not None and math.isnan(now) and math.isnan(then))):
             raise Different(f"step {step}: train/{name} was {then!r} and is now {now!r}")
     return len(recorded)
-
-
-def differing(a: Any, b: Any) -> list[str]:
-    """Paths of the leaves of two like trees that are not the same bits; compared on the device."""
-    same = jax.device_get(_same(a, b))
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, leaf in jax.tree_util.tree_leaves_with_path(same)
-        if not leaf
-    ]
-
-
-@jax.jit
-def _same(a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.all(_bits(x) == _bits(y)), a, b)
-
-
-def _bits(x: jax.Array) -> jax.Array:
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        return jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize])
-    return x
-
-
-def some(leaves: list[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(leaves) - most} more leaves" if len(leaves) > most else ""
-    return ", ".join(leaves[:most]) + more
-
-
-def check_again(
-    step: int, program: Program, before: Any, batch: Any, frozen: Any, after: Any
-) -> None:
-    """Executes one step of a run that is under way again, and compares the states on the device.
-
-    Args:
-      before, after: the state before the step (a copy: it is donated) and the one it gave.
-
-    Raises:
-      Different: they are not the same bits.
-    """
-    again, _ = program.train_step(before, batch, frozen)
-    if differ := differing(after, again):
-        raise Different(
-            f"step {step}: executed twice, it gives two values of {some(differ)}: {CAUSES}"
-        )

@@ -16,6 +16,7 @@ from bigjax.build.weights import run_folder
 from bigjax.core.errors import UserError
 from bigjax.core.marks import RunReference
 from bigjax.data.sources import Arrays
+from bigjax.data.transforms import Normalize
 from bigjax.loop.evaluators import Evaluator, Seen
 from bigjax.loop.open import open_run
 from bigjax.mesh import distributed
@@ -37,23 +38,22 @@ class Samples(Evaluator):
       is an earlier stage of a pipeline.
     per_class: pictures drawn of each class.
     steps: of the midpoint rule. guidance: w of `bigjax.methods.flow_matching.guided`.
-    black, white: what these are to the model, after `data.preprocess`.
+    white: the brightest a pixel of the data source can be; black is 0.
     """
 
     classifier: RunReference | None = None
     per_class: int = 100
     steps: int = 20
     guidance: float = 1.0
-    black: float = -1.0
-    white: float = 1.0
+    white: float = 255.0
 
     def __post_init__(self) -> None:
         if self.per_class < 1 or self.steps < 1:
             raise UserError("per_class and steps must be at least 1")
         if self.guidance < 0:
             raise UserError(f"guidance: {self.guidance} must be 0 or more")
-        if self.black == self.white:
-            raise UserError(f"black and white are both {self.black}")
+        if self.white <= 0:
+            raise UserError(f"white: {self.white} must be more than 0")
 
     def check(self, setup: Setup, folder: Path) -> None:
         super().check(setup, folder)
@@ -71,6 +71,12 @@ class Samples(Evaluator):
             )
         if method.label is not None and source.num_classes is None:
             raise UserError("the data do not say how many classes there are")
+        for transform in setup.program.preprocess:
+            if not isinstance(transform, Normalize) or transform.key != method.input:
+                raise UserError(
+                    f"{type(transform).__name__} in config.data.preprocess cannot be undone, so that "
+                    f"no picture can be made; use normalize of '{method.input}'"
+                )
         if self.classifier is not None:
             if method.label is None:
                 raise UserError("classifier: config.method.label is None, so no class is asked for")
@@ -81,8 +87,8 @@ class Samples(Evaluator):
         if distributed.is_leader():
             path = seen.folder / "samples" / f"{seen.step}.png"
             path.parent.mkdir(exist_ok=True)
-            Image.fromarray(grid(pictures[:, :SHOWN])).save(path)
-        values = {"deviation": float(np.std(pictures / 255.0, axis=1).mean())}
+            Image.fromarray(grid(pictures[:, :SHOWN] / self.white)).save(path)
+        values = {"deviation": float(np.std(pictures / self.white, axis=1).mean())}
         if self.classifier is None:
             return values
         hits = self.classified(seen, pictures, labels) == labels
@@ -92,11 +98,11 @@ class Samples(Evaluator):
         }
 
     def draw(self, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
-        """(pictures (K, per_class, H, W, C) in 0..255, uint8, the classes asked for (K, per_class))."""
+        """(pictures (K, per_class, H, W, C) as the data source gives them, their classes (K, per_class))."""
         program, source = seen.setup.program, seen.setup.sources["train"]
         method = program.method
         classes = [UNCONDITIONAL] if method.label is None else range(source.num_classes)
-        shape, _ = source.features[method.input]
+        shape, dtype = source.features[method.input]
         variables, drawn = seen.variables, []
         labels = np.repeat(np.asarray(classes, np.int32)[:, None], self.per_class, axis=1)
         for number, row in enumerate(labels):
@@ -105,8 +111,11 @@ class Samples(Evaluator):
             )
             found = _sampled(program.model, variables, noise, row, self.steps, self.guidance)
             drawn.append(distributed.whole(found))
-        light = (np.stack(drawn) - self.black) / (self.white - self.black)
-        return np.round(255 * np.clip(light, 0, 1)).astype(np.uint8), labels
+        pictures = np.stack(drawn)
+        for transform in reversed(program.preprocess):
+            pictures = transform.inverse(pictures)
+        pictures = np.clip(pictures, 0, self.white)
+        return (pictures.round() if dtype.kind in "iu" else pictures).astype(dtype), labels
 
     def classified(self, seen: Seen, pictures: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """The class that the classifier gives each picture, int (K, per_class)."""
@@ -134,7 +143,8 @@ def _sampled(
 
 
 def grid(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (R, N, H, W, C) as one, uint8 (R H, N W, 3)."""
+    """Pictures (R, N, H, W, C) of numbers from 0 to 1 as one, uint8 (R H, N W, 3)."""
     R, N, H, W, C = pictures.shape
-    one = pictures.transpose(0, 2, 1, 3, 4).reshape(R * H, N * W, C)
+    one = np.round(255 * pictures).astype(np.uint8)
+    one = one.transpose(0, 2, 1, 3, 4).reshape(R * H, N * W, C)
     return np.broadcast_to(one, (*one.shape[:2], 3))

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
+from bigjax.config.values import TRUST_ALL, plain
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.loop.train import train
 from bigjax.mesh import distributed
@@ -56,7 +57,7 @@ def resolve(
     Raises:
       UserError: as `config.resolve`; a stage that names no earlier stage.
     """
-    values = configs.plain(raw)
+    values = plain(raw)
     for key in values:
         if key not in KEYS:
             raise UserError(
@@ -68,7 +69,7 @@ def resolve(
     }
     _check_references(stages)
     # A stage reads the folders of others: what any of them names, the user has named.
-    named = frozenset([configs.TRUST_ALL] * trust).union(*(s.trusted for s in stages.values()))
+    named = frozenset([TRUST_ALL] * trust).union(*(s.trusted for s in stages.values()))
     stages = {name: dataclasses.replace(stage, trusted=named) for name, stage in stages.items()}
     return stages, seeds, tuple(values.get("table", ()))
 
@@ -85,7 +86,7 @@ def one_stage(
     """
     if not is_pipeline(raw):
         raise UserError(f"--stage={stage}: this experiment is one run, not a pipeline")
-    values = configs.plain(raw)
+    values = plain(raw)
     seeds, per_stage = _split(values, overrides)
     seed, _, name = stage.rpartition("/")
     if name not in per_stage:

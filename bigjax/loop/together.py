@@ -31,9 +31,9 @@ from bigjax.data.pipeline import read_unmasked
 from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.loop.evaluators import check_evaluators
 from bigjax.loop.record import Record
-from bigjax.loop.replay import Idle
 from bigjax.loop.train import Stopped, run_steps
 from bigjax.run import ledger, manifest
+from bigjax.run.clock import Idle
 
 ORDER_BLOCK = 64  # steps whose sample ids are computed together
 
@@ -86,7 +86,7 @@ def train_together(
         state = jax.tree.map(lambda x, i=i: x[i], host)
         result = {
             "step": setup.total_steps,
-            "metrics": final[i],
+            "metrics": final[i] | setup.method.measure(setup.total_steps, sources["train"]),
             "fingerprint": params_fingerprint(state.params),
             "seconds": round(seconds, 3),
             "together": len(trials),

@@ -21,7 +21,7 @@ from bigjax.config.resolve import Config
 from bigjax.config.when import When
 from bigjax.core.state import TrainState
 from bigjax.doctor.short import trusted
-from bigjax.loop import replay
+from bigjax.loop.bits import check_again
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
 from bigjax.loop.evaluators import check_evaluators
 from bigjax.loop.record import Record, describe, recorded_result, result_of
@@ -191,7 +191,7 @@ def run_steps(
                 if profile_due(step):
                     jax.block_until_ready(found)
             if before is not None:
-                replay.check_again(step, program, before, batch, frozen, state)
+                check_again(step, program, before, batch, frozen, state)
             in_flight.append((step, found))
             settle(ahead)
 

@@ -19,7 +19,7 @@ from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.core.layout import laid_out
 from bigjax.core.method import Sums
-from bigjax.core.rules import path_of
+from bigjax.core.rules import map_with_path, path_of
 from bigjax.mesh.placement import Placement, Vocabulary, any_of, axes_of, divisors, logical
 
 # Slow to change first: the last axis lies on the nearest devices, the first over the slow network.
@@ -175,6 +175,34 @@ def check_axes(mesh: Mesh, placed: Mapping[str, Placement], model: Any) -> None:
                 f"config.mesh.{axis}: nothing in {type(model).__name__} is split over '{axis}', so "
                 f"{size} devices would repeat the same work; use mesh.data or mesh.fsdp"
             )
+
+
+def gathering(mesh: Mesh, placed: Mapping[str, Placement]) -> Callable[[Any], Any]:
+    """`gathered(params)`: inside a step, parameters whole along fsdp before they are used. Pure.
+
+    What FSDP does in any case, said to the compiler where the batch is split over data and fsdp and
+    parameters over fsdp and tensor: left to itself, XLA's partitioner (jaxlib 0.10.2 to 0.12.0.1)
+    computes wrong products there for some batch sizes (8 and 16 rows on 2 x 2 x 2 devices: gradients
+    wrong by 60 to 220 %; `tests/test_sharding_matrix.py` has the case). Elsewhere nothing is said, nor
+    of stacked layers, which a loop reads one by one and which were right in every case tried.
+    """
+    rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis != "fsdp")
+    if rows == 1 or mesh.shape["fsdp"] == 1 or mesh.shape["tensor"] == 1:
+        return lambda params: params
+
+    def whole(path: str, leaf: jax.Array) -> jax.Array:
+        spec = placed[path].spec if path in placed else ()
+        if "fsdp" not in axes_of(spec) or "blocks/" in path:
+            return leaf
+        kept = [_without_fsdp(axes) for axes in spec]
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*kept)))
+
+    return lambda params: map_with_path(whole, params)
+
+
+def _without_fsdp(axes: Any) -> Any:
+    kept = tuple(a for a in ((axes,) if isinstance(axes, str) else axes or ()) if a != "fsdp")
+    return kept or None
 
 
 def check_per_device(placed: Mapping[str, Placement], mesh: Mesh) -> None:

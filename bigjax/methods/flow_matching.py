@@ -13,10 +13,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError
 from bigjax.core.marks import Traced
-from bigjax.core.method import Batch, Facts, Method, Scope
+from bigjax.core.method import Batch, Method, Scope
 from bigjax.core.transforms import example_keys
+from bigjax.tasks.scores import field
 
 UNCONDITIONAL = -1  # the class of an example whose label is dropped
 POSITION, TIME, CONDITION, VELOCITY = "position", "time", "condition", "velocity"
@@ -45,15 +46,6 @@ class FlowMatching(Method):
         if not 0 <= self.label_dropout <= 1:
             raise UserError(f"label_dropout: {self.label_dropout} must lie between 0 and 1")
 
-    def check(self, facts: Facts) -> None:
-        for field, key in (("input", self.input), ("label", self.label)):
-            if key is not None and key not in facts.source.features:
-                known = facts.source.features
-                raise UserError(
-                    f"config.method.{field}: the data have no '{key}'{did_you_mean(key, known)}; "
-                    f"they have {', '.join(known)}"
-                )
-
     def view(self, batch: Batch, rng: jax.Array) -> Batch:
         """Noise and time of one draw for each example, every label kept."""
         return self._on_the_way(batch, rng, 0.0)
@@ -62,10 +54,10 @@ class FlowMatching(Method):
         return self._on_the_way(batch, scope.rng, scope.hyper["label_dropout"]), scope.memory
 
     def _on_the_way(self, batch: Batch, rng: jax.Array, dropout: jax.Array | float) -> Batch:
-        x_1 = batch[self.input].astype(jnp.float32)
+        x_1 = field(batch, self.input, "config.method.input").astype(jnp.float32)
         labels = jnp.full(len(x_1), UNCONDITIONAL, jnp.int32)
         if self.label is not None:
-            labels = batch[self.label].astype(jnp.int32)
+            labels = field(batch, self.label, "config.method.label").astype(jnp.int32)
 
         def one(key: jax.Array, x_1: jax.Array, label: jax.Array):
             noise_key, time_key, drop_key = jax.random.split(key, 3)

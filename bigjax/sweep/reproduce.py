@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
+from bigjax.config.values import TRUST_ALL
 from bigjax.core.errors import UserError
 from bigjax.run import manifest
 from bigjax.run.files import workdir_lock, write_json
@@ -196,7 +197,7 @@ def recorded_trials(
     Raises:
       UserError: today's code refuses a config, or it would import what the user has not named.
     """
-    trusted = [configs.TRUST_ALL] * trust
+    trusted = [TRUST_ALL] * trust
     trials = []
     for row in recorded["trials"]:
         if row["status"] not in ENDED:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
+from bigjax.core import compilers
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop.train import Stopped, train
 from bigjax.run.files import workdir_lock, write_json
@@ -169,6 +170,7 @@ class Closed:
 
 
 def main(room: str, *numbers: str) -> None:
+    compilers.keep_compiled()
     closed = Closed(Path(room))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, closed.close)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from bigjax.core.errors import UserError
 from bigjax.core.losses import Pair, squared_error
 from bigjax.tasks import scores
 from bigjax.tasks.base import Task
@@ -36,6 +37,12 @@ class VelocityField(Task):
 
     def summarize(self, statistics: Any, collected: dict[str, Any]) -> dict[str, Any]:
         return {"loss": scores.mean(statistics["loss"])}
+
+    def predict(self, outputs: jax.Array) -> dict[str, jax.Array]:
+        raise UserError(
+            "config.task.type: a velocity field predicts nothing of an example; the evaluator "
+            "'samples' draws new ones, and writes them to the run's folder samples/"
+        )
 
     def _error(self, outputs: jax.Array, batch: dict) -> Pair:
         rows = len(batch["mask"])

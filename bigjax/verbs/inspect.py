@@ -12,6 +12,7 @@ from bigjax.build.program import build_program
 from bigjax.build.weights import reference_configs
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
+from bigjax.config.values import TRUST_ALL, flatten
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop import stages
 from bigjax.loop.open import load_run
@@ -27,11 +28,11 @@ def config_verb(
     """Prints every final value and where it came from."""
     if not stages.is_pipeline(raw):
         config = configs.resolve(raw, overrides)
-        print(f"{configs.show(config)}\nfingerprint {config.fingerprint}")
+        print(f"{show(config)}\nfingerprint {config.fingerprint}")
         return
     found, seeds, _ = stages.resolve(raw, overrides)
     for name, config in _of_stage(found, options).items():
-        print(f"# stage {name}, {seeds} seeds\n{configs.show(config)}")
+        print(f"# stage {name}, {seeds} seeds\n{show(config)}")
         print(f"fingerprint {config.fingerprint}\n")
 
 
@@ -46,6 +47,16 @@ def doctor_verb(
         raise RunFailed("something is wrong with this machine: see the lines above")
 
 
+def show(config: Config) -> str:
+    """Every final value with where it came from, one a line."""
+    rows = [
+        (path, repr(value), config.origins[path]) for path, value in flatten(config.values).items()
+    ]
+    key_width = max(len(row[0]) for row in rows)
+    value_width = min(60, max(len(row[1]) for row in rows))
+    return "\n".join(f"{k:<{key_width}}  {v:<{value_width}}  {origin}" for k, v, origin in rows)
+
+
 def sharding_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
@@ -53,7 +64,7 @@ def sharding_verb(
     if stages.is_pipeline(raw):
         found, _, _ = stages.resolve(raw, overrides, options.trust)
     else:
-        found = {"": configs.resolve(raw, overrides, [configs.TRUST_ALL] * options.trust)}
+        found = {"": configs.resolve(raw, overrides, [TRUST_ALL] * options.trust)}
     reports = {}
     for name, config in _of_stage(found, options).items():
         source = open_sources(config)["train"]

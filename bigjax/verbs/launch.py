@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
+from bigjax.config.values import flatten
+from bigjax.core import compilers
 from bigjax.core.errors import RunFailed, UserError, did_you_mean
 from bigjax.loop import stages
 from bigjax.loop.train import Stopped
@@ -90,6 +92,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
         stop = Stop()
         if options.simulate_devices is not None:
             distributed.simulate_devices(options.simulate_devices)
+        compilers.keep_compiled()
         distributed.initialize(options.coordinator, options.processes, options.process_id)
         with distributed.one_voice():
             VERBS[options.verb](raw, overrides, options, stop)
@@ -152,7 +155,7 @@ def config_keys(raw: Any) -> list[str]:
             found = stages.resolve(raw, [])[0].values()
         else:
             found = [configs.resolve(raw or {})]
-        return list(dict.fromkeys(key for one in found for key in configs.flatten(one.values)))
+        return list(dict.fromkeys(key for one in found for key in flatten(one.values)))
     return []
 
 

@@ -19,7 +19,7 @@ from bigjax.run.text import metrics_table
 def evaluate_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
-    """Evaluates the newest checkpoint of the run in the folder."""
+    """Evaluates the newest checkpoint of the run in the folder: a split, or all that the run measures."""
     splits = None if options.split is None else (options.split,)
     run = open_run(
         options.workdir,
@@ -32,6 +32,8 @@ def evaluate_verb(
     for split in run.setup.evaluate.splits:
         values = run.evaluate(split)
         print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
+    if options.split is None and run.setup.evaluators:
+        print(metrics_table(run.measure()))
 
 
 def predict_verb(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bigjax.config import resolve as configs
+from bigjax.config.values import TRUST_ALL
 from bigjax.loop import stages
 from bigjax.loop.train import train
 from bigjax.mesh import distributed
@@ -28,7 +29,7 @@ def train_verb(
         trusted = options.trust
         print(stages.train_pipeline(raw, overrides, options.workdir, stop, allowed, trusted, label))
         return
-    config = configs.resolve(raw, overrides, [configs.TRUST_ALL] * options.trust)
+    config = configs.resolve(raw, overrides, [TRUST_ALL] * options.trust)
     _set_aside(options)
     result = train(config, options.workdir, stop=stop, allow_changed=allowed, label=label)
     print(metrics_table(result["metrics"]))

@@ -33,4 +33,6 @@ METHODS = {
 }
 
 # (method, promise) -> what the refusal of a promise that the method cannot keep says.
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    ("flow_matching", "predict"): "a velocity field predicts nothing",
+}

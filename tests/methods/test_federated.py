@@ -185,8 +185,9 @@ def test_clients_that_do_not_fit_are_refused():
 
 
 def test_clients_that_no_device_can_have_whole_are_refused():
-    with pytest.raises(UserError, match="no multiple of the 5 rows of a client x 16 devices"):
-        setup_of("fedavg", "train.accumulate=2", "evaluate.batch_size=80", mesh=dict(data=8))
+    message = "80 is no multiple of the 20 rows of a client x 8 devices"
+    with pytest.raises(UserError, match=message):
+        setup_of("fedavg", "train.batch_size=80", "method.rows=20", mesh=dict(data=8))
 
 
 def test_other_shares_of_the_clients_give_the_same_round():
