@@ -106,9 +106,19 @@ class Checkpoint:
     # a folder or a URL (gs://BUCKET/...) under which each new run keeps its checkpoints by its id,
     # instead of in its own folder
     folder: str | None = None
+    # early stopping: the run ends after so many evaluations in a row in which `best` was not bettered
+    patience: int | None = None
+    # the save whose weights a finished run is: judged, opened, exported, taught from
+    final: Literal["newest", "best"] = "newest"
 
     def __post_init__(self) -> None:
-        _positive("checkpoint", keep=self.keep)
+        _positive("checkpoint", keep=self.keep, patience=self.patience)
+        for key, said in (("patience", self.patience is not None), ("final", self.final == "best")):
+            if said and self.best is None:
+                raise UserError(
+                    f"config.checkpoint.{key}: name the metric in config.checkpoint.best, such as "
+                    "eval/test/accuracy"
+                )
 
 
 @dataclass(frozen=True)

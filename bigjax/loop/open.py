@@ -26,6 +26,7 @@ from bigjax.loop.record import train_batches
 from bigjax.mesh import distributed
 from bigjax.run import manifest
 from bigjax.run.checkpoint import Checkpoints
+from bigjax.run.checkpoint.folder import step_of_result
 from bigjax.run.writers import read_metrics
 
 log = logging.getLogger("bigjax")
@@ -213,9 +214,13 @@ def load_run(
 
 
 def newest_state(setup: Setup, workdir: Path) -> TrainState:
-    """The state of the newest good checkpoint; nothing is moved or removed."""
+    """The state of the newest good checkpoint, or of the one that the run's result names; nothing is
+    moved or removed."""
     checkpoints = Checkpoints(workdir, setup.checkpoint)
-    restored = checkpoints.restore_newest(setup.program.state)
+    if best := step_of_result(workdir):
+        restored = best, checkpoints.restore(setup.program.state, best)
+    else:
+        restored = checkpoints.restore_newest(setup.program.state)
     checkpoints.close()
     if restored is None:
         raise UserError(f"{workdir}: holds no checkpoint yet")

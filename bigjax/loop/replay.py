@@ -114,6 +114,9 @@ class Comparison:
     def evaluate(self, step: int, state: Any, frozen: Any) -> dict[str, Any]:
         return {}
 
+    def enough(self) -> bool:
+        return False
+
     def check(self) -> None:
         pass
 

@@ -286,6 +286,13 @@ def public(key: str, value: Any) -> str:
     return _PATH.sub(_shown_path, text)
 
 
+def public_all(key: str, value: Any) -> Any:
+    """As `public`, of each item of a list."""
+    return (
+        [public(key, x) for x in value] if isinstance(value, list | tuple) else public(key, value)
+    )
+
+
 def shown(key: str, value: Any) -> str:
     """As `public`, for a line of text; of a hash, the first digits tell enough."""
     text = public(key, value)

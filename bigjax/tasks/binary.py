@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ class Binary(Task):
     input, label: keys of the batch. Class 1 is predicted where the logit is above 0.
     """
 
-    input: str = "features"
+    input: str | Sequence[str] = "features"
     label: str = "label"
 
     def classes(self, outputs: int) -> tuple[str, int, int | None]:

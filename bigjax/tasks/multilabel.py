@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ class MultiLabel(Task):
     input, label: keys of the batch. A label is predicted where its logit is above 0.
     """
 
-    input: str = "features"
+    input: str | Sequence[str] = "features"
     label: str = "label"
 
     def classes(self, outputs: int) -> tuple[str, int, int | None]:

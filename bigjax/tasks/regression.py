@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -25,7 +26,7 @@ class Regression(Task):
 
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("r2", "max")
 
-    input: str = "features"
+    input: str | Sequence[str] = "features"
     label: str = "label"
     criterion: str = "mse"
 

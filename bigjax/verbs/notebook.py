@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def train(
     overrides: Sequence[str] = (),
     allow_changed: Sequence[str] = (),
     label: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callable[[int, dict[str, Any], Any], Any]] = (),
 ) -> Opened:
     """Trains a run in its folder, or goes on with the one that is there; returns it opened.
 
@@ -36,6 +37,7 @@ def train(
       overrides: "KEY=VALUE", as after `--config.`.
       allow_changed: config keys that may differ from the run's in the folder.
       label: kept in `manifest.json`: dict(name=..., tags=[...], notes=...).
+      callbacks: functions of (step, metrics, state), called after every evaluation.
 
     Raises:
       UserError: the input is wrong; the message is the line that the command line prints.
@@ -43,7 +45,13 @@ def train(
     """
     folder = Path(os.path.expanduser(workdir))
     raw = _by_name(config)
-    loop.train(resolve(raw, overrides), folder, allow_changed=allow_changed, label=label)
+    loop.train(
+        resolve(raw, overrides),
+        folder,
+        allow_changed=allow_changed,
+        label=label,
+        callbacks=callbacks,
+    )
     return opened.open_run(folder, raw=raw)
 
 
