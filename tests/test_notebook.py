@@ -78,6 +78,25 @@ def test_predict_of_arrays_and_of_a_path_is_what_the_verb_writes(run, pictures, 
         run.predict(["a text"])
 
 
+def test_texts_are_predicted_as_the_lines_of_a_file_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    lines = [f"{word} film number {i}" for i in range(20) for word in ("good", "bad")]
+    rows = [json.dumps({"text": line, "label": line.split()[0]}) for line in lines]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "in.txt").write_text("\n".join(lines[:3]) + "\n")
+    source = dict(type="labelled_text", path=str(tmp_path), tokenizer="wordpiece-80", length=8)
+    config = short(
+        data=dict(source=source, splits=dict(train="train")),
+        model=dict(type="bert", head="sequence", layers=1, width=8, heads=2, context=8),
+        task=dict(type="classification", input=("tokens", "segments", "types")),
+        evaluate=dict(splits=()),
+    )
+    run = bigjax.train(config, tmp_path / "run")
+    found = run.predict(lines[:3])
+    assert found == [dict(line, row=i) for i, line in enumerate(run.predict(tmp_path / "in.txt"))]
+    assert {row["name"] for row in found} <= {"good", "bad"}
+
+
 def test_the_next_batch_follows_the_last_step(run):
     batch = run.next_batch()
     assert batch["image"].shape == (40, 8, 8, 1)
