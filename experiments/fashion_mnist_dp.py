@@ -1,4 +1,17 @@
-"""A CNN learns Fashion-MNIST by DP-SGD: (2.7, 1e-5)-differentially private."""
+"""A CNN learns Fashion-MNIST by DP-SGD: 81.2 % at epsilon 2.31, delta 1e-5 (40 minutes).
+
+    scripts/fetch_data fashion_mnist          once
+    scripts/run experiments.fashion_mnist_dp
+
+Two conv-pool stages with tanh, a bounded activation that suits clipped gradients (Papernot et al. 2021,
+"Tempered sigmoid activations": 86.1 % at epsilon 2.7). Here 196 steps draw 1,024 of 60,000 images on
+average: 3.3 epochs, a small part of theirs, for want of time. Epsilon is that of dp-accounting's privacy
+loss distributions, a tenth below that of the moments they counted.
+The guarantee is about who does not know `config.seed`; the settings were not tuned on this data.
+
+Hardware: 2 CPU cores shared with some thirty other processes: 40 minutes, 3 of them processor time. Reached
+on the 10,000 test images, seed 0: 77.4 % after 98 steps at epsilon 1.86, 81.15 % after 196 at 2.31.
+"""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +21,7 @@ from bigjax import launch
 def get_config():
     config = ConfigDict()
     config.seed = 0
-    config.train = dict(steps=293, batch_size=1152)
+    config.train = dict(steps=196, batch_size=1152)
     config.data = dict(
         source=dict(type="tfds", name="fashion_mnist"),
         splits=dict(train="train", test="test"),
