@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SHORT = ("--config.train.steps=2", "--config.optimizer.schedule.warmup_steps=0")
 README = (ROOT / "bigjax" / "mesh" / "README.md").read_text()
 
 
@@ -31,6 +32,6 @@ def test_the_sharding_line_works():
 @pytest.mark.slow
 def test_the_local_launch_works_and_no_process_tells_of_its_sockets(tmp_path):
     (command,) = re.findall(r"`(scripts/launch/local [^`]*)`", README)
-    done = run(command, f"--workdir={tmp_path / 'run'}", "--config.train.steps=60")
+    done = run(command, f"--workdir={tmp_path / 'run'}", *SHORT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Gloo" not in done.stdout and (tmp_path / "run" / "result.json").exists()
