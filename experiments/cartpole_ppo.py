@@ -1,4 +1,4 @@
-"""A policy learns to balance a pole by proximal policy optimization, 10 seeds (MINUTES on 2 CPU cores).
+"""A policy learns to balance a pole by PPO, 10 seeds: mean return 500 of 500 (44 s of processor time).
 
     pip install 'bigjax[rl]'                  once: gymnax
     scripts/run experiments.cartpole_ppo
@@ -7,7 +7,9 @@ Sixteen environments of CartPole-v1 run inside the train step, 128 actions each,
 minibatches follow (Schulman et al. 2017, algorithm 1; advantages of Schulman et al. 2016). The
 policy and the value are two 4-64-64 tanh networks. 204,800 actions in all.
 
-RESULTS
+Hardware: 2 CPU cores shared with many other jobs: 44 s of processor time for all ten seeds, one
+compilation, 639 s of wall time. Reached by the likeliest actions over 100 episodes a seed: 500 in every
+episode of every seed (mean 500, deviation 0, least 500).
 """
 
 from ml_collections import ConfigDict

@@ -72,7 +72,7 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(one, two, tmp_path,
         for name in expected:
             np.testing.assert_allclose(line[name], expected[name], rtol=1e-6, atol=1e-7)
     monkeypatch.setenv("BIGJAX_READS", str(tmp_path))
-    params = [paths(open_run(f / "run").state.params) for f in (two, one)]
+    params = [paths(open_run(f / "run", trust=True).state.params) for f in (two, one)]
     assert params[0].keys() == params[1].keys()
     for path in params[0]:
         np.testing.assert_allclose(params[0][path], params[1][path], rtol=0, atol=1e-6)

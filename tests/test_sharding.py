@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
+from bigjax.core.method import Sums
 from bigjax.core.rules import paths
 from bigjax.mesh import sharding
 from bigjax.mesh.placement import Vocabulary, logical_names, place, vocabulary
@@ -286,12 +287,12 @@ def test_every_device_draws_its_own_random_numbers_and_pairs_add_up_exactly():
         place = jax.lax.axis_index(sharding.BATCH_AXES)
         drawn = jnp.zeros(8).at[place].set(jax.random.uniform(rng))
         pair = (jnp.sum(batch["mask"] * batch["x"]), jnp.sum(batch["mask"]))
-        return {"w": drawn}, {"loss": pair}, {"mean": jnp.mean(batch["x"])}
+        return Sums({"w": drawn}, {"loss": pair}, {"mean": jnp.mean(batch["x"])})
 
     mask = np.array([1, 1, 0, 1] + [0] * 8 + [1] * 4, np.float32)  # some devices have no real row
     batch = {"x": np.arange(16, dtype=np.float32), "mask": mask}
     step = jax.jit(sharding.per_device(mesh)(sums))
-    grads, pairs, collections = step({}, batch, None, jax.random.key(0))
+    grads, pairs, collections, _ = step({}, batch, None, jax.random.key(0))
     assert len(np.unique(grads["w"])) == 8
     assert pairs["loss"] == (0 + 1 + 3 + 12 + 13 + 14 + 15, 7)
     assert collections == {"mean": 7.5}

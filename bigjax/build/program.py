@@ -264,7 +264,7 @@ def _scratch(parts: Parts, variables: Any, rng: Any, wanted: Iterable[str]) -> d
         return {path: leaves[path] for path in sorted(wanted)}
 
     layout = {path: leaf.sharding for path, leaf in paths(variables).items() if path in wanted}
-    return jax.jit(some, out_shardings=layout)(rng)
+    return jax.jit(exactly(some), out_shardings=layout)(rng)
 
 
 def from_leaves(abstract: Any, leaves: Mapping[str, jax.Array]) -> Any:

@@ -64,7 +64,11 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     within the program instead: as fast there, and bit for bit the same numbers.
     """
     if jax.default_backend() == "cpu":
-        return lambda stack, *shared: jax.lax.map(lambda own: function(own, *shared), stack)
+        # The barriers keep XLA from fusing a run with the loop around it: other fusions round otherwise.
+        apart = jax.lax.optimization_barrier
+        return lambda stack, *shared: jax.lax.map(
+            lambda own: apart(function(*apart((own, *shared)))), stack
+        )
     return lambda stack, *shared: jax.vmap(lambda own: function(own, *shared))(stack)
 
 

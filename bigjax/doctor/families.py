@@ -47,6 +47,8 @@ FAMILIES: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
     "vgg": (dict(outputs=4, layers=(1, 1), width=8, pooled=1, dense=(8,), dropout=0.0), (IMAGES[:, :8, :8],)),
     "mobilenet_v2": (dict(outputs=4, width=0.1, dropout=0.0), (IMAGES,)),
     "efficientnet_lite": (dict(outputs=4, width=0.1, depth=0.1, dropout=0.0), (IMAGES,)),
+    "dit": (dict(image=8, patch=4, classes=4, **SMALL), (IMAGES[:, :8, :8], ROWS[:, 0] % 1, TOKENS[:, 0] % 4)),
+    "actor_critic": (dict(widths=(16, 8), actions=4), (ROWS,)),
 }  # fmt: skip
 OP_BY_OP = ("rnn",)  # Flax's cells keep a float32 carry: the reference is float32, nothing fused
 SPLIT = ("mlp", "rnn", "gpt2")  # the families whose step is split, over each axis and over several
@@ -77,8 +79,11 @@ class Tiny:
     def gradient(self, params: Any, *inputs: Any) -> Any:
         def weighed(params: Any) -> jax.Array:
             outputs = self.model.apply({**self.variables, "params": params}, *inputs, train=False)
-            weights = np.cos(np.arange(outputs.size)).reshape(outputs.shape)
-            return jnp.sum(outputs * weights.astype(outputs.dtype))
+
+            def weighed_sum(x: jax.Array) -> jax.Array:
+                return jnp.sum(x * np.cos(np.arange(x.size)).reshape(x.shape).astype(x.dtype))
+
+            return sum(map(weighed_sum, jax.tree.leaves(outputs)))
 
         return jax.grad(weighed)(params)
 

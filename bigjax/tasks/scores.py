@@ -21,7 +21,7 @@ CALIBRATION_BINS = 15
 
 # Of the metrics that `summarize` gives, by their first letters: "top_5", "f1_macro", "rouge1".
 MORE_IS_BETTER = ("accuracy", "label_accuracy", "top_", "precision", "recall", "f1", "roc_auc")
-MORE_IS_BETTER += ("bleu", "rouge", "r2", "spearman")
+MORE_IS_BETTER += ("bleu", "rouge", "r2", "spearman", "value", "return")
 LESS_IS_BETTER = ("loss", "errors", "mse", "rmse", "mae", "perplexity", "bits_per_", "ece")
 
 

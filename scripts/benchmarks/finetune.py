@@ -72,7 +72,7 @@ def bigjax_round(batch: int, length: int) -> Round:
             )
         )
         built = program.build_program(config, config.section("data").source.open("train"))
-    state = built.init(program.key_data(0), program.traced_hyper(config))
+    state, _ = built.init(program.key_data(0), program.traced_hyper(config))
     ids = np.arange(batch, dtype=np.int32)
     extra = dict(mask=np.ones(batch, np.float32), sample=ids, epoch=np.zeros_like(ids))
     ready = jax.device_put({**rows, **extra}, sharding.batch_sharding(built.mesh))

@@ -14,10 +14,10 @@ import time
 
 import jax
 
+from bigjax.build.assemble import open_sources
 from bigjax.build.program import build_program
 from bigjax.build.weights import initial_state
 from bigjax.config import resolve as configs
-from bigjax.loop.train import open_sources
 from bigjax.mesh import distributed
 from bigjax.plan.sharding_report import bytes_per_device
 from scripts.benchmarks import billion
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     program = build_program(config, open_sources(config)["train"])
     size = bytes_per_device(program.state) * DEVICES
     before, started = peak_bytes(), time.perf_counter()
-    state = jax.block_until_ready(initial_state(config, program, None))
+    state, _ = jax.block_until_ready(initial_state(config, program, None))
     growth = peak_bytes() - before
     print(
         json.dumps(

@@ -71,18 +71,18 @@ def bare_seconds(config, steps: int) -> float:
     """Seconds a step in a loop that only feeds the next batch to the step, on the same program."""
     source = config.section("data").source.open("train")
     built = programs.build_program(config, source)
-    state = built.init(programs.key_data(0), programs.traced_hyper(config))
+    state, _ = built.init(programs.key_data(0), programs.traced_hyper(config))
     size, rows = config.get("train.batch_size"), sharding.batch_sharding(built.mesh)
     ids = np.arange(size, dtype=np.int32)
     extra = dict(mask=np.ones(size, np.float32), sample=ids, epoch=np.zeros_like(ids))
-    in_flight = []
+    in_flight, ahead = [], 0 if jax.default_backend() == "cpu" else train.AHEAD
     for step in range(steps):
         if step == WARM_UP + 1:
             started = time.perf_counter()
         batch = source.read((step * size + ids) % len(source))
-        state, metrics = built.train_step(state, jax.device_put({**batch, **extra}, rows), None)
+        state, metrics = built.train_step(state, jax.device_put({**batch, **extra}, rows), {})
         in_flight.append(metrics["loss"])
-        jax.block_until_ready(in_flight[max(0, step - train.IN_FLIGHT)])
+        jax.block_until_ready(in_flight[max(0, step - ahead)])
     return (time.perf_counter() - started) / (steps - 1 - WARM_UP)
 
 

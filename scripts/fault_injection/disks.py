@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from bigjax.build import program
+from bigjax.build.assemble import open_sources
 from bigjax.config import resolve as config
-from bigjax.loop import train
 from bigjax.run import checkpoint
 from bigjax.run.checkpoint import manager
 from scripts.fault_injection.runs import (
@@ -39,7 +39,7 @@ def corruptions(harness: Harness, times: int, kind: str) -> tuple[int, int]:
     source, resolved = harness.folder / "reference", config.resolve(get_config())
     steps = sorted(int(p.name) for p in (source / "checkpoints").iterdir() if p.name.isdigit())
     options = resolved.section("checkpoint")
-    abstract = program.build_program(resolved, train.open_sources(resolved)["train"]).state
+    abstract = program.build_program(resolved, open_sources(resolved)["train"]).state
     origin = checkpoint.Origin(run=json.loads((source / "manifest.json").read_text())["run"])
     reader = checkpoint.Checkpoints(source, options)
     pristine = {step: jax.device_get(reader.restore(abstract, step)) for step in steps}

@@ -190,7 +190,8 @@ def test_exported_it_is_a_whole_model_with_the_same_logits(tmp_path):
     opened = open_run(tmp_path / "run")
     ours = opened.model.apply(opened.variables, tokens, train=False)
 
-    again = {**raw, "init": dict(source=str(tmp_path / "out"), family="llama"), "adapt": ()}
+    init = dict(source=str(tmp_path / "out"), family="llama")
+    again = {**raw, "init": init, "adapt": (), "model": dict(type="llama")}
     loaded = open_run(tmp_path / "other", raw=again)
     theirs = loaded.model.apply(loaded.variables, tokens, train=False)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)

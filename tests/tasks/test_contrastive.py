@@ -70,9 +70,9 @@ def test_nearest_lines_of_a_corpus():
     lines = ["east", "north", "west"]
     corpus = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
     columns = {"embedding": np.array([[0.6, 0.8], [-0.8, -0.6]], np.float32)}
-    found = Contrastive(nearest=2).present(columns, None, corpus=(lines, {"embedding": corpus}))[
-        "nearest"
-    ]
+    found = Contrastive(nearest=2).present(
+        columns, {}, None, corpus=(lines, {"embedding": corpus})
+    )["nearest"]
     assert found == [
         [{"text": "north", "cosine": 0.8}, {"text": "east", "cosine": 0.6}],
         [{"text": "west", "cosine": 0.8}, {"text": "north", "cosine": -0.6}],

@@ -88,7 +88,7 @@ def test_without_generate_the_next_token_is_that_after_the_last_real_one():
     assert found["token"].tolist() == ((last + 3) % 5).tolist()
     probability = math.exp(4) / (math.exp(4) + 4)
     np.testing.assert_allclose(found["probability"], probability, rtol=1e-6)
-    shown = task.present({**BATCH, **jax.device_get(found)}, Letters)
+    shown = task.present(jax.device_get(found), BATCH, Letters)
     assert list(shown) == ["token", "probability", "text"]
     assert shown["text"] == ["abcde"[token] for token in found["token"]]
 
@@ -107,10 +107,10 @@ def test_with_generate_each_row_is_written_on_and_read_as_text():
     }
     found = task.decode(apply, {}, batch)
     assert found["written"].tolist() == [[0, 3, 1], [2, 0, 3]]
-    assert task.present({**batch, **found}, Letters) == {"text": ["adb", "cad"]}
+    assert task.present(found, batch, Letters) == {"text": ["adb", "cad"]}
     ended = {"written": np.array([[0, 3, -1], [-1, -1, -1]])}
-    assert task.present(ended, Letters) == {"text": ["ad", ""]}
-    assert task.present(ended, None) == {"tokens": [[0, 3], []]}
+    assert task.present(ended, {}, Letters) == {"text": ["ad", ""]}
+    assert task.present(ended, {}, None) == {"tokens": [[0, 3], []]}
 
 
 def test_a_wrong_word_of_generate_is_told_with_the_right_one():

@@ -62,7 +62,7 @@ def test_mask_tokens_of_a_text_are_filled_in():
         "segments": np.array([[1, 1, 1, 0], [1, 1, 1, 1]]),
         "likely": np.array([[3, 3, 3, 3], [2, 2, 4, 2]]),
     }
-    assert MaskedLM().present(columns, SOURCE) == {
+    assert MaskedLM().present(columns, columns, SOURCE) == {
         "text": ["the cat sat", "the cat sat sat"],
         "filled": [["cat"], ["the", "sat"]],
     }
@@ -76,7 +76,7 @@ def test_mask_tokens_are_filled_in_from_the_places_that_the_model_looked_at():
         "likely": np.array([[3, 2], [2, 3]]),
     }
     task = MaskedLM(input=("tokens", "segments", "places"))
-    assert task.present(columns, SOURCE) == {
+    assert task.present(columns, columns, SOURCE) == {
         "text": ["the cat sat", "the cat [MASK] sat"],
         "filled": [["cat"], ["the", "cat"]],
     }

@@ -79,7 +79,7 @@ def test_scores_compare_the_written_texts_with_the_targets():
         "written": np.array([[1, 2, 3, 4, 1, 5], [6, 7, -1, -1, -1, -1]]),
         "reference": np.array([[1, 2, 3, 4, 1, 5], [1, 7, 3, -1, -1, -1]]),
     }
-    texts = Seq2Seq().present(columns, source)
+    texts = Seq2Seq().present(columns, {}, source)
     assert texts["text"] == ["the cat sat on the mat", "a dog"]
     assert texts["reference"] == ["the cat sat on the mat", "the dog sat"]
     statistics = {"loss": (6.0, 3.0), "accuracy": (1.0, 4.0)}

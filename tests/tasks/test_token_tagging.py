@@ -48,7 +48,7 @@ def test_each_word_is_shown_with_the_tag_of_its_first_token():
         "tags": np.array([[9, 1, 9, 2, 9], [9, 0, 9, 9, 9]]),
     }
     source = SimpleNamespace(class_names=("at", "nn", "vb"))
-    assert TokenTagging().present(columns, source) == {"tags": [["nn", "vb"], ["at"]]}
+    assert TokenTagging().present(columns, columns, source) == {"tags": [["nn", "vb"], ["at"]]}
 
 
 def test_a_tag_beyond_the_names_is_shown_as_its_number():

@@ -1,0 +1,203 @@
+"""Every method keeps every promise, or refuses it by name (see `methods.REFUSED`)."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.build import program as programs
+from bigjax.config.names import NAMES
+from bigjax.loop.evaluate import logged_evaluation
+from bigjax.loop.open import open_run
+from bigjax.loop.record import train_batches
+from bigjax.loop.replay import replay
+from bigjax.loop.together import train_together
+from bigjax.loop.train import Stopped, train
+from bigjax.plan import sharding_report
+from bigjax.run.writers import read_metrics
+from tests.contracts.methods import METHODS, REFUSED
+from tests.contracts.runs import (
+    SPLIT,
+    close,
+    config_of,
+    folder_of,
+    promised,
+    setup_of,
+    steps_of,
+    whole,
+)
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "contracts"
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def test_every_method_and_adapter_has_joined():
+    assert {*NAMES["method"], *NAMES["adapter"]} == set(METHODS)
+    assert {name for name, _ in REFUSED} <= set(METHODS)
+
+
+@every_method
+def test_a_resume_in_the_middle_is_bitwise(name, tmp_path):
+    folder, result = whole(name)
+    run, asked = folder_of(name) / "resumed", iter([False] * 5)
+    with pytest.raises(Stopped):
+        train(config_of(name), run, stop=lambda: next(asked, True))
+    again = train(config_of(name), run)
+    assert again["fingerprint"] == result["fingerprint"]
+    assert again["metrics"] == result["metrics"]
+    lines = [read_metrics(path / "metrics.jsonl") for path in (folder, run)]
+    assert lines[0] == lines[1]
+
+
+@every_method
+def test_any_mesh_gives_the_numbers_of_one_device(name):
+    losses, state = steps_of(setup_of(name, mesh=dict(data=1), devices=1), 4)
+    for mesh in (dict(data=8), dict(data=1, fsdp=8), dict(data=2, fsdp=2, tensor=2)):
+        promise = "x".join(axis for axis, size in mesh.items() if size > 1)
+        with promised(name, promise):
+            there, other = steps_of(setup_of(name, SPLIT, mesh=mesh), 4)
+            np.testing.assert_allclose(there, losses, rtol=1e-5)
+            close(other.params, state.params, 2e-5)
+
+
+@every_method
+def test_microbatches_add_up_to_the_batch_also_with_ragged_masks(name):
+    def ragged(batch):
+        gone = jnp.isin(jnp.arange(len(batch["mask"])), jnp.array([1, 2, 7, 20, 33]))
+        return {**batch, "mask": jnp.where(gone, 0.0, batch["mask"])}
+
+    def run(count):
+        overrides = (f"train.accumulate={count}", "evaluate.batch_size=80")
+        return steps_of(setup_of(name, *overrides, mesh=dict(data=1), devices=1), 3, change=ragged)
+
+    losses, state = run(1)
+    for count in (2, 4):
+        with promised(name, "accumulate"):
+            there, other = run(count)
+            np.testing.assert_allclose(there, losses, rtol=1e-5)
+            close(other.params, state.params, 1e-5)
+
+
+@every_method
+def test_other_traced_scalars_compile_nothing(name):
+    programs._PROGRAMS.clear()
+    config = config_of(name)
+    changed = [f"{path}={config.get(path) * 0.9!r}" for path in config.traced]
+    assert "optimizer.learning_rate" in config.traced
+    steps_of(setup_of(name), 2)
+    steps_of(setup_of(name, *changed, "seed=3"), 2)
+    built = [p for p in programs._PROGRAMS.values() if p.train_step._cache_size()]
+    assert [p.train_step._cache_size() for p in built] == [1]
+
+
+@every_method
+def test_the_moving_average_is_that_of_the_trained_leaves(name):
+    setup = setup_of(name, "train.ema_decay=0.9")
+    _, first = steps_of(setup, 0)
+    expected = first.params
+    for count in (1, 2):
+        _, state = steps_of(setup, count)
+        updates = np.prod(setup.program.method.updates)
+        if updates == 1:  # of several updates a step the ones between are not seen from here
+            expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, expected, state.params)
+            close(state.ema, expected, 1e-5)
+    with pytest.raises(AssertionError):
+        close(state.ema, state.params, 1e-7)
+
+
+@every_method
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32(name):
+    losses, _ = steps_of(setup_of(name), 2)
+    with promised(name, "bfloat16"):
+        narrow, state = steps_of(setup_of(name, "precision.policy=bfloat16"), 2)
+        np.testing.assert_allclose(narrow, losses, rtol=0.05, atol=0.02)
+        assert all(x.dtype == np.float32 for x in jax.tree.leaves(state.params))
+
+
+@every_method
+def test_bad_numbers_are_not_applied(name):
+    setup = setup_of(name, "check.policy=skip")
+    state, frozen = setup.start()
+    path = jax.tree_util.tree_leaves_with_path(state.params)[0][0]
+    bad = jax.tree_util.tree_map_with_path(
+        lambda p, x: x.at[(0,) * x.ndim].set(jnp.nan) if p == path else x, state.params
+    )
+    before = jax.device_get((bad, state.opt_state))
+    batch = next(train_batches(setup, folder_of(name), 0))
+    after, metrics = setup.program.train_step(state.replace(params=bad), batch, frozen)
+    assert float(metrics["bad"][0]) >= 1
+    jax.tree.map(
+        np.testing.assert_array_equal, before, jax.device_get((after.params, after.opt_state))
+    )
+    assert after.step == 1
+
+
+@every_method
+def test_a_run_is_replayed_through_the_same_loop(name):
+    folder, _ = whole(name)
+    setup = setup_of(name)
+    assert replay(setup, folder, 0, None).startswith("equal: steps 1 to 8")
+    assert replay(setup, folder, 4, None).startswith("equal: steps 5 to 8")
+
+
+@every_method
+def test_a_finished_run_is_evaluated_and_predicts(name):
+    folder, _ = whole(name)
+    with promised(name, "evaluate"):
+        run = open_run(folder)
+        logged = logged_evaluation(folder, 8)
+        again = {f"eval/test/{k}": v for k, v in run.evaluate("test").items()}
+        assert {k: logged[k] for k in again} == json.loads(json.dumps(again))
+    with promised(name, "predict"):
+        rows = [p["predicted"] for p in run.predictions(run.setup.sources["test"])]
+        assert sum(len(next(iter(row.values()))) for row in rows) == len(run.setup.sources["test"])
+    # What leaves the house is the whole model.
+    abstract = run.setup.program.variables["params"]
+    assert jax.tree.map(jnp.shape, run.variables["params"]) == jax.tree.map(jnp.shape, abstract)
+
+
+@every_method
+def test_many_runs_at_once_are_each_what_they_are_alone(name):
+    rates = [f"optimizer.learning_rate={rate}" for rate in (0.01, 0.02)]
+    configs = [config_of(name, rate, "mesh.data=-1") for rate in rates]
+    together = [folder_of(name) / f"together{i}" for i in range(2)]
+    with promised(name, "vectorize"):
+        results, failures = train_together(configs, together, stop=lambda: False)
+        assert not failures
+        for i, config in enumerate(configs):
+            alone = train(config, folder_of(name) / f"alone{i}")
+            assert alone["fingerprint"] == results[i]["fingerprint"]
+            assert alone["metrics"] == results[i]["metrics"]
+
+
+@every_method
+def test_what_lies_where_and_what_is_sent_is_as_recorded(name):
+    with promised(name, "dataxfsdp"):
+        setup = setup_of(name, SPLIT, mesh=dict(data=2, fsdp=4))
+        found = sharding_report.report(setup.program, setup.sources["train"].features, 40)
+        found["bytes_per_device"]["activations"] = 0
+        text = sharding_report.text(found)
+        golden = GOLDEN / f"{name}.txt"
+        if not golden.exists():
+            golden.parent.mkdir(exist_ok=True)
+            golden.write_text(f"jax {jax.__version__}\n{text}\n")
+        version, _, recorded = golden.read_text().partition("\n")
+        if version == f"jax {jax.__version__}":
+            assert re.sub(r"\s+", " ", text) == re.sub(r"\s+", " ", recorded.strip())
+
+
+@every_method
+@pytest.mark.parametrize("adapter", NAMES["adapter"])
+def test_every_method_runs_under_every_adapter(name, adapter):
+    if name in NAMES["adapter"]:
+        return
+    with promised(name, adapter):
+        adapt = METHODS[adapter]["adapt"]
+        setup = setup_of(name, f"adapt={adapt!r}")
+        losses, _ = steps_of(setup, 3)
+        assert np.isfinite(losses).all()
+        assert "base" in setup.program.frozen
