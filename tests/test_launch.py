@@ -66,6 +66,7 @@ def test_training_ends_in_a_table_and_the_place_of_the_report(tmp_path, capsys):
         (["--config.train.epochs=1e300", "--workdir={run}x"], ["more than a run can count"]),
         (["--config.train.steps=1" + "0" * 40, "--workdir={run}x"], ["train.steps", "64"]),
         (["--config.evaluate.batch_size=0", "--workdir={run}x"], ["evaluate.batch_size"]),
+        (["--config.evaluate.batch_size=12", "--workdir={run}x"], ["8 or 16 would"]),
         (["evaluate", "--config.evaluate.batch_size=-4", "--workdir={run}"], ["more than 0"]),
         (["--config.data.source.name='a\\x00'", "--workdir={run}x"], ["data.source.name"]),
     ],
