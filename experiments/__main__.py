@@ -5,6 +5,7 @@ table` the Markdown of experiments/README.md.
 """
 
 import ast
+import difflib
 import sys
 from pathlib import Path
 
@@ -36,6 +37,17 @@ def listing() -> str:
     return "\n".join(f"{name:<{width}}  {line}" for name, line in found.items())
 
 
+def check_name(module: str) -> None:
+    """Ends the program with one line and code 2 if there is no experiment of that name."""
+    name = module.removeprefix("experiments.")
+    if not FOLDER.joinpath(*name.split(".")).with_suffix(".py").exists() and name != "sweeps":
+        known = [*summaries(), *(f"sweeps.{k}" for k in summaries(FOLDER / "sweeps"))]
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "the list: python -m experiments"
+        print(f"error: no experiment '{name}' ({hint})", file=sys.stderr)
+        sys.exit(2)
+
+
 def table() -> str:
     """The text of experiments/README.md."""
     rows = {**summaries(), **{f"sweeps.{k}": v for k, v in summaries(FOLDER / "sweeps").items()}}
@@ -50,6 +62,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["table"]:
         print(table(), end="")
         sys.exit()
+    if sys.argv[1:]:
+        check_name(sys.argv[1])
+        print(f"error: write experiments.{sys.argv[1]}, in one word", file=sys.stderr)
+        sys.exit(2)
     print(listing())
     print("\nrun one with: python -m experiments.NAME   (scripts/run experiments.NAME)")
     print("their runs: python -m experiments runs [DIR] [--sort=COLUMN]")

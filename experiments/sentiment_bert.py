@@ -3,8 +3,9 @@
     scripts/fetch_data sentiment && scripts/fetch_data minilm          once
     scripts/run experiments.sentiment_bert
     scripts/run experiments.sentiment_bert predict --workdir=runs/sentiment_bert --input=reviews.txt
-    scripts/run experiments.sentiment_bert --config.init.source=bert-base-uncased \\
-        --config.data.source.tokenizer=FOLDER_OF_ITS_TOKENIZER         any BERT, with a network
+    scripts/run experiments.sentiment_bert --config.init.source=FOLDER --config.data.source.tokenizer=FOLDER
+
+FOLDER may be any published BERT's: config.json, model.safetensors, tokenizer.json.
 
 The encoder and its pooler are all-MiniLM-L6-v2; the classifier on top starts from scratch. 9,516
 snippets of film reviews, good or bad by the mean of twenty people's scores, 1,052 to test.

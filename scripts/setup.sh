@@ -96,6 +96,8 @@ set_up() {
             ${BIGJAX_JAX_EXTRA:+"jax[$BIGJAX_JAX_EXTRA]"} >&2
         stamp_of "$file" >".venv/installed/$file"
     done
+    # So that `python my_experiment.py` finds bigjax from any folder.
+    pwd >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bigjax.pth"
     exec 9>&-
     set_up_extras
 }

@@ -106,8 +106,8 @@ def test_missing_sections_are_named(section):
 
 
 def test_missing_keyword_is_named_with_its_type():
-    with pytest.raises(UserError, match=r"config.model.outputs is missing.*whole number"):
-        config.resolve(raw(model=dict(type="mlp", widths=(4,))))
+    with pytest.raises(UserError, match=r"config.model.image is missing.*whole number"):
+        config.resolve(raw(model=dict(type="vit", outputs=3)))
 
 
 @pytest.mark.parametrize("train", [{}, dict(steps=3, epochs=2), dict(epochs=1, examples=10)])

@@ -1,6 +1,8 @@
 """What leaves the house is used as a user of transformers would: `pipeline(...)`, and our own numbers."""
 
 import json
+import os
+import stat
 import types
 
 import jax
@@ -13,11 +15,13 @@ from bigjax.core.errors import UserError
 from bigjax.data.augment import CenterCrop, Resize
 from bigjax.data.tokenizers import Tokenizer
 from bigjax.data.transforms import Flatten, Normalize
+from bigjax.loop.open import open_run
 from bigjax.models.generate import Sampling, decode, generate
 from bigjax.pretrained.families import family_of_model, family_of_source
 from bigjax.pretrained.load import derived_model
 from bigjax.pretrained.preprocessor import preprocessor_config
 from tests import parity
+from tests.small import small_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -202,6 +206,13 @@ def test_the_family_may_be_left_out(tmp_path):
     init = dict(source=str(folder), family=family_of_source(str(folder)))
     assert derived_model(init, dict(type="gpt2"), ("vocab",))["vocab"] == 40
     assert configs.starts_published({"init": {"source": str(folder)}})
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    os.umask(umask := os.umask(0))
+    assert modes == {0o666 & ~umask}
+    untrained = dict(source=str(folder), rules=(("embed.*", None), (r"(.*)", r"\1")))
+    raw = small_config(model=dict(type="gpt2"), task=dict(type="language_model"), init=untrained)
+    with pytest.raises(UserError, match=r"leaves embed\.\* untrained: train first, or"):
+        open_run(tmp_path / "run", raw=raw)
     (folder / "config.json").write_text('{"model_type": "gpt3"}')
     with pytest.raises(UserError, match=r"holds a 'gpt3' \(did you mean 'gpt2'\?\)"):
         family_of_source(str(folder))

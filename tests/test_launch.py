@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bigjax import pipeline
+from bigjax.config import resolve as configs
 from bigjax.verbs import launch
 from tests.small import small_config
 
@@ -53,6 +55,20 @@ def test_training_ends_in_a_table_and_the_place_of_the_report(tmp_path, capsys):
         (["--config.data.source.name=digit", "--workdir={run}x"], ["digit"]),
         (["--config.data.splits.test=tst", "--workdir={run}x"], ["tst"]),
         (["--config.model.type=cnn", "--workdir={run}x"], ["widths"]),
+        (["--lr=3"], ["--lr", "did you mean '--config.optimizer.learning_rate'"]),
+        (["--batch-size=3"], ["did you mean '--config.train.batch_size'"]),
+        (["--learning_rat=3"], ["did you mean '--config.optimizer.learning_rate'"]),
+        (["--stage=teacher"], ["--stage=teacher", "not a pipeline"]),
+        (["--workdir={run}/config.json"], ["config.json", "is a file"]),
+        (["--workdir={run}/config.json/run"], ["config.json"]),
+        (["predict", "--workdir={run}", "--input={run}", "--output={run}/no/x"], ["no folder"]),
+        (["--config.train.epochs=1e999", "--workdir={run}x"], ["train.epochs", "finite"]),
+        (["--config.train.epochs=1e300", "--workdir={run}x"], ["more than a run can count"]),
+        (["--config.train.steps=1" + "0" * 40, "--workdir={run}x"], ["train.steps", "64"]),
+        (["--config.evaluate.batch_size=0", "--workdir={run}x"], ["evaluate.batch_size"]),
+        (["--config.evaluate.batch_size=12", "--workdir={run}x"], ["8 or 16 would"]),
+        (["evaluate", "--config.evaluate.batch_size=-4", "--workdir={run}"], ["more than 0"]),
+        (["--config.data.source.name='a\\x00'", "--workdir={run}x"], ["data.source.name"]),
     ],
 )
 def test_wrong_input_is_one_clear_line_and_code_2(trained, capsys, arguments, words):
@@ -73,6 +89,91 @@ def test_config_prints_every_value_with_its_origin(capsys):
     assert lines["optimizer.type"].endswith("experiment")
     assert lines["optimizer.b2"].endswith("default")
     assert len(lines["fingerprint"].split()[1]) == 64
+
+
+def test_the_word_none_is_a_word_where_the_key_takes_one():
+    raw = small_config(
+        model=dict(type="gpt2", vocab=9, layers=1, width=8, heads=2, context=4),
+        task=dict(type="language_model"),
+    )
+    found = configs.resolve(raw, ["model.remat=none", "model.mlp_width=none"])
+    assert found.get("model.remat") == "none" and found.get("model.mlp_width") is None
+
+
+def test_a_tilde_is_the_home_folder(trained, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(trained.parent))
+    assert run("checkpoints", "--workdir=~/run") == 0
+    assert str(trained) in capsys.readouterr().out
+
+
+def two_stages():
+    small = small_config(
+        train=dict(steps=2, batch_size=40), evaluate=dict(splits=("test",), every="end")
+    )
+    taught = small.copy_and_resolve_references()
+    taught.distill = dict(teacher="../teacher", temperature=2.0, alpha=0.5)
+    return pipeline(dict(teacher=small, student=taught), table=("eval/test/accuracy",))
+
+
+def test_a_stage_of_a_pipeline_is_named(tmp_path, capsys):
+    folder = f"--workdir={tmp_path / 'run'}"
+    for verb in ("evaluate", "predict", "export", "replay"):
+        assert run(verb, folder, "--from=0", get_config=two_stages) == 2
+        assert "--stage=teacher (or student)" in capsys.readouterr().err
+    assert run("evaluate", folder, "--stage=teachr", get_config=two_stages) == 2
+    assert "did you mean 'teacher'" in capsys.readouterr().err
+    assert run("evaluate", folder, "--stage=seed1/teacher", get_config=two_stages) == 2
+    assert "seed0" in capsys.readouterr().err
+    assert run("config", "--stage=student", get_config=two_stages) == 0
+    out = capsys.readouterr().out
+    assert "# stage student" in out and "# stage teacher" not in out
+    assert run("sharding", "--stage=student", "--json", get_config=two_stages) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["student"]
+    assert not (tmp_path / "run").exists()
+    assert run(folder, get_config=two_stages) == 0
+    capsys.readouterr()
+    assert run("evaluate", folder, "--stage=student", get_config=two_stages) == 0
+    metrics = json.loads((tmp_path / "run/seed0/student/result.json").read_text())["metrics"]
+    assert f"{metrics['eval/test/loss']:.4g}" in capsys.readouterr().out
+
+
+def test_fresh_sets_the_old_run_aside_and_deletes_nothing(tmp_path, capsys):
+    folder, short = f"--workdir={tmp_path / 'run'}", "--config.train.steps=2"
+    assert run(folder, short, "--name=first", "--tag=a", "--tag=b", "--notes=by hand") == 0
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    labels = [manifest[key] for key in ("name", "tags", "notes")]
+    assert labels == ["first", ["a", "b"], "by hand"]
+    assert run(folder, "--config.train.steps=3") == 2
+    err = capsys.readouterr().err
+    assert "--fresh" in err and "past its end --allow_changed=train.steps" in err
+    assert run(folder, "--fresh", "--config.train.stps=3") == 2  # nothing moves
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    capsys.readouterr()
+    assert run(folder, "--fresh", "--config.train.steps=3") == 0
+    (aside,) = [path for path in tmp_path.iterdir() if path.name != "run"]
+    assert str(aside) in capsys.readouterr().out
+    assert json.loads((aside / "result.json").read_text())["step"] == 2
+    assert json.loads((tmp_path / "run/result.json").read_text())["step"] == 3
+    assert run(folder, "--config.train.steps=3") == 0  # finished: says how to go on
+    assert "--allow_changed=train.steps" in capsys.readouterr().err
+    assert run("replay", folder, "--from=0", "--steps=5") == 0
+    out = capsys.readouterr().out
+    assert "steps 1 to 3 (of 5 asked for)" in out and "logged steps" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiments.digits_distil"], "did you mean digits_distill"),
+        (["experiments", "digits_rn"], "did you mean digits_rnn"),
+        (["experiments", "digits_rnn"], "write experiments.digits_rnn"),
+        (["experiments.zzz"], "the list: python -m experiments"),
+    ],
+)
+def test_a_misspelt_experiment_names_the_nearest(words, said):
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_evaluate_repeats_the_figures_of_the_run(trained, capsys):

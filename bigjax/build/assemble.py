@@ -26,6 +26,7 @@ from bigjax.core.errors import UserError
 from bigjax.core.method import Method
 from bigjax.core.state import TrainState
 from bigjax.data.sources import check_classes, open_splits
+from bigjax.mesh.sharding import check_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +106,20 @@ def assemble(
     check_init(config, workdir)
     references = reference_configs(config, workdir)
     program = build_program(config, sources["train"], references, mesh)
-    train, source = config.section("train"), sources["train"]
+    train, source, evaluation = (
+        config.section("train"),
+        sources["train"],
+        config.section("evaluate"),
+    )
+    if evaluation.batch_size and (evaluation.splits or config.get("evaluators")):
+        check_batch("config.evaluate.batch_size", evaluation.batch_size, 1, program.mesh)
     method, total_steps = config.make("method"), train.total_steps(len(source))
     return Setup(
         values=config.values,
         fingerprint=config.fingerprint,
         seed=config.seed,
         train=train,
-        evaluate=config.section("evaluate"),
+        evaluate=evaluation,
         checkpoint=config.section("checkpoint"),
         log=config.section("log"),
         check=config.section("check"),

@@ -48,7 +48,8 @@ class Network:
         params_key, dropout_key = jax.random.split(key)
         rngs = {"params": params_key, "dropout": dropout_key}
         inputs = self.inputs(example_batch(self.features, rows=1), key)
-        return self.model.init(rngs, *inputs, train=False)
+        options = precision.accepted(self.model, {"train": False})
+        return self.model.init(rngs, *inputs, **options)
 
     def inputs(self, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         """What the model reads of a batch that the source gives."""

@@ -6,6 +6,7 @@ names it. Reads run folders through `run.checkpoint`, and writes nothing.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,7 +121,7 @@ def run_folder(workdir: Path, path: str, where: str) -> Path:
     Raises:
       UserError: there is no run.
     """
-    folder = (workdir / path).resolve() if path.startswith(".") else Path(path).expanduser()
+    folder = (workdir / path).resolve() if path.startswith(".") else Path(os.path.expanduser(path))
     if not (folder / "config.json").exists():
         raise UserError(f"{where}: {folder} holds no run (no config.json)")
     return folder

@@ -110,5 +110,7 @@ NAMED = ("evaluators", "data.sources")
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.
 DERIVE_MODEL = "bigjax.pretrained.load:derived_model"
+# What neither says is taken from the train split, where that decides it.
+DERIVE_SIZES = "bigjax.build.sizes:sizes_of_data"
 # Where `config.init` names no family, the checkpoint's config.json says it.
 FIND_FAMILY = "bigjax.pretrained.families:family_of_source"

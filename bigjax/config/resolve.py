@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax.config.names import DERIVE_MODEL, FIND_FAMILY, KINDS, NAMED, NAMES
+from bigjax.config.names import DERIVE_MODEL, DERIVE_SIZES, FIND_FAMILY, KINDS, NAMED, NAMES
 from bigjax.config.signature import MISSING, bind, parameters
 from bigjax.config.values import (
     canonical,
@@ -71,13 +71,18 @@ FREE_ON_RESUME = (
     "data.workers",
 )
 
+# Keys of a model that the train split may decide.
+DERIVED_SIZES = ("outputs", "vocab")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A checked config. `values` is what `config.json` holds: plain, complete, nested."""
 
     values: dict[str, Any]
-    origins: dict[str, str]  # path -> "default" | "experiment" | "checkpoint" | "command line"
+    origins: dict[
+        str, str
+    ]  # path -> "default" | "experiment" | "checkpoint" | "data" | "command line"
     trusted: frozenset[str] = frozenset()  # what the configs of other runs' folders may import
 
     @property
@@ -197,13 +202,17 @@ def resolve(
         given["init"] = _with_family(given["init"])
     if "model" in given:
         given["model"] = _with_published(given["model"], given.get("init"))
+    in_checkpoint = set(flatten(given)) - said
+    if "model" in given:
+        given["model"] = _with_sizes(given)
     values = _complete(given)
     origins = {}
-    in_experiment, in_checkpoint = set(flatten(experiment)), set(flatten(given)) - said
+    in_experiment, in_data = set(flatten(experiment)), set(flatten(given)) - said - in_checkpoint
     for path in flatten(values):
         from_command_line = any(path == w or path.startswith(w + ".") for w in written)
         from_file = "experiment" if path in in_experiment else "default"
         from_file = "checkpoint" if path in in_checkpoint else from_file
+        from_file = "data" if path in in_data else from_file
         origins[path] = "command line" if from_command_line else from_file
     config = Config(values, origins, frozenset(trusted) | targets(given))
     _check_whole(config)
@@ -285,9 +294,10 @@ def _override(values: dict[str, Any], text: str) -> str:
         if (values.get("method") or {}).get("type") != "distill":
             values["method"] = {"type": "distill"}
     try:
-        value = plain(ast.literal_eval(literal), f"config.{path}")
-    except (ValueError, SyntaxError):
+        value = ast.literal_eval(literal)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(literal.lower(), literal)
+    value = plain(value, f"config.{path}")
     *parents, last = path.split(".")
     node = values
     for depth, key in enumerate(parents):
@@ -339,6 +349,23 @@ def _with_published(model: Any, init: Any) -> Any:
     own = parameters(target_of("model", str(model.get("type")), "config.model"))
     needed = [key for key, parameter in own.items() if parameter.default is MISSING]
     return _hook(DERIVE_MODEL)(init, model, needed)
+
+
+def _with_sizes(given: Mapping[str, Any]) -> Any:
+    """The raw model section with the sizes that the train split decides, where it does not say them.
+
+    The data is opened if one is missing, and only then.
+    """
+    model = given["model"]
+    if not isinstance(model, dict) or not isinstance(model.get("type"), str):
+        return model
+    own = parameters(target_of("model", model["type"], "config.model"))
+    unsaid = [key for key, p in own.items() if key not in model and p.default in (MISSING, None)]
+    wanted = [key for key in DERIVED_SIZES if key in unsaid]
+    if not wanted:
+        return model
+    values = {name: _complete_section(name, given.get(name)) for name in ("data", "task")}
+    return {**_hook(DERIVE_SIZES)(Config(values, {}), wanted), **model}
 
 
 def _complete_section(path: str, given: Any, where: str = "") -> Any:

@@ -100,6 +100,8 @@ def convert(value: Any, annotation: Any, default: Any = MISSING) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return float(_require(number, value))
     if annotation is str:
+        if value is None and default == "none":  # the word, as `--config.KEY=none` gives it
+            return default
         return _require(isinstance(value, str), value)
     if origin in (typing.Union, types.UnionType):
         return _first_fit(value, arguments)

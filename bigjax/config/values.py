@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,24 @@ def plain(node: Any, path: str = "config") -> Any:
         return {str(key): plain(value, f"{path}.{key}") for key, value in node.items()}
     if isinstance(node, list | tuple):
         return tuple(plain(value, f"{path}[{i}]") for i, value in enumerate(node))
+    if isinstance(node, str) and not (node.isascii() and "\0" not in node):
+        _check_text(node, path)
+    if isinstance(node, float) and not math.isfinite(node):
+        raise UserError(f"{path}: {node} is not a finite number")
+    if isinstance(node, int) and not -(2**63) <= node < 2**63:
+        raise UserError(f"{path}: a whole number of {node.bit_length()} bits; 64 are the most")
     if node is None or isinstance(node, bool | int | float | str):
         return node
     raise UserError(
         f"{path}: a config holds plain values only (numbers, strings, booleans, None, "
         f"lists, dicts), not {type(node).__name__}"
     )
+
+
+def _check_text(text: str, path: str) -> None:
+    """Refuses text that no file's name or content can be."""
+    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{path}: {text!r} holds a character that is none")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ otherwise; losses and attention's softmax always are. This room knows neither de
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class ModelInPrecision:
 
     def apply(self, variables: Mapping[str, Any], *inputs: Any, **options: Any) -> Any:
         """As `nn.Module.apply`; `variables["params"]` in the dtypes that the state keeps."""
+        options = accepted(self.model, options)
         variables = {**variables, "params": cast_params(self.precision, variables["params"])}
         with (
             jax.default_matmul_precision(self.precision.matmul),
@@ -87,6 +89,14 @@ class ModelInPrecision:
             return _float32(result)
         outputs, collections = result
         return _float32(outputs), collections
+
+
+def accepted(model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a call without `train` where the module's `__call__` takes none."""
+    parameters = inspect.signature(type(model).__call__).parameters.values()
+    if any(p.name == "train" or p.kind == p.VAR_KEYWORD for p in parameters):
+        return dict(options)
+    return {key: value for key, value in options.items() if key != "train"}
 
 
 def compute_in_param_dtype(layer_call: Any, args: Any, kwargs: Any, context: Any) -> Any:

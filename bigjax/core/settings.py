@@ -50,11 +50,18 @@ class Train:
             raise UserError(f"config.train.ema_decay: {self.ema_decay} must lie between 0 and 1")
 
     def total_steps(self, train_examples: int) -> int:
-        """Steps of the whole run; enough to see at least the examples asked for."""
-        if self.steps is not None:
-            return self.steps
-        examples = self.examples or self.epochs * train_examples
-        return max(1, math.ceil(examples / self.batch_size))
+        """Steps of the whole run; enough to see at least the examples asked for.
+
+        Raises:
+          UserError: they are more than a step number can count.
+        """
+        examples = self.examples or (self.epochs or 0) * train_examples
+        steps = self.steps or max(1, math.ceil(examples / self.batch_size))
+        if steps >= 2**31:
+            raise UserError(
+                f"config.train: {steps:.3g} steps are more than a run can count (2**31)"
+            )
+        return steps
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,11 @@ class Evaluate:
     """Which splits are evaluated, and when (see `bigjax.config.when`)."""
 
     splits: Sequence[str] = ()
-    every: int | float | str = "end"
+    every: int | float | str = 0.1  # ten times a run, so that a curve has points
     batch_size: int | None = None  # default: train.batch_size
+
+    def __post_init__(self) -> None:
+        _positive("evaluate", batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -96,9 +106,19 @@ class Checkpoint:
     # a folder or a URL (gs://BUCKET/...) under which each new run keeps its checkpoints by its id,
     # instead of in its own folder
     folder: str | None = None
+    # early stopping: the run ends after so many evaluations in a row in which `best` was not bettered
+    patience: int | None = None
+    # the save whose weights a finished run is: judged, opened, exported, taught from
+    final: Literal["newest", "best"] = "newest"
 
     def __post_init__(self) -> None:
-        _positive("checkpoint", keep=self.keep)
+        _positive("checkpoint", keep=self.keep, patience=self.patience)
+        for key, said in (("patience", self.patience is not None), ("final", self.final == "best")):
+            if said and self.best is None:
+                raise UserError(
+                    f"config.checkpoint.{key}: name the metric in config.checkpoint.best, such as "
+                    "eval/test/accuracy"
+                )
 
 
 @dataclass(frozen=True)

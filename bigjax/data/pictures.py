@@ -187,7 +187,7 @@ class Folder:
 
     def select(self, split: str) -> tuple[list[Path], list[str]]:
         """The files of a split in their order, and the class of each."""
-        top = Path(self.directory).expanduser()
+        top = Path(os.path.expanduser(self.directory))
         if not top.is_dir():
             raise UserError(f"there is no folder {top}")
         found: list[Path] = []

@@ -5,6 +5,7 @@ Sub-splits follow TFDS: `train[:90%]`, `train[100:200]`, `train[-50:]`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -85,7 +86,7 @@ def find_splits(path: str, suffixes: Sequence[str], sets: Path | None = None) ->
     """
     if path.startswith("hub:"):
         return _in_folder(_from_hub(path.removeprefix("hub:"), suffixes), path, suffixes)
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     if "{split}" in given.name:
         pattern = re.escape(given.name).replace(r"\{split\}", "(?P<split>.+?)")
         pattern = pattern.replace(r"\*", ".*")
@@ -161,7 +162,7 @@ def _missing(path: str, sets: Path | None) -> str:
 
 
 def _near(path: str) -> str:
-    parent = Path(path).expanduser().parent
+    parent = Path(os.path.expanduser(path)).parent
     beside: Iterable[Path] = parent.iterdir() if parent.is_dir() else ()
     return did_you_mean(Path(path).name, [file.name for file in beside])
 

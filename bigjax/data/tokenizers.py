@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -145,7 +146,7 @@ def open_tokenizer(
         if corpus is None:
             raise UserError(f"tokenizer {name!r} has to be trained, and there is no corpus here")
         return _trained(match[1], int(match[2]), corpus, root / "cache" / "tokenizers")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not path.exists() and (root / "weights" / name).exists():
         path = root / "weights" / name
     if path.is_dir():

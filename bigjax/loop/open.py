@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from bigjax.loop.record import train_batches
 from bigjax.mesh import distributed
 from bigjax.run import manifest
 from bigjax.run.checkpoint import Checkpoints
+from bigjax.run.checkpoint.folder import step_of_result
 from bigjax.run.writers import read_metrics
 
 log = logging.getLogger("bigjax")
@@ -113,7 +115,7 @@ class Opened:
         """
         source = self.setup.sources["train"]
         if isinstance(rows, str | Path):
-            found = self.read(Path(rows).expanduser())
+            found = self.read(Path(os.path.expanduser(rows)))
             return [
                 {"row": number, **line}
                 for number, line in zip(found.numbers, self.answers(found.source), strict=True)
@@ -148,11 +150,13 @@ def open_run(
     splits: Sequence[str] | None = None,
     raw: Any = None,
     trust: bool = False,
+    untrained: bool = False,
 ) -> Opened:
     """Opens the run in a folder at its newest good checkpoint.
 
     Where there is none, but `raw`, an experiment's config, starts from a published checkpoint, the
-    state has that one's weights.
+    state has that one's weights; if it leaves a head or others of the model untrained, only where
+    `untrained` asks for it.
 
     Args:
       splits: what is evaluated, in place of `config.evaluate.splits`.
@@ -162,9 +166,15 @@ def open_run(
     Raises:
       UserError: the folder holds no run or no checkpoint, or there is no such split.
     """
-    untrained = not (workdir / "config.json").exists() and configs.starts_published(raw or {})
-    if untrained:
+    published = not (workdir / "config.json").exists() and configs.starts_published(raw or {})
+    if published:
         config = configs.resolve(raw, overrides)
+        scratch = [pattern for pattern, path in config.get("init.rules") if path is None]
+        if scratch and not untrained:
+            raise UserError(
+                f"{workdir} holds no run, and config.init leaves {', '.join(scratch)} untrained: "
+                "train first, or give --untrained to see what random numbers answer"
+            )
     else:
         config = load_run(workdir, overrides, raw, trust)
     if splits is not None:
@@ -172,7 +182,7 @@ def open_run(
             check_split(config, split)
         config = config.with_value("evaluate.splits", tuple(splits))
     setup = assemble(config, workdir)
-    if untrained:
+    if published:
         source = config.get("init.source")
         log.info("%s holds no run: these are the weights of %s", workdir, source)
         state, frozen = setup.start()
@@ -194,7 +204,9 @@ def load_run(
     if not path.exists():
         runs = sorted(str(p.parent) for p in workdir.glob("*/*/config.json"))
         hint = (
-            f"; give one of its runs as --workdir: {', '.join(runs)}" if runs else "; train first"
+            f"; give one of its runs with --stage, or as --workdir: {', '.join(runs)}"
+            if runs
+            else "; train first"
         )
         raise UserError(f"{workdir} holds no run{hint}")
     named = configs.targets(configs.plain(raw or {}))
@@ -202,9 +214,13 @@ def load_run(
 
 
 def newest_state(setup: Setup, workdir: Path) -> TrainState:
-    """The state of the newest good checkpoint; nothing is moved or removed."""
+    """The state of the newest good checkpoint, or of the one that the run's result names; nothing is
+    moved or removed."""
     checkpoints = Checkpoints(workdir, setup.checkpoint)
-    restored = checkpoints.restore_newest(setup.program.state)
+    if best := step_of_result(workdir):
+        restored = best, checkpoints.restore(setup.program.state, best)
+    else:
+        restored = checkpoints.restore_newest(setup.program.state)
     checkpoints.close()
     if restored is None:
         raise UserError(f"{workdir}: holds no checkpoint yet")

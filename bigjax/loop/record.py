@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from bigjax.run import ledger, manifest, trackers
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.clock import Clock
 from bigjax.run.files import read_json, write_json
-from bigjax.run.writers import NoWriters, Writers, finalize
+from bigjax.run.writers import NoWriters, Writers, finalize, read_metrics
 
 log = logging.getLogger("bigjax")
+
+Callback = Callable[[int, Metrics, TrainState], Any]
 
 
 def train_batches(setup: Setup, workdir: Path, start: int) -> Iterator[Any]:
@@ -51,6 +54,10 @@ class Record:
       session: this start of it (see `bigjax.run.manifest`).
       stop: whether the run should stop; asked during evaluations.
       progress: whether a person is shown how it goes.
+      callbacks: called with (step, metrics, state) after every evaluation.
+
+    Attributes:
+      last_step: the last step that was logged or evaluated here; 0 before.
     """
 
     def __init__(
@@ -60,9 +67,12 @@ class Record:
         session: manifest.Session,
         stop: Callable[[], bool] = lambda: False,
         progress: bool = True,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         trackers.check(setup.log.trackers)
-        self._progress = progress
+        self._progress, self._callbacks = progress, callbacks
+        self.last_step = 0
+        self._scores: list[float] = []  # what `checkpoint.best` was in each evaluation
         self._report = LiveReport(workdir)
         self.setup, self.workdir, self._session, self._stop = setup, workdir, session, stop
         self.batches = functools.partial(train_batches, setup, workdir)
@@ -90,6 +100,7 @@ class Record:
             total_steps=self.setup.total_steps,
         )
         self._writers.truncate_after(start)
+        self._scores = logged_scores(self.setup, self.workdir, start)
         self._writers.__enter__()
 
     def __enter__(self) -> Record:
@@ -110,6 +121,7 @@ class Record:
         Raises:
           BadNumbers: the step's numbers are bad and the run is halted.
         """
+        self.last_step = step
         bad, halted = ledger.flags(found)
         assert self._writers is not None
         self._writers.step(step, found)
@@ -137,7 +149,20 @@ class Record:
             return {}
         metrics = found[0] | self.setup.method.measure(step, self.setup.sources["train"])
         self.write(step, metrics)
+        self.last_step = step
+        if self.setup.checkpoint.best in metrics:
+            self._scores.append(float(metrics[self.setup.checkpoint.best]))
+        for callback in self._callbacks:
+            callback(step, metrics, state)
         return metrics
+
+    def enough(self) -> bool:
+        """Whether the run ends here: its best metric was not bettered for `checkpoint.patience`."""
+        return is_enough(self.setup, self._scores)
+
+    def best_step(self) -> int | None:
+        """The step whose save the finished run is, where that is not just the newest."""
+        return self.checkpoints.best_step() if self.setup.checkpoint.final == "best" else None
 
     def save_due(self, step: int) -> bool:
         return self._save_due(step)
@@ -167,26 +192,56 @@ def result_of(
     metrics: Metrics,
     clock: Clock,
     last: tuple[Any, Any] | None,
+    ended: int,
 ) -> dict[str, Any]:
     """What `result.json` holds.
 
     last: the last step's batch and the frozen variables, to count FLOPs; None if none was run.
+    ended: the step after which the run is over.
     """
     step = setup.program.train_step
     spent = clocks.summary(
         clock,
-        steps=setup.total_steps,
+        steps=ended,
         batch_size=setup.train.batch_size,
         flops={} if last is None else flops.of_step(step, setup.program.formula, state, *last),
         mesh=setup.program.mesh,
     )
     return {
-        "step": setup.total_steps,
-        "metrics": metrics | setup.method.measure(setup.total_steps, setup.sources["train"]),
+        "step": ended,
+        "metrics": metrics | setup.method.measure(ended, setup.sources["train"]),
         "fingerprint": params_fingerprint(state.params),
         "seconds": round(spent["wall"], 3),
         "time": spent,
     }
+
+
+def is_over(setup: Setup, workdir: Path, step: int) -> bool:
+    """Whether a run that has come to this step goes no further."""
+    return step == setup.total_steps or is_enough(setup, logged_scores(setup, workdir, step))
+
+
+def logged_scores(setup: Setup, workdir: Path, step: int) -> list[float]:
+    """What `checkpoint.best` was in each evaluation up to a step; read where it decides something."""
+    best = setup.checkpoint.best
+    lines = read_metrics(workdir / "metrics.jsonl") if setup.checkpoint.patience else []
+    return [line[best] for line in lines if line["step"] <= step and best in line]
+
+
+def is_enough(setup: Setup, scores: Sequence[float]) -> bool:
+    """Whether so many evaluations in a row as `checkpoint.patience` says bettered nothing."""
+    options = setup.checkpoint
+    patience = options.patience
+    return patience is not None and since_best(scores, options.best_mode) >= patience
+
+
+def since_best(scores: Sequence[float], mode: str) -> int:
+    """How many scores there are since the best one; NaN is never best, an equal one is not better."""
+    best, since = None, 0
+    for score in scores:
+        ahead = best is None or (score > best if mode == "max" else score < best)
+        best, since = (score, 0) if ahead and not math.isnan(score) else (best, since + 1)
+    return since
 
 
 def recorded_result(workdir: Path) -> dict[str, Any] | None:

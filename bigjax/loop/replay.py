@@ -62,9 +62,11 @@ def replay(setup: Setup, workdir: Path, start: int, steps: int | None) -> str:
             )
         except Halted as halted:
             end = halted.step
+    asked = "" if steps is None or end >= last else f" (of {steps} asked for)"
     return (
-        f"equal: steps {start + 1} to {end}, {comparison.numbers} recorded numbers, "
-        f"{comparison.states} checkpoints"
+        f"equal: steps {start + 1} to {end}{asked}, {comparison.numbers} recorded numbers, "
+        f"{comparison.states} checkpoints; compared are logged steps and checkpoints alone "
+        f"(config.log.every is {setup.log.every})"
         + (f"; step {end} halts, as recorded" if comparison.halted else "")
     )
 
@@ -111,6 +113,9 @@ class Comparison:
 
     def evaluate(self, step: int, state: Any, frozen: Any) -> dict[str, Any]:
         return {}
+
+    def enough(self) -> bool:
+        return False
 
     def check(self) -> None:
         pass

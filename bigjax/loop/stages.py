@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from bigjax.config import resolve as configs
 from bigjax.config.resolve import Config
-from bigjax.config.values import TRUST_ALL
+from bigjax.config.values import TRUST_ALL, plain
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.loop.train import train
 from bigjax.mesh import distributed
@@ -57,18 +57,55 @@ def resolve(
     Raises:
       UserError: as `config.resolve`; a stage that names no earlier stage.
     """
-    values = configs.plain(raw)
+    values = plain(raw)
     for key in values:
         if key not in KEYS:
             raise UserError(
                 f"config.{key}: a pipeline has {', '.join(KEYS)}{did_you_mean(key, KEYS)}"
             )
+    seeds, per_stage = _split(values, overrides)
+    stages = {
+        name: configs.resolve(values["stages"][name], texts) for name, texts in per_stage.items()
+    }
+    _check_references(stages)
+    # A stage reads the folders of others: what any of them names, the user has named.
+    named = frozenset([TRUST_ALL] * trust).union(*(s.trusted for s in stages.values()))
+    stages = {name: dataclasses.replace(stage, trusted=named) for name, stage in stages.items()}
+    return stages, seeds, tuple(values.get("table", ()))
+
+
+def one_stage(
+    raw: Mapping[str, Any], overrides: Sequence[str], stage: str
+) -> tuple[Any, list[str], Path]:
+    """(raw config, its overrides, folder below the pipeline's) of one stage's run.
+
+    stage: "NAME", of seed 0, or "seed2/NAME".
+
+    Raises:
+      UserError: there is no such stage; or the config is no pipeline.
+    """
+    if not is_pipeline(raw):
+        raise UserError(f"--stage={stage}: this experiment is one run, not a pipeline")
+    values = plain(raw)
+    seeds, per_stage = _split(values, overrides)
+    seed, _, name = stage.rpartition("/")
+    if name not in per_stage:
+        near = did_you_mean(name, per_stage)
+        raise UserError(f"--stage={stage}: no such stage{near}; stages: {', '.join(per_stage)}")
+    known = [f"seed{i}" for i in range(seeds)]
+    if seed and seed not in known:
+        raise UserError(f"--stage={stage}: the seeds are seed0 to {known[-1]}")
+    return values["stages"][name], per_stage[name], Path(seed or "seed0", name)
+
+
+def _split(values: Mapping[str, Any], overrides: Sequence[str]) -> tuple[int, dict[str, list[str]]]:
+    """The number of seeds, and the overrides of each stage."""
     seeds = values.get("seeds", 1)
     per_stage: dict[str, list[str]] = {name: [] for name in values["stages"]}
     for text in overrides:
         path, _, value = text.partition("=")
         if path == "seeds":
-            seeds = int(value) if value.isdigit() else 0
+            seeds = int(value) if value.isdecimal() and len(value) < 6 else 0
             continue
         chosen = list(per_stage)
         if path.startswith("stages."):
@@ -82,14 +119,7 @@ def resolve(
             per_stage[name].append(text)
     if not isinstance(seeds, int) or seeds < 1:
         raise UserError("config.seeds: must be a whole number of at least 1")
-    stages = {
-        name: configs.resolve(values["stages"][name], texts) for name, texts in per_stage.items()
-    }
-    _check_references(stages)
-    # A stage reads the folders of others: what any of them names, the user has named.
-    named = frozenset([TRUST_ALL] * trust).union(*(s.trusted for s in stages.values()))
-    stages = {name: dataclasses.replace(stage, trusted=named) for name, stage in stages.items()}
-    return stages, seeds, tuple(values.get("table", ()))
+    return seeds, per_stage
 
 
 def train_pipeline(
@@ -99,6 +129,7 @@ def train_pipeline(
     stop: Callable[[], bool],
     allow_changed: Sequence[str] = (),
     trust: bool = False,
+    label: Mapping[str, Any] | None = None,
 ) -> str:
     """Runs every stage with every seed and returns the final table as text."""
     stages, seeds, columns = resolve(raw, overrides, trust)
@@ -106,7 +137,8 @@ def train_pipeline(
     folders = {f"seed{i}/{name}": (i, name) for i in range(seeds) for name in stages}
     for folder, (index, name) in folders.items():
         seeded = stages[name].with_value("seed", stages[name].seed + index)
-        result = train(seeded, workdir / folder, stop=stop, allow_changed=allow_changed)
+        place = workdir / folder
+        result = train(seeded, place, stop=stop, allow_changed=allow_changed, label=label)
         results[name].append(result["metrics"])
         rows = _rows(results, columns)
         if distributed.is_leader():  # after each stage, so that a long pipeline can be watched

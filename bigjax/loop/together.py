@@ -67,6 +67,8 @@ def train_together(
         raise UserError("these trials differ in more than traced scalars: run them one by one")
     if first.get("check.policy") == "rewind" or first.get("check.replay_every"):
         raise UserError("--vectorize: config.check can neither rewind nor replay; run one by one")
+    if first.get("checkpoint.patience") or first.get("checkpoint.final") == "best":
+        raise UserError("--vectorize: each run of these would end on its own: run them one by one")
     sources = open_sources(first)
     setups = [
         assemble(config, folder, sources=sources)
@@ -186,6 +188,9 @@ class Together:
             metrics |= setup.method.measure(step, setup.sources["train"])
             lines.append((step, metrics))
         return found
+
+    def enough(self) -> bool:
+        return False
 
     def check(self) -> None:
         pass

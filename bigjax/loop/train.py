@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from bigjax.build.assemble import Setup, assemble
 from bigjax.build.weights import base_fingerprint, with_hyper
 from bigjax.config.resolve import Config
 from bigjax.config.when import When
-from bigjax.core.state import TrainState
+from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.doctor.short import trusted
 from bigjax.loop.bits import check_again
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
 from bigjax.loop.evaluators import check_evaluators
-from bigjax.loop.record import Record, describe, recorded_result, result_of
+from bigjax.loop.record import Callback, Record, describe, is_over, recorded_result, result_of
 from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
@@ -47,6 +47,8 @@ def train(
     *,
     stop: Callable[[], bool] = lambda: False,
     allow_changed: Sequence[str] = (),
+    label: Mapping[str, Any] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Trains a run in its folder, from where the folder's newest good checkpoint left it.
 
@@ -58,6 +60,8 @@ def train(
       workdir: the run's folder; made if absent.
       stop: asked every step and evaluated batch; once true, the state is saved and `Stopped` raised.
       allow_changed: config keys, or "data", that may differ from the run's, see `bigjax.run.manifest`.
+      label: name, tags and notes of this start, kept in `manifest.json`.
+      callbacks: called with (step, metrics, state) after every evaluation.
 
     Returns:
       What `result.json` holds: step, metrics, fingerprint, seconds, and time (see `bigjax.run.clock`).
@@ -71,13 +75,18 @@ def train(
     with workdir_lock(workdir):
         while True:
             try:
-                return _sitting(config, workdir, stop, allow_changed)
+                return _sitting(config, workdir, stop, allow_changed, label or {}, callbacks)
             except ledger.Rewind as bad:
                 log.warning("%s; going back to the newest checkpoint, without its examples", bad)
 
 
 def _sitting(
-    config: Config, workdir: Path, stop: Callable[[], bool], allow_changed: Sequence[str]
+    config: Config,
+    workdir: Path,
+    stop: Callable[[], bool],
+    allow_changed: Sequence[str],
+    label: Mapping[str, Any],
+    callbacks: Sequence[Callback],
 ) -> dict[str, Any]:
     """One start of a run, to its end."""
     clock = Clock(workdir)
@@ -86,16 +95,23 @@ def _sitting(
     doctor = trusted()
     setup = assemble(config, workdir)  # from here on nobody sees a config
     check_evaluators(setup, workdir)
-    about = manifest.describe(setup, setup.program.mesh, setup.sources) | {"doctor": doctor}
+    about = manifest.describe(setup, setup.program.mesh, setup.sources) | {
+        "doctor": doctor,
+        **{key: manifest.public_all(key, value) for key, value in label.items()},
+    }
     session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)
 
-    with Record(setup, workdir, session, asked) as record:
+    with Record(setup, workdir, session, asked, callbacks=callbacks) as record:
         # State: this run's newest good checkpoint, or other weights, or scratch.
         start, state = record.checkpoints.restore_newest(setup.program.state) or (0, None)
-        result = recorded_result(workdir) if start == setup.total_steps else None
+        result = recorded_result(workdir) if is_over(setup, workdir, start) else None
         if result is not None:
-            log.info("%s is finished (step %d)", workdir, start)
+            length = next(k for k in ("steps", "epochs", "examples") if getattr(setup.train, k))
+            log.info(
+                "%s is finished (step %d); past its end: --config.train.%s=MORE --allow_changed=train.%s",
+                *(workdir, start, length, length),
+            )
             if not (workdir / "report.html").exists():  # killed between the two
                 record.finish(result)
             return result
@@ -118,12 +134,21 @@ def _sitting(
                 if asked() and not metrics:
                     raise _stopped(start, workdir)
                 record.save(start, state, metrics)
-            span = range(start + 1, setup.total_steps + 1)
+            last = start if record.enough() else setup.total_steps
+            span = range(start + 1, last + 1)
             state, measured, batch = run_steps(setup, record, state, frozen, span, clock, asked)
             with clock("checkpoint"):
                 record.checkpoints.wait()
         last_step = None if batch is None else (batch, frozen)
-        result = result_of(setup, state, measured or metrics, clock, last_step)
+        step = record.last_step or start
+        result = result_of(setup, state, measured or metrics, clock, last_step, step)
+        if best := record.best_step():
+            state = record.checkpoints.restore(setup.program.state, best)
+            result |= {
+                "best_step": best,
+                "metrics": logged_evaluation(workdir, best),
+                "fingerprint": params_fingerprint(state.params),
+            }
         record.finish(result)
         return result
 
@@ -187,9 +212,10 @@ def run_steps(
                 settle(0)
                 with clock("evaluation"):
                     metrics = keeper.evaluate(step, state, frozen)
+            enough = evaluated and keeper.enough()
             keeper.check()
             stop_now = asked()  # once: a request that comes during the save waits for the next step
-            if keeper.save_due(step) or stop_now:
+            if keeper.save_due(step) or stop_now or enough:
                 settle(0)
                 with clock("checkpoint"):
                     keeper.save(step, state, metrics if evaluated else {})
@@ -197,6 +223,8 @@ def run_steps(
             clock.save()
             if stop_now and (step < setup.total_steps or not metrics):
                 raise _stopped(step, workdir)
+            if enough:
+                break
         settle(0)
     return state, metrics, batch
 

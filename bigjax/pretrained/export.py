@@ -8,6 +8,7 @@ one that loading reads, run backwards. The folder appears whole or not at all.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ def export_folder(
     def write(private: Path) -> None:
         save_file(tensors, private / "model.safetensors", metadata={"format": "pt"})
         write_json(private / "config.json", {**config, **special})
+        # safetensors makes files for their owner alone; ours are as the umask says
+        shutil.copymode(private / "config.json", private / "model.safetensors")
         if tokenizer is not None:
             tokenizer.save(private)
             file = private / "tokenizer_config.json"

@@ -19,6 +19,7 @@ and where they apply:
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def family_of_source(source: str) -> str | None:
       UserError: its config.json says a model of no family that is known.
     """
     weights = Path(default_data_dir()) / "weights"
-    for folder in (Path(source).expanduser(), weights / source):
+    for folder in (Path(os.path.expanduser(source)), weights / source):
         if (folder / "config.json").is_file():
             published = read_json(folder / "config.json")
             if "model_type" not in published:

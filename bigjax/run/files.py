@@ -207,9 +207,28 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in workdir.iterdir()] == [".lock"]:  # nothing came of the run
+            if workdir.exists() and [path.name for path in workdir.iterdir()] == [
+                ".lock"
+            ]:  # nothing came of the run
                 path.unlink()
                 workdir.rmdir()
+
+
+def set_aside(workdir: Path) -> Path | None:
+    """Renames the folder of a run, or of a pipeline's, by the time of now and returns its new place;
+    None if there is no run.
+
+    Raises:
+      UserError: a process writes it.
+    """
+    if not any((*workdir.glob("config.json"), *workdir.glob("*/*/config.json"))):
+        return None
+    with workdir_lock(workdir):
+        now = time.strftime("%Y-%m-%dT%H-%M-%S")
+        names = [f"{workdir.name}.before-{now}{more}" for more in ("", *"bcdefgh")]
+        aside = next(p for name in names if not (p := workdir.with_name(name)).exists())
+        workdir.rename(aside)
+    return aside
 
 
 def _temporary(path: Path) -> Path:

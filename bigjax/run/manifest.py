@@ -58,6 +58,8 @@ UNLESS = "; as far as what changed computes the same"
 NOT_THE_SAME = "state bitwise after restore; from there on another run, as allowed"
 LOST = "state bitwise after restore; manifest.json was lost, so nobody knows what else changed"
 
+LENGTHS = {"train.steps", "train.epochs", "train.examples"}
+
 _ABSENT = "(absent)"
 _SECRET_KEY = re.compile(
     r"(^|[_.-])(token|secret|passw(or)?d|passphrase|credentials?|(api|access|private)_?key)$"
@@ -137,9 +139,12 @@ def check_config(config: Config, workdir: Path, allowed: Sequence[str] = ()) -> 
     old = configs.load(path, trusted=config.trusted)
     free = (*configs.FREE_ON_RESUME, *allowed)
     if changed := differences(old.values, config.values, ignore=free):
+        keys = [line.partition(":")[0] for line in changed]
+        allow = " ".join(f"--allow_changed={key}" for key in keys[:3]) + " ..." * (len(keys) > 3)
+        what = "to go on past its end" if set(keys) <= LENGTHS else "to go on with the new ones"
         raise UserError(
             f"{workdir} holds a run of another config; changed: {'; '.join(changed)}. "
-            "Use the old values, another --workdir, or --allow_changed=KEY"
+            f"Use the old values, another --workdir, --fresh (sets the old run aside), or {what} {allow}"
         )
     return differences(old.values, config.values)
 
@@ -279,6 +284,13 @@ def public(key: str, value: Any) -> str:
     if (isinstance(value, str) and _SECRET_KEY.search(key.lower())) or _SECRET_VALUE.search(text):
         return "(secret)"
     return _PATH.sub(_shown_path, text)
+
+
+def public_all(key: str, value: Any) -> Any:
+    """As `public`, of each item of a list."""
+    return (
+        [public(key, x) for x in value] if isinstance(value, list | tuple) else public(key, value)
+    )
 
 
 def shown(key: str, value: Any) -> str:

@@ -67,6 +67,10 @@ class Task:
         """
         return None
 
+    def outputs(self, source: Any) -> int | None:
+        """How many outputs a model needs for the examples of the train split; None: it says nothing."""
+        return None
+
     @property
     def decodes(self) -> bool:
         """Whether evaluation needs what `decode` gives."""

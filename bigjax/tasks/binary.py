@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +29,14 @@ class Binary(Task):
     input, label: keys of the batch. Class 1 is predicted where the logit is above 0.
     """
 
-    input: str = "features"
+    input: str | Sequence[str] = "features"
     label: str = "label"
 
     def classes(self, outputs: int) -> tuple[str, int, int | None]:
         return self.label, 2, None
+
+    def outputs(self, source: Any) -> int:
+        return 1
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""

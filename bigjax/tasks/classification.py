@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,9 @@ class Classification(Task):
 
     def classes(self, outputs: int) -> tuple[str, int, int | None]:
         return self.label, outputs, None
+
+    def outputs(self, source: Any) -> int | None:
+        return source.num_classes
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""

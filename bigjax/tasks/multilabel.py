@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +30,14 @@ class MultiLabel(Task):
     input, label: keys of the batch. A label is predicted where its logit is above 0.
     """
 
-    input: str = "features"
+    input: str | Sequence[str] = "features"
     label: str = "label"
 
     def classes(self, outputs: int) -> tuple[str, int, int | None]:
         return self.label, 2, None
+
+    def outputs(self, source: Any) -> int | None:
+        return scores.width(source, self.label)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (mean over labels), and the share of examples wholly right."""

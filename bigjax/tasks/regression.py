@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ class Regression(Task):
 
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("r2", "max")
 
-    input: str = "features"
+    input: str | Sequence[str] = "features"
     label: str = "label"
     criterion: str = "mse"
 
@@ -33,6 +34,9 @@ class Regression(Task):
         if self.criterion not in LOSSES:
             hint = did_you_mean(self.criterion, LOSSES)
             raise UserError(f"task.criterion: unknown '{self.criterion}'{hint}; known: mse, mae")
+
+    def outputs(self, source: Any) -> int | None:
+        return scores.width(source, self.label)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The pair of the chosen error, and the mean absolute error on this batch."""

@@ -5,8 +5,9 @@ The device side (jax.numpy) must stay a plain sum over examples; the host side w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,11 @@ def mode(name: str) -> Literal["max", "min"] | None:
     if name.startswith(MORE_IS_BETTER):
         return "max"
     return "min" if name.startswith(LESS_IS_BETTER) else None
+
+
+def width(source: Any, key: str) -> int | None:
+    """Numbers in an example's `key`, such as its targets; None if the source has no such feature."""
+    return math.prod(source.features[key][0]) if key in source.features else None
 
 
 def field(batch: Mapping[str, jax.Array], key: str, of: str) -> jax.Array:

@@ -21,7 +21,14 @@ def export_verb(
     """Writes the run's newest weights as a folder that `transformers` loads."""
     if options.format != "safetensors":
         raise UserError(f"--format={options.format}: export writes safetensors")
-    run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
+    run = open_run(
+        options.workdir,
+        overrides,
+        splits=(),
+        raw=raw,
+        trust=options.trust,
+        untrained=options.untrained,
+    )
     init, model = run.config.section("init"), run.setup.values["model"]
     family = options.family or (init and init.family) or family_of_model(model)
     folder = options.output or options.workdir / "export"

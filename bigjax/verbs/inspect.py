@@ -31,7 +31,7 @@ def config_verb(
         print(f"{show(config)}\nfingerprint {config.fingerprint}")
         return
     found, seeds, _ = stages.resolve(raw, overrides)
-    for name, config in found.items():
+    for name, config in _of_stage(found, options).items():
         print(f"# stage {name}, {seeds} seeds\n{show(config)}")
         print(f"fingerprint {config.fingerprint}\n")
 
@@ -66,7 +66,7 @@ def sharding_verb(
     else:
         found = {"": configs.resolve(raw, overrides, [TRUST_ALL] * options.trust)}
     reports = {}
-    for name, config in found.items():
+    for name, config in _of_stage(found, options).items():
         source = open_sources(config)["train"]
         program = build_program(config, source, _references(config, found, options))
         batch_size = config.get("train.batch_size")
@@ -76,6 +76,11 @@ def sharding_verb(
         return
     for name, report in reports.items():
         print(f"# stage {name}\n" * bool(name) + sharding_report.text(report) + "\n")
+
+
+def _of_stage(found: dict[str, Config], options: argparse.Namespace) -> dict[str, Config]:
+    """The stages that are asked for."""
+    return {n: config for n, config in found.items() if options.stage in (None, n)}
 
 
 def _references(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import errno
 import logging
 import os
@@ -17,8 +18,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigjax.config import resolve as configs
+from bigjax.config.values import flatten
 from bigjax.core import compilers
 from bigjax.core.errors import RunFailed, UserError, did_you_mean
+from bigjax.loop import stages
 from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
 from bigjax.run.screen import LogLines
@@ -52,6 +56,12 @@ VERBS = {
 }
 
 
+# These look at one run: of a pipeline, at the one that --stage names.
+OF_ONE_RUN = ("evaluate", "predict", "replay", "export")
+# These take a stage out of the whole pipeline: it may name another one that has not run yet.
+OF_ALL_STAGES = ("config", "sharding")
+
+
 def run(get_config: Callable[[], Any]) -> None:
     """Runs the experiment whose file ends in this call, as the command line says, and exits."""
     main = sys.modules["__main__"]
@@ -75,7 +85,9 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
     try:
-        options, overrides = parse(name, arguments)
+        raw = get_config()
+        options, overrides = parse(name, arguments, lambda: config_keys(raw))
+        raw, overrides = of_stage(raw, overrides, options)
         # Before `initialize`: in a run of many processes JAX takes SIGTERM over, see distributed.agree.
         stop = Stop()
         if options.simulate_devices is not None:
@@ -83,7 +95,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
         compilers.keep_compiled()
         distributed.initialize(options.coordinator, options.processes, options.process_id)
         with distributed.one_voice():
-            VERBS[options.verb](get_config(), overrides, options, stop)
+            VERBS[options.verb](raw, overrides, options, stop)
         distributed.end()
     except UserError as error:
         return fail(WRONG_INPUT, str(error))
@@ -111,8 +123,67 @@ def fail(code: int, message: str) -> int:
     return code
 
 
-def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def of_stage(raw: Any, overrides: list[str], options: argparse.Namespace) -> tuple[Any, list[str]]:
+    """The raw config and overrides of the run that is meant; its folder goes into `options`.
+
+    Raises:
+      UserError: a pipeline's stage is not named where one run is meant, or there is none of that name.
+    """
+    if options.workdir.exists() and not options.workdir.is_dir():
+        raise UserError(f"--workdir={options.workdir}: is a file, not a folder")
+    if options.stage is None:
+        whole = stages.is_pipeline(raw or {}) and not (options.workdir / "config.json").exists()
+        if whole and options.verb in OF_ONE_RUN:
+            first, *others = raw["stages"]
+            raise UserError(
+                f"{options.verb} looks at one run, and this experiment is a pipeline: give "
+                f"--stage={first} (or {', '.join(others)}), or --stage=seed1/{first}"
+            )
+        return raw, overrides
+    stage, own, folder = stages.one_stage(raw or {}, overrides, options.stage)
+    if options.verb in OF_ALL_STAGES:
+        options.stage = folder.name
+        return raw, overrides
+    options.workdir = options.workdir / folder
+    return stage, own
+
+
+def config_keys(raw: Any) -> list[str]:
+    """The keys that `--config.` may name; none of a config that is wrong itself."""
+    with contextlib.suppress(UserError):
+        if stages.is_pipeline(raw or {}):
+            found = stages.resolve(raw, [])[0].values()
+        else:
+            found = [configs.resolve(raw or {})]
+        return list(dict.fromkeys(key for one in found for key in flatten(one.values)))
+    return []
+
+
+def _near_flag(flag: str, flags: Sequence[str], keys: Sequence[str]) -> str:
+    """The flag or config key that an unknown flag may mean: "--lr" is optimizer.learning_rate."""
+    word = flag.lstrip("-").replace("-", "_")
+    for key in keys:
+        leaf = key.rpartition(".")[2]
+        initials = "".join(part[:1] for part in leaf.split("_"))
+        if word in (key, leaf) or (len(word) > 1 and word == initials):
+            return f" (did you mean '--config.{key}'?)"
+    leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = did_you_mean(flag.partition(".")[0], ["--config", *flags])
+    if near or not (found := difflib.get_close_matches(word, leaves, n=1, cutoff=0.75)):
+        return near
+    return f" (did you mean '--config.{leaves[found[0]]}'?)"
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))
+
+
+def parse(
+    name: str, arguments: Sequence[str], keys: Callable[[], Sequence[str]] = list
+) -> tuple[argparse.Namespace, list[str]]:
     """The options and the config overrides ("KEY=VALUE") of a command line.
+
+    keys: the config's, for the hint that goes with an unknown flag.
 
     Raises:
       UserError: unknown verb or flag; the nearest is named.
@@ -121,22 +192,23 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     rest = [argument for argument in arguments if not argument.startswith("--config.")]
     short = name.removeprefix("experiments.")
     parser = argparse.ArgumentParser(
-        prog=f"python -m {name}",
+        prog=f"python -m {name}" if "." in name else f"python {name}.py",
         allow_abbrev=False,
         exit_on_error=False,
         epilog="--config.KEY=VALUE overrides any value; the verb `config` shows them all",
     )
     parser.add_argument("verb", nargs="?", default="train", help=", ".join(VERBS))
     parser.add_argument(
-        "--workdir", type=Path, default=Path("runs", short), help="the run's folder"
+        "--workdir", type=_path, default=Path("runs", short), help="the run's folder"
     )
+    parser.add_argument("--stage", help="of a pipeline: NAME (of seed 0), or seed1/NAME")
     parser.add_argument("--split", help="evaluate: which split (default: evaluate.splits)")
     parser.add_argument(
-        "--input", type=Path, help="predict: .npz, .csv, .txt, or a folder of png/jpg"
+        "--input", type=_path, help="predict: .npz, .csv, .txt, or a folder of png/jpg"
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_path,
         help="predict: JSON lines go here, not to the terminal; export: folder",
     )
     parser.add_argument(
@@ -145,6 +217,15 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     parser.add_argument(
         "--trust", action="store_true", help="a run's folder may name any code, and it is run"
     )
+    parser.add_argument(
+        "--untrained", action="store_true", help="without a run: use weights that nothing trained"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="train: set the run in the folder aside, start anew"
+    )
+    parser.add_argument("--name", help="train: the run's, kept in manifest.json")
+    parser.add_argument("--tag", action="append", default=[], help="train: kept there; repeatable")
+    parser.add_argument("--notes", help="train: a line of your own, kept there")
     parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
@@ -160,13 +241,9 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from None
     if unknown:
-        flags = [
-            "--config",
-            *(flag for action in parser._actions for flag in action.option_strings),
-        ]
+        flags = [flag for action in parser._actions for flag in action.option_strings]
         word = unknown[0].partition("=")[0]
-        near = did_you_mean(word.partition(".")[0], flags)
-        raise UserError(f"unknown argument {word}{near}")
+        raise UserError(f"unknown argument {word}{_near_flag(word, flags, keys())}")
     if options.verb not in VERBS:
         raise UserError(
             f"unknown verb '{options.verb}'{did_you_mean(options.verb, VERBS)}; "

@@ -21,7 +21,14 @@ def evaluate_verb(
 ) -> None:
     """Evaluates the newest checkpoint of the run in the folder: a split, or all that the run measures."""
     splits = None if options.split is None else (options.split,)
-    run = open_run(options.workdir, overrides, splits=splits, raw=raw, trust=options.trust)
+    run = open_run(
+        options.workdir,
+        overrides,
+        splits=splits,
+        raw=raw,
+        trust=options.trust,
+        untrained=options.untrained,
+    )
     for split in run.setup.evaluate.splits:
         values = run.evaluate(split)
         print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
@@ -37,7 +44,16 @@ def predict_verb(
         raise UserError(
             "predict needs --input=FILE: a table, arrays, texts, or pictures or a folder of them"
         )
-    run = open_run(options.workdir, overrides, splits=(), raw=raw, trust=options.trust)
+    if options.output and not options.output.absolute().parent.is_dir():
+        raise UserError(f"--output={options.output}: there is no folder {options.output.parent}")
+    run = open_run(
+        options.workdir,
+        overrides,
+        splits=(),
+        raw=raw,
+        trust=options.trust,
+        untrained=options.untrained,
+    )
     rows = run.read(options.input)
     for problem in rows.problems:
         print(f"{options.input}: {problem}", file=sys.stderr)

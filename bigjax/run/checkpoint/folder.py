@@ -211,3 +211,13 @@ def _remove_half(folder: epath.Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
         log.info("%s: removed what a killed save left", folder)
+
+
+def step_of_result(workdir: Path) -> int | None:
+    """The step of the checkpoint that a finished run is; None if it is just the newest.
+
+    A run that has gone on since, or has lost that checkpoint, is its newest one again.
+    """
+    result, steps = read_json(Path(workdir) / "result.json") or {}, all_steps(folder_of(workdir))
+    best = result.get("best_step")
+    return best if best in steps and result.get("step") == max(steps) else None

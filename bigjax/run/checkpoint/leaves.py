@@ -16,12 +16,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.rules import paths
 from bigjax.run.checkpoint import hashes
-from bigjax.run.checkpoint.folder import ITEM, CheckpointError, all_steps, folder_of
+from bigjax.run.checkpoint.folder import ITEM, CheckpointError, all_steps, folder_of, step_of_result
 from bigjax.run.checkpoint.hashes import BadCheckpoint
 
 
 def restore_leaves(workdir: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
-    """Some arrays of a run's newest checkpoint, verified, and nothing else read from disk.
+    """Some arrays of a run's newest checkpoint, or of the one that its result names, verified, and nothing else read from disk.
 
     Another run's weights decide what is computed here, so there is no falling back to older ones.
 
@@ -52,7 +52,8 @@ def _newest(workdir: Path) -> tuple[int, epath.Path]:
     steps = all_steps(directory)
     if not steps:
         raise UserError(f"{workdir}: holds no checkpoint")
-    return max(steps), directory / str(max(steps))
+    step = step_of_result(workdir) or max(steps)
+    return step, directory / str(step)
 
 
 def _verified_leaves(

@@ -75,7 +75,7 @@ class Checkpoints:
         self._workdir = Path(workdir)
         self._folder = folder_of(workdir, origin and origin.run)
         if origin is not None and options.folder is not None and not self._folder.exists():
-            self._folder = epath.Path(options.folder) / str(origin.run)
+            self._folder = epath.Path(options.folder).expanduser() / str(origin.run)
             if jax.process_index() == 0:
                 write_atomic(self._workdir / POINTER, f"{self._folder}\n")
         self._options = options
@@ -90,6 +90,15 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Steps whose checkpoints have a true manifest; their files are not read."""
         return sorted(step for step in all_steps(self._folder) if self._manifest(step))
+
+    def best_step(self) -> int | None:
+        """The save with the best of `checkpoint.best`, the latest of equal ones; None if none has it."""
+        scores = {
+            step: self._manifest(step)["metrics"].get(self._options.best) for step in self.steps()
+        }
+        scores = {step: x for step, x in scores.items() if x is not None and not math.isnan(x)}
+        choose = max if self._options.best_mode == "max" else min
+        return choose(reversed(scores), key=scores.get) if scores else None
 
     def save(self, step: int, state: Any, metrics: dict[str, Any]) -> None:
         """Starts an asynchronous save; `state` may be donated to the next step once this returns.
@@ -277,11 +286,7 @@ class Checkpoints:
         """Removes what is neither among the newest `keep` nor the best."""
         manifests = {step: self._manifest(step) for step in self.steps()}
         kept = set(sorted(manifests)[-self._options.keep :])
-        scores = {step: m["metrics"].get(self._options.best) for step, m in manifests.items()}
-        scores = {step: x for step, x in scores.items() if x is not None and not math.isnan(x)}
-        if scores:
-            choose = max if self._options.best_mode == "max" else min
-            kept.add(choose(reversed(scores), key=scores.get))
+        kept |= {self.best_step()} - {None}
         for step in manifests.keys() - kept - self._spared:
             if not remove(self._folder, step, manifests[step], self._run):
                 self._spared.add(step)

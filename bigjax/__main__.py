@@ -1,0 +1,42 @@
+"""`python -m bigjax`: says what there is, and writes a first experiment file."""
+
+from __future__ import annotations
+
+import sys
+
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.verbs import new
+
+HELP = """bigjax: one config file to one reproducible run.
+
+    python -m bigjax new NAME [--source=SOURCE] [--task=TASK]   writes NAME.py, a commented experiment
+    python NAME.py [VERB] [FLAGS]        trains it; `python NAME.py --help` lists verbs and flags
+    python -m experiments                lists the experiments that come along
+    python -m experiments.NAME [VERB]    runs one of them
+    python -m experiments runs [DIR]     a table of the runs below a folder
+    python -m bigjax.sweep EXPERIMENT    many runs: grids, searches, statistics
+    python -m bigjax.doctor              whether this machine computes rightly
+
+In Python: bigjax.train(config, workdir), bigjax.open_run(workdir). See README.md.
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; returns the exit code."""
+    command = arguments[0] if arguments else "--help"
+    try:
+        if command == "new":
+            print(new.main(arguments[1:]))
+        elif command in ("--help", "-h", "help"):
+            print(HELP, end="")
+        else:
+            near = did_you_mean(command, ["new", "--help"])
+            raise UserError(f"unknown command '{command}'{near}; see python -m bigjax --help")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
