@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bigjax.build.program import build_program
 from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
@@ -25,6 +26,7 @@ from bigjax.mesh.placement import Vocabulary, logical_names, place, vocabulary
 from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
 from bigjax.models.rnn import RNN
+from tests.small import small
 
 BLOCK = "block_0/"
 
@@ -310,3 +312,18 @@ def test_the_per_device_step_refuses_split_parameters(sizes, rule, message):
     placed = place(((".*", rule),), {"w": shape(8, 8)}, mesh)
     with pytest.raises(UserError, match=message):
         sharding.check_per_device(placed, mesh)
+
+
+@pytest.mark.parametrize("axis", ["pipeline", "sequence", "expert"])
+def test_an_axis_that_nothing_uses_is_refused_by_name(axis):
+    config = small(f"mesh.{axis}=2", "mesh.data=4")
+    source = config.section("data").source.open("train")
+    with pytest.raises(UserError, match=rf"config\.mesh\.{axis}: nothing in MLP is split over"):
+        build_program(config, source)
+
+
+def test_tensor_is_refused_where_no_rule_splits_by_it():
+    config = small("mesh.tensor=2", "mesh.data=4", "sharding.rules=(('.*', 'replicate'),)")
+    source = config.section("data").source.open("train")
+    with pytest.raises(UserError, match=r"repeat the same work; use mesh\.data or mesh\.fsdp"):
+        build_program(config, source)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigjax.build import together as mapping
-from bigjax.config.resolve import load
+from bigjax.config.resolve import load, resolve
 from bigjax.core.errors import UserError
 from bigjax.loop.together import train_together
 from bigjax.loop.train import Stopped, train
@@ -110,3 +110,43 @@ def test_what_cannot_run_together_is_refused(tmp_path):
     (rewinding,) = expand(rates(1e-2, seeds=1, overrides={"check.policy": "rewind"}))
     with pytest.raises(UserError, match="rewind"):
         train_together([rewinding.config], [tmp_path / "a"], stop=lambda: False)
+
+
+def test_written_texts_are_judged_as_those_of_runs_alone(tmp_path):
+    """Sequence to sequence: evaluation writes tokens, and BLEU is of texts."""
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "it"]
+    for split, start in (("train", 0), ("test", 3)):
+        rows = [
+            {
+                "source": " ".join(words[i % 7 : i % 7 + 4]),
+                "target": " ".join(words[i % 5 : i % 5 + 3]),
+            }
+            for i in range(start, start + 16)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    raw = dict(
+        train=dict(steps=2, batch_size=8),
+        data=dict(
+            source=dict(
+                type="text_pairs",
+                path=str(tmp_path / "{split}.jsonl"),
+                tokenizer="bpe-300",
+                length=8,
+                data_dir=str(tmp_path / "data"),
+            ),
+            splits=dict(train="train", test="test"),
+        ),
+        model=dict(type="t5", vocab=300, layers=1, width=8, heads=2, head_width=4, mlp_width=16),
+        task=dict(type="seq2seq"),
+        optimizer=dict(type="adam", learning_rate=0.01),
+        evaluate=dict(splits=("test",), batch_size=8),
+        log=dict(tensorboard=False),
+    )
+    configs = [resolve(raw, [f"optimizer.learning_rate={rate}"]) for rate in (0.01, 0.02)]
+    folders = [tmp_path / f"together{i}" for i in range(2)]
+    results, failures = train_together(configs, folders, stop=lambda: False)
+    assert not failures
+    for i, config in enumerate(configs):
+        alone = train(config, tmp_path / f"alone{i}")
+        assert "eval/test/bleu" in alone["metrics"]
+        assert results[i]["metrics"] == alone["metrics"]
