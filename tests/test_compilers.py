@@ -136,7 +136,7 @@ print(float(jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y @ y, x).sum
 
 
 @pytest.mark.parametrize(("where", "kept"), [("{folder}", True), ("off", False)])
-def test_compiled_programs_are_kept_in_one_folder_unless_told_otherwise(tmp_path, where, kept):
+def test_compiled_programs_are_kept_where_asked(tmp_path, where, kept):
     folder = tmp_path / "kept"
     env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     env |= {"BIGJAX_COMPILED": where.format(folder=folder), "JAX_ENABLE_COMPILATION_CACHE": "true"}

@@ -45,15 +45,15 @@ def remedies() -> tuple[str, ...]:
 
 
 def keep_compiled() -> None:
-    """Has compiled programs kept on disk, so that a second start of the same program need not compile.
+    """Keeps compiled programs in BIGJAX_COMPILED=FOLDER, so that a second start need not compile.
 
     One folder for each kind of processor, as a program is compiled for its instructions; bounded, and
-    safe with many processes (both are JAX's own work). BIGJAX_COMPILED=FOLDER says where, "off" not at
-    all; where JAX is told a folder already, that one is used.
+    safe with many processes (both are JAX's own work). Only when asked for: jaxlib 0.10.2 was seen to
+    crash on a CPU while it wrote one program in some thousands (a loop that writes tokens).
     """
     import jax
 
-    where = os.environ.get("BIGJAX_COMPILED", "~/.cache/bigjax/compiled")
+    where = os.environ.get("BIGJAX_COMPILED", "off")
     if where == "off" or jax.config.jax_compilation_cache_dir:
         return
     machine = hashlib.sha256(_processor().encode()).hexdigest()[:12]
