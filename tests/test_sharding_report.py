@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from bigjax.build.assemble import open_sources
 from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
 from bigjax.loop import stages
-from bigjax.loop.train import open_sources
 from bigjax.plan.sharding_report import amount, collectives_of, count_collectives, report, text
 from bigjax.verbs import launch
 
