@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from bigjax.config.flags import parsed
 from bigjax.config.signature import convert, parameters
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError
 from bigjax.sweep import describe
 from bigjax.sweep.clusters import Ray, Slurm
 from bigjax.sweep.describe import Search, Sweep, parse_points, parse_values
@@ -77,27 +78,6 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     for name, kind in EXECUTORS.items():
         _add(parser.add_argument_group(f"--executor={name}"), kind)
     return parsed(parser, arguments)
-
-
-def parsed(
-    parser: argparse.ArgumentParser, arguments: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """What the parser makes of the arguments, and the overrides among them.
-
-    Raises:
-      UserError: as `parse`.
-    """
-    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
-    rest = [argument for argument in arguments if not argument.startswith("--config.")]
-    try:
-        options, unknown = parser.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        word = unknown[0].partition("=")[0]
-        raise UserError(f"unknown argument {word}{did_you_mean(word, flags)}")
-    return options, overrides
 
 
 def sweep_of(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
+from bigjax.config.flags import parsed
 from bigjax.config.values import TRUST_ALL
 from bigjax.core.errors import UserError
 from bigjax.run import manifest
@@ -342,8 +343,6 @@ def _runs(folder: Path) -> list[dict[str, Any]]:
 
 
 def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    from bigjax.sweep.flags import parsed
-
     parser = argparse.ArgumentParser(
         prog="python -m bigjax.sweep reproduce",
         allow_abbrev=False,

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from bigjax.core.errors import UserError
-from bigjax.loop.open import open_run
 from bigjax.mesh import distributed
 from bigjax.pretrained.export import export_folder
 from bigjax.pretrained.families import family_of_model
+from bigjax.verbs.predict import asked_run
 
 
 def export_verb(
@@ -21,14 +21,7 @@ def export_verb(
     """Writes the run's newest weights as a folder that `transformers` loads."""
     if options.format != "safetensors":
         raise UserError(f"--format={options.format}: export writes safetensors")
-    run = open_run(
-        options.workdir,
-        overrides,
-        splits=(),
-        raw=raw,
-        trust=options.trust,
-        untrained=options.untrained,
-    )
+    run = asked_run(raw, overrides, options)
     init, model = run.config.section("init"), run.setup.values["model"]
     family = options.family or (init and init.family) or family_of_model(model)
     folder = options.output or options.workdir / "export"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
+from bigjax.config.flags import parsed
 from bigjax.config.values import flatten
 from bigjax.core import compilers
 from bigjax.core.errors import RunFailed, UserError, did_you_mean
@@ -188,8 +189,6 @@ def parse(
     Raises:
       UserError: unknown verb or flag; the nearest is named.
     """
-    overrides = [a.removeprefix("--config.") for a in arguments if a.startswith("--config.")]
-    rest = [argument for argument in arguments if not argument.startswith("--config.")]
     short = name.removeprefix("experiments.")
     parser = argparse.ArgumentParser(
         prog=f"python -m {name}" if "." in name else f"python {name}.py",
@@ -236,14 +235,9 @@ def parse(
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")
     parser.add_argument("--processes", type=int, help="how many (detected on known clusters)")
     parser.add_argument("--process_id", type=int, help="which of them this one is, from 0")
-    try:
-        options, unknown = parser.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
-    if unknown:
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        word = unknown[0].partition("=")[0]
-        raise UserError(f"unknown argument {word}{_near_flag(word, flags, keys())}")
+    options, overrides = parsed(
+        parser, arguments, lambda flag, flags: _near_flag(flag, flags, keys())
+    )
     if options.verb not in VERBS:
         raise UserError(
             f"unknown verb '{options.verb}'{did_you_mean(options.verb, VERBS)}; "

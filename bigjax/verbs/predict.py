@@ -10,18 +10,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bigjax.core.errors import UserError
-from bigjax.loop.open import open_run
+from bigjax.loop.open import Opened, open_run
 from bigjax.mesh import distributed
 from bigjax.run.screen import progress
 from bigjax.run.text import metrics_table
 
 
-def evaluate_verb(
-    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
-) -> None:
-    """Evaluates the newest checkpoint of the run in the folder: a split, or all that the run measures."""
-    splits = None if options.split is None else (options.split,)
-    run = open_run(
+def asked_run(
+    raw: Any,
+    overrides: Sequence[str],
+    options: argparse.Namespace,
+    splits: tuple[str, ...] | None = (),
+) -> Opened:
+    """The run in the folder that the command line names, with these splits (None: all it evaluates)."""
+    return open_run(
         options.workdir,
         overrides,
         splits=splits,
@@ -29,6 +31,14 @@ def evaluate_verb(
         trust=options.trust,
         untrained=options.untrained,
     )
+
+
+def evaluate_verb(
+    raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
+) -> None:
+    """Evaluates the newest checkpoint of the run in the folder: a split, or all that the run measures."""
+    splits = None if options.split is None else (options.split,)
+    run = asked_run(raw, overrides, options, splits)
     for split in run.setup.evaluate.splits:
         values = run.evaluate(split)
         print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
@@ -46,14 +56,7 @@ def predict_verb(
         )
     if options.output and not options.output.absolute().parent.is_dir():
         raise UserError(f"--output={options.output}: there is no folder {options.output.parent}")
-    run = open_run(
-        options.workdir,
-        overrides,
-        splits=(),
-        raw=raw,
-        trust=options.trust,
-        untrained=options.untrained,
-    )
+    run = asked_run(raw, overrides, options)
     rows = run.read(options.input)
     for problem in rows.problems:
         print(f"{options.input}: {problem}", file=sys.stderr)
