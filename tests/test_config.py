@@ -228,3 +228,9 @@ def test_reading_a_config_touches_no_device():
 def test_a_config_read_back_is_the_same_to_the_last_type(name):
     once = config.resolve(raw(optimizer=dict(type=name, learning_rate=1e-3)))
     assert config.resolve(json.loads(json.dumps(once.values))).fingerprint == once.fingerprint
+
+
+@pytest.mark.parametrize("text", ["True", "False", "3"])
+def test_a_value_where_a_section_with_defaults_belongs_is_named(text):
+    with pytest.raises(UserError, match=rf"config\.optimizer\.schedule: {text} must be a section"):
+        config.resolve(raw(), [f"optimizer.schedule={text}"])

@@ -395,7 +395,8 @@ def _complete_section(path: str, given: Any, where: str = "") -> Any:
         accepted = {**{key: own[key] for key in own if key not in hidden}, **accepted}
     given = {key: value for key, value in given.items() if key != "type"}
     for key, default in NESTED_DEFAULTS.get(path, {}).items():
-        given[key] = {**default, **(given.get(key) or {})}
+        own = {} if given.get(key) is None else given[key]
+        given[key] = {**default, **own} if isinstance(own, dict) else own
     values = bind(f"config.{where}", what, accepted, given)
     for key in values:
         if f"{path}.{key}" in KINDS:
