@@ -169,8 +169,8 @@ def _build(
         task=network.task,
         method=network.method,
         model=network.applied,
-        init=jax.jit(exactly(parts.init), in_shardings=replicated, out_shardings=outputs),
-        init_from=jax.jit(exactly(parts.init_from), out_shardings=outputs, donate_argnums=0),
+        init=_jit_once(parts.init, in_shardings=replicated, out_shardings=outputs),
+        init_from=_jit_once(parts.init_from, out_shardings=outputs, donate_argnums=0),
         scratch=functools.partial(_scratch, parts, model_variables),
         **_jitted(functions, layout, frozen, mesh),
         state=abstract_with(layout, abstract),
@@ -245,6 +245,13 @@ def _jitted(
     }
 
 
+def _jit_once(function: Callable[..., Any], **layout: Any) -> Callable[..., Any]:
+    """Jits what makes a first state. On a CPU its draws compile twice as fast at LLVM's level 1, and
+    run as fast: 16 M normal deviates take 0.5 s at levels 1 to 3, 4.6 s at 0."""
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(exactly(function), compiler_options=options, **layout)
+
+
 def _placed(placed: Mapping[str, Placement], abstract: Any, mesh: Mesh) -> Any:
     return abstract_with(sharding.layout(placed, abstract, mesh), abstract)
 
@@ -264,7 +271,7 @@ def _scratch(parts: Parts, variables: Any, rng: Any, wanted: Iterable[str]) -> d
         return {path: leaves[path] for path in sorted(wanted)}
 
     layout = {path: leaf.sharding for path, leaf in paths(variables).items() if path in wanted}
-    return jax.jit(exactly(some), out_shardings=layout)(rng)
+    return _jit_once(some, out_shardings=layout)(rng)
 
 
 def from_leaves(abstract: Any, leaves: Mapping[str, jax.Array]) -> Any:

@@ -97,6 +97,14 @@ def check_step(arrays: dict[str, Any], step: int) -> None:
         raise BadCheckpoint(f"its state is of step {inside}, not {step}")
 
 
+def handler() -> ocp.PyTreeCheckpointHandler:
+    """What writes a tree of arrays. Copies of an array share its writing only where each writes 1 MiB:
+    Orbax compiles a program for each shape that is shared, which takes longer than a small write."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
 def read_tree(folder: epath.Path, wanted: Any) -> Any:
     """The arrays that a tree describes, unverified; a part of the checkpoint's tree is enough.
 

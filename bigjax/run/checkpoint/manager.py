@@ -80,7 +80,7 @@ class Checkpoints:
                 write_atomic(self._workdir / POINTER, f"{self._folder}\n")
         self._options = options
         self._origin = origin
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._checkpointer = ocp.AsyncCheckpointer(leaves.handler())
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         self._spared: set[int] = set()  # too old to keep, but with files of others in them
@@ -125,7 +125,7 @@ class Checkpoints:
         try:
             if jax.process_index() == 0:
                 begin_save(self._folder, step, self._run)
-            self._checkpointer.save(folder / ITEM, args=ocp.args.StandardSave(state))
+            self._checkpointer.save(folder / ITEM, args=ocp.args.PyTreeSave(state))
         except Exception as error:
             raise self._save_failed(step, error) from error
         leaves = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
