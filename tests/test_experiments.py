@@ -32,22 +32,30 @@ NAMES = sorted(
 WRITE = "python -m tests.test_experiments --write"
 
 
-# What keeps the models of full size small enough for two steps.
+# Every model of an experiment in two steps' time: what its config says of size, said smaller.
+TINY = {
+    "layers": 1,
+    "width": 32,
+    "heads": 2,
+    "kv_heads": 1,
+    "mlp_width": 64,
+    "channels": 8,
+    "widths": 8,
+}
+# What keeps the data of full size small enough.
 DECODER = [
     "data.source.path=brown",
     "data.source.tokenizer=smollm2",
     "data.source.length=32",
     "train.accumulate=1",
     "model.vocab=400",
-    "model.layers=2",
-    "model.width=32",
-    "model.heads=2",
     "model.context=32",
 ]
 SMALLER: dict[str, list[str]] = {
     "gpt2_124m": DECODER,
     "gpt2_350m": DECODER,
-    "llama_1b": [*DECODER, "model.kv_heads=1", "model.mlp_width=64"],
+    "llama_1b": DECODER,
+    "cartpole_ppo": ["stages.ppo.method.rollout=8"],
     "fashion_mnist_dp": ["method.lot=2"],
     "digits_federated": [
         f"stages.{stage}.method.{field}"
@@ -58,7 +66,7 @@ SMALLER: dict[str, list[str]] = {
         "stages.flow.evaluators.samples.per_class=2",
         "stages.flow.evaluators.samples.steps=1",
     ],
-    "imagenet_vit_s16": ["model.layers=1", "model.width=24", "data.workers=1"],
+    "imagenet_vit_s16": ["data.workers=1"],
 }
 
 
@@ -175,9 +183,14 @@ def short(name, folder):
     small += ["optimizer.schedule.warmup_steps=0"]
     small += ["seeds=1"] if "stages" in raw else []
     for stage, run in stages.items():
+        where = f"stages.{stage}." if stage else ""
+        small += [
+            f"{where}model.{key}={(TINY[key],) * len(size) if isinstance(size, tuple) else TINY[key]}"
+            for key, size in run["model"].items()
+            if key in TINY
+        ]
         tokenizer = run["data"]["source"].get("tokenizer", "")
         if re.search(r"-\d+", tokenizer):  # trained, on the little there is
-            where = f"stages.{stage}." if stage else ""
             small.append(f"{where}data.source.tokenizer={re.sub(r'-[0-9]+', '-300', tokenizer)}")
             small.append(f"{where}model.vocab=300")
     small += SMALLER.get(name, [])
