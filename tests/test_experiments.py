@@ -67,6 +67,7 @@ SMALLER: dict[str, list[str]] = {
         "stages.flow.evaluators.samples.steps=1",
     ],
     "imagenet_vit_s16": ["data.workers=1"],
+    "markov_transformer": ["data.source.examples=64"],
 }
 
 
