@@ -64,6 +64,7 @@ def get_config():
     config.sharding = dict(rules=((".*", "fsdp"),))
     config.mesh = dict(data=1, fsdp=8)
     config.evaluate = dict(splits=("test",), every=10)
+    config.checkpoint = dict(every=10)
     config.log = dict(every=5, tensorboard=False)
     return config
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,6 +170,7 @@ def test_exception_on_one_process_ends_all_with_its_message_and_1(tmp_path):
 def test_sigterm_on_one_process_stops_all_at_one_step_and_the_run_goes_on(tmp_path, two):
     # Long enough that the agreement (a second or so) comes before the end.
     command = [*LOCAL, MODULE, "--config.train.steps=100000", "--config.evaluate.every=end"]
+    command += ["--config.checkpoint.every=end"]
     done, _ = run(tmp_path, command, "stop 1")
     assert done.returncode == 75, done.stdout
     stopped = [line for line in done.stdout.splitlines() if "stopped on request" in line]
@@ -178,17 +180,15 @@ def test_sigterm_on_one_process_stops_all_at_one_step_and_the_run_goes_on(tmp_pa
 
 
 def test_processes_set_a_corrupted_checkpoint_aside_and_go_on_from_the_same_one(tmp_path, two):
-    command = [*LOCAL, MODULE, "--config.checkpoint.every=10"]
-    done, _ = run(tmp_path, command)
-    assert done.returncode == 0, done.stdout
     workdir = tmp_path / "run"
+    shutil.copytree(two / "run", workdir)
     (workdir / "result.json").unlink()
     newest = workdir / "checkpoints" / "20"
     data = max(newest.rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content)
-    done, _ = run(tmp_path, command)
+    done, _ = run(tmp_path, [*LOCAL, MODULE])
     assert done.returncode == 0, done.stdout
     assert "resumed at step 10 of 20" in done.stdout
     assert list((workdir / "checkpoints" / "bad").glob("20-*/why.txt"))
