@@ -53,7 +53,7 @@ def test_every_pooling_sees_the_whole_image(pool):
     assert "positions" not in variables["params"]
     # Else the first layers see only the head's small weights.
     variables = jax.tree.map(lambda p: p * 5 if p.ndim > 1 else p, variables)
-    gradient = jax.grad(lambda x: model.apply(variables, x, train=False)[:, 0].sum())(
+    gradient = jax.jit(jax.grad(lambda x: model.apply(variables, x, train=False)[:, 0].sum()))(
         jnp.asarray(X)
     )
     assert (np.abs(patches(gradient, 4)).max(axis=-1) > 0).all()
