@@ -147,8 +147,18 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-# Of several stages, or what another one runs at another size: by hand, with --slow.
-LONG = ("emoji_finetune_efficientnet", "gpt2_350m", "sentiment_finetune")
+# Of many stages, or what another one runs with other sizes or data: by hand, with --slow.
+LONG = (
+    "emoji_finetune_efficientnet",
+    "emoji_vit",
+    "fashion_mnist_distill",
+    "fashion_mnist_resnet18",
+    "gpt2_124m",
+    "gpt2_350m",
+    "kjv_es_translate",
+    "llama_1b",
+    "sentiment_finetune",
+)
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def test_what_cannot_run_together_is_refused(tmp_path):
         train_together([rewinding.config], [tmp_path / "a"], stop=lambda: False)
 
 
+@pytest.mark.slow
 def test_written_texts_are_judged_as_those_of_runs_alone(tmp_path):
     """Sequence to sequence: evaluation writes tokens, and BLEU is of texts."""
     words = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "it"]
