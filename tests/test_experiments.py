@@ -152,6 +152,7 @@ LONG = (
     "emoji_finetune_efficientnet",
     "emoji_vit",
     "fashion_mnist_distill",
+    "fashion_mnist_flow",
     "fashion_mnist_resnet18",
     "gpt2_124m",
     "gpt2_350m",
