@@ -20,7 +20,8 @@ from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
 from bigjax.loop import stages
-from bigjax.plan.sharding_report import amount, collectives_of, count_collectives, report, text
+from bigjax.plan.collectives import by_kind, of_program, of_text
+from bigjax.plan.sharding_report import amount, report, text
 from bigjax.verbs import launch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +116,9 @@ def test_collectives_of_a_compiled_program_by_hand():
         return a * 2
 
     compiled = gather.lower(jax.ShapeDtypeStruct((64, 4), jnp.float32)).compile()
-    assert collectives_of(compiled) == [{"kind": "all-gather", "count": 1, "bytes": 64 * 4 * 4}]
+    assert by_kind(of_program(compiled, 8)) == [
+        {"kind": "all-gather", "count": 1, "bytes": 64 * 4 * 4}
+    ]
 
 
 def test_collectives_in_a_loop_count_at_every_turn():
@@ -131,7 +134,7 @@ def test_collectives_in_a_loop_count_at_every_turn():
         return jax.lax.scan(turn, a, length=5)[0]
 
     compiled = jax.jit(looped).lower(jax.ShapeDtypeStruct((16, 4), jnp.bfloat16)).compile()
-    (sent,) = collectives_of(compiled)
+    (sent,) = by_kind(of_program(compiled, 8))
     assert sent["kind"] == "collective-permute" and sent["count"] == 5
     assert sent["bytes"] in (5 * 2 * 4 * 2, 5 * 2 * 4 * 4)  # a CPU may send bfloat16 as float32
 
@@ -152,7 +155,7 @@ ENTRY %main (p: bf16[4,8]) -> bf16[32,8] {
   ROOT %u = (f32[2,3]{1,0}, s8[5]{0}) all-reduce-done(%t)
 }
 """
-    assert count_collectives(module) == [
+    assert by_kind(of_text(module, 4)) == [
         {"kind": "all-gather", "count": 1, "bytes": 32 * 8 * 2},
         {"kind": "all-reduce", "count": 1, "bytes": 2 * 3 * 4 + 5},
         {"kind": "collective-permute", "count": 1, "bytes": 16},
@@ -164,7 +167,7 @@ def test_a_compiler_that_does_not_show_its_program_is_told_of():
         def as_text(self):
             raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: async-update")
 
-    assert collectives_of(Silent()) is None
+    assert of_program(Silent(), 8) is None
     found = report_of(wide_config()) | {"collectives": None}
     assert "its collectives are unknown" in text(found)
 

@@ -1,4 +1,7 @@
-"""What a model may say of its arrays' layout over devices: names of axes; whose mesh, it does not know."""
+"""What a model may say of its arrays' layout over devices: names of axes; whose mesh, it does not know.
+
+And what it may ask: for which platform it is compiled, which need not be there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import jax
 _LAYOUT: contextvars.ContextVar[Callable[..., jax.Array] | None] = contextvars.ContextVar(
     "layout", default=None
 )
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -40,3 +44,18 @@ def batch_axes() -> tuple[str, ...] | None:
     None under `jit`, where an array is the global one and so are its statistics.
     """
     return jax.sharding.get_abstract_mesh().manual_axes or None
+
+
+def platform() -> str:
+    """What a program that is traced now will run on: "cpu", "gpu" or "tpu"."""
+    return _PLATFORM.get() or jax.default_backend()
+
+
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """Within, programs are compiled for devices that are not there (see `bigjax.plan`)."""
+    token = _PLATFORM.set(platform)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)

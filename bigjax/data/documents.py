@@ -54,12 +54,7 @@ class DocumentRows:
             self._rows = packing.document_rows(self._offsets, config.length)
         self.tokenizer, self.encode, self.fields = tokenizer, encode, config.text_fields()
         self.vocab_size = tokenizer.vocab_size
-        row = ((config.length,), np.dtype(np.int32))
-        self.features: Features = {
-            "tokens": row,
-            "segments": row,
-            "bytes": ((), np.dtype(np.int32)),
-        }
+        self.features = config.features
         identity = f"{tokens.fingerprint} {documents} {config.length} {config.pack}"
         self._identity = hashlib.sha256(identity.encode()).hexdigest()
 
@@ -109,6 +104,12 @@ class Documents(TextSource):
         super().__post_init__()
         if self.prompt is not None and self.prompt.count("{}") != 1:
             raise UserError(f"prompt: {self.prompt!r} should hold {{}} once, for the line")
+
+    @property
+    def features(self) -> Features:
+        """Of the rows, whatever the texts are."""
+        row = ((self.length,), np.dtype(np.int32))
+        return {"tokens": row, "segments": row, "bytes": ((), np.dtype(np.int32))}
 
     def open(self, split: str) -> DocumentRows:
         """Opens a split or a part of one: train[:90%] is the first 90 % of its documents."""

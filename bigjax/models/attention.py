@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
+from bigjax.core.layout import platform
 from bigjax.models.common import choose
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "tpu_flash")
@@ -54,7 +55,7 @@ def attend(
       (B, T, N, H) in the dtype of the queries; 0 for a query that sees no key.
     """
     dtype = q_BTNH.dtype
-    on_gpu = jax.default_backend() == "gpu"
+    on_gpu = platform() == "gpu"
     if offset is not None or softcap is not None:
         implementation = "xla"
     implementation = _chosen(implementation, q_BTNH, k_BSKH, bias)
@@ -97,7 +98,7 @@ def attend(
 def _chosen(name: str, q_BTNH: jax.Array, k_BSKH: jax.Array, bias: jax.Array | None) -> str:
     """The implementation that a name means here; UserError if it cannot be had."""
     choose("model.attention", name, IMPLEMENTATIONS)
-    backend, (T, S, H) = jax.default_backend(), (q_BTNH.shape[1], *k_BSKH.shape[1::2])
+    backend, (T, S, H) = platform(), (q_BTNH.shape[1], *k_BSKH.shape[1::2])
     if name == "auto":
         narrow = q_BTNH.dtype in (jnp.bfloat16, jnp.float16)
         fits = H % 8 == 0 and H <= 128 and T % 2 == 0 and S % 2 == 0

@@ -7,8 +7,6 @@ The step is compiled from shapes alone; no array is made. `report` gives plain d
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,23 +19,15 @@ from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.mesh.placement import Placement
 from bigjax.mesh.sharding import batch_sharding
+from bigjax.plan.collectives import by_kind, of_program
 from bigjax.run.text import table
 
 REPLICATED_LIMIT = 2**20  # bytes; a larger parameter is replicated only where a rule says so
 SPLITTING_AXES = ("fsdp", "tensor")
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
 
 
 def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """The sharding report of a program's train step.
+    """The sharding report of a program's train step, which is compiled for it.
 
     Args:
       program: as `build_program` makes it; its mesh may be of simulated devices.
@@ -52,12 +42,19 @@ def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[
     Raises:
       UserError: a large parameter is replicated though no rule says so.
     """
+    found = held(program)
+    compiled = lowered_step(program, abstract_batch(program, features, batch_size)).compile()
+    memory, sent = compiled.memory_analysis(), of_program(compiled, program.mesh.size)
+    found["bytes_per_device"]["activations"] = None if memory is None else memory.temp_size_in_bytes
+    return {**found, "collectives": None if sent is None else by_kind(sent)}
+
+
+def held(program: Program) -> dict[str, Any]:
+    """What lies on every device between steps, as `report` gives it; nothing is compiled."""
     parameters = parameter_rows(program)
     check_replicated(program.placed, parameters, dict(program.mesh.shape))
-    compiled = compile_step(program, features, batch_size)
     state = program.state
-    rest = (state.collections, state.rng, state.hyper, state.step)
-    memory = compiled.memory_analysis()
+    rest = (state.collections, state.rng, state.hyper, state.step, state.memory, state.loss_scale)
     return {
         "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
         "devices": program.mesh.size,
@@ -68,20 +65,22 @@ def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[
             "moving average": bytes_per_device(state.ema),
             "other state": bytes_per_device(rest),
             **{name: bytes_per_device(tree) for name, tree in program.frozen.items()},
-            "activations": None if memory is None else memory.temp_size_in_bytes,
         },
-        "collectives": collectives_of(compiled),
     }
 
 
-def compile_step(program: Program, features: dict[str, Any], batch_size: int) -> Any:
-    """The compiled train step, from shapes alone."""
+def abstract_batch(program: Program, features: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    """A batch's shapes, laid out as a run's."""
     rows = batch_sharding(program.mesh)
-    batch = {
+    return {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
         for name, leaf in jax.eval_shape(lambda: example_batch(features, batch_size)).items()
     }
-    return program.train_step.lower(program.state, batch, program.frozen).compile()
+
+
+def lowered_step(program: Program, batch: dict[str, Any]) -> Any:
+    """The train step of a run, lowered from shapes alone; `.compile()` it."""
+    return program.train_step.lower(program.state, batch, program.frozen)
 
 
 def parameter_rows(program: Program) -> list[dict[str, Any]]:
@@ -143,73 +142,6 @@ def bytes_per_device(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def collectives_of(compiled: Any) -> list[dict[str, Any]] | None:
-    """The collectives of one run of a compiled program, by kind: count, bytes of their results.
-
-    Bytes are those on one device. Some compilers fail to print some programs: None then.
-    """
-    try:
-        return count_collectives(compiled.as_text())
-    except (jax.errors.JaxRuntimeError, NotImplementedError):
-        return None
-
-
-_HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
-_CALLED = re.compile(
-    r"\b(?:body|calls|to_apply|branch_computations|called_computations)=\{?([^},]+(?:, [^}=]+)?)\}?"
-)
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
-_ARRAY = re.compile(r"(pred|bf16|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
-
-
-def count_collectives(text: str) -> list[dict[str, Any]]:
-    """`collectives_of` for the text of an optimised HLO module; a loop's body counts at each turn."""
-    lines: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            name = head[2]
-            lines[name] = []
-            entry = name if head[1] else entry
-        elif name:
-            lines[name].append(line)
-
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-
-    def add(computation: str, times: int) -> None:
-        for line in lines.get(computation, ()):
-            if found := _COLLECTIVE.search(line):
-                counts[found[2]] += times
-                sizes[found[2]] += times * _result_bytes(found[1], found[2], bool(found[3]))
-                continue
-            trips = _TRIPS.search(line)
-            for called in _CALLED.findall(line):
-                for one in called.split(", "):
-                    add(one.strip().lstrip("%"), times * (int(trips[1]) if trips else 1))
-
-    add(entry, 1)
-    return [
-        {"kind": kind, "count": counts[kind], "bytes": sizes[kind]}
-        for kind in COLLECTIVES
-        if counts[kind]
-    ]
-
-
-def _result_bytes(result: str, kind: str, is_start: bool) -> int:
-    """Bytes of a collective's result, from its type's text, such as "(f32[8,4]{1,0}, bf16[2])"."""
-    arrays = [_array_bytes(*match) for match in _ARRAY.findall(result)]
-    if is_start and kind != "all-reduce":  # its type holds the operands too, before the results
-        arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[1:2]
-    return sum(arrays)
-
-
-def _array_bytes(dtype: str, bits: str, dims: str) -> int:
-    elements = math.prod(int(dim) for dim in dims.split(",") if dim)
-    return elements * (1 if dtype == "pred" else 2 if dtype == "bf16" else -(-int(bits) // 8))
 
 
 def text(found: dict[str, Any]) -> str:

@@ -36,9 +36,10 @@ SAVE_EVERY = 5.0  # seconds; a kill loses at most as much from the ledger
 MARKS = 100  # checkpoints whose time is remembered
 
 # Bounds a figure can be held against. FLOP/s of one chip (as JAX counts devices), dense bfloat16, by
-# the start of `device_kind`. NVIDIA: data sheets of H200 SXM, H100 SXM and PCIe, A100, without
+# the start of `device_kind`. NVIDIA: data sheets of B200, H200 SXM, H100 SXM and PCIe, A100, without
 # sparsity; TPU: the tables at cloud.google.com/tpu/docs (v2 and v3: a device is a core, half a chip).
 PEAKS = (
+    ("NVIDIA B200", 2250e12),
     ("NVIDIA H200", 989.5e12),
     ("NVIDIA H100 PCIe", 756e12),
     ("NVIDIA H100", 989.5e12),

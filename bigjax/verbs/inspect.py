@@ -31,7 +31,7 @@ def config_verb(
         print(f"{show(config)}\nfingerprint {config.fingerprint}")
         return
     found, seeds, _ = stages.resolve(raw, overrides)
-    for name, config in _of_stage(found, options).items():
+    for name, config in of_stage(found, options).items():
         print(f"# stage {name}, {seeds} seeds\n{show(config)}")
         print(f"fingerprint {config.fingerprint}\n")
 
@@ -61,14 +61,11 @@ def sharding_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
     """Prints what lies where and what a step sends, for every stage; trains nothing."""
-    if stages.is_pipeline(raw):
-        found, _, _ = stages.resolve(raw, overrides, options.trust)
-    else:
-        found = {"": configs.resolve(raw, overrides, [TRUST_ALL] * options.trust)}
+    found = resolved(raw, overrides, options)
     reports = {}
-    for name, config in _of_stage(found, options).items():
+    for name, config in of_stage(found, options).items():
         source = open_sources(config)["train"]
-        program = build_program(config, source, _references(config, found, options))
+        program = build_program(config, source, references(config, found, options))
         batch_size = config.get("train.batch_size")
         reports[name] = sharding_report.report(program, source.features, batch_size)
     if options.json:
@@ -78,12 +75,19 @@ def sharding_verb(
         print(f"# stage {name}\n" * bool(name) + sharding_report.text(report) + "\n")
 
 
-def _of_stage(found: dict[str, Config], options: argparse.Namespace) -> dict[str, Config]:
+def resolved(raw: Any, overrides: Sequence[str], options: argparse.Namespace) -> dict[str, Config]:
+    """Stage -> its config; of a single run, "" -> it."""
+    if stages.is_pipeline(raw):
+        return stages.resolve(raw, overrides, options.trust)[0]
+    return {"": configs.resolve(raw, overrides, [TRUST_ALL] * options.trust)}
+
+
+def of_stage(found: dict[str, Config], options: argparse.Namespace) -> dict[str, Config]:
     """The stages that are asked for."""
     return {n: config for n, config in found.items() if options.stage in (None, n)}
 
 
-def _references(
+def references(
     config: Config, stage_configs: dict[str, Config], options: argparse.Namespace
 ) -> dict[str, Config]:
     """The configs of the runs that the method names: those of stages need not have run."""

@@ -35,6 +35,7 @@ from bigjax.verbs.inspect import (
     replay_verb,
     sharding_verb,
 )
+from bigjax.verbs.plan import plan_verb
 from bigjax.verbs.predict import evaluate_verb, predict_verb
 from bigjax.verbs.train import train_verb
 
@@ -51,6 +52,7 @@ VERBS = {
     "replay": replay_verb,
     "checkpoints": checkpoints_verb,
     "sharding": sharding_verb,
+    "plan": plan_verb,
     "export": export_verb,
     "config": config_verb,
     "doctor": doctor_verb,
@@ -60,7 +62,7 @@ VERBS = {
 # These look at one run: of a pipeline, at the one that --stage names.
 OF_ONE_RUN = ("evaluate", "predict", "replay", "export")
 # These take a stage out of the whole pipeline: it may name another one that has not run yet.
-OF_ALL_STAGES = ("config", "sharding")
+OF_ALL_STAGES = ("config", "sharding", "plan")
 
 
 def run(get_config: Callable[[], Any]) -> None:
@@ -208,7 +210,7 @@ def parse(
     parser.add_argument(
         "--output",
         type=_path,
-        help="predict: JSON lines go here, not to the terminal; export: folder",
+        help="predict: JSON lines go here, not to the terminal; export: folder; plan: .html",
     )
     parser.add_argument(
         "--allow_changed", action="append", default=[], metavar="KEY", help="resume: may differ"
@@ -230,7 +232,9 @@ def parse(
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
     parser.add_argument("--format", default="safetensors", help="export: safetensors")
     parser.add_argument("--family", help="export: whose layout, such as bert or roberta")
-    parser.add_argument("--json", action="store_true", help="sharding, doctor: for machines")
+    parser.add_argument("--topology", help="plan: cpu:8, v5e:4x4, 2xv5e:4x4, h200:8, ...")
+    parser.add_argument("--price_per_device_hour", type=float, help="plan: for the cost of the run")
+    parser.add_argument("--json", action="store_true", help="sharding, plan, doctor: for machines")
     parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")
     parser.add_argument("--processes", type=int, help="how many (detected on known clusters)")

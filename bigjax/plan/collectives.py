@@ -1,0 +1,207 @@
+"""What devices send each other in one run of a compiled program, read from its text.
+
+The text is XLA's optimised HLO. Bytes are those of one device; a loop's body counts at each turn.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+
+_HEAD = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+_CALLED = re.compile(
+    r"\b(?:body|calls|to_apply|branch_computations|called_computations)=\{?([^},]+(?:, [^}=]+)?)\}?"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+_ARRAY = re.compile(r"(pred|bf16|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
+_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}")
+_IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH_AXIS = re.compile(r"'([^']*)'=(\d+)")
+_NAMED_AXIS = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")
+
+
+def of_program(compiled: Any, devices: int) -> list[dict[str, Any]] | None:
+    """`of_text` of a compiled program; None where the compiler fails to print it, as some do."""
+    try:
+        return of_text(compiled.as_text(), devices)
+    except (jax.errors.JaxRuntimeError, NotImplementedError):
+        return None
+
+
+def of_text(text: str, devices: int) -> list[dict[str, Any]]:
+    """The collectives of an optimised HLO module, one dict for each kind and set of groups.
+
+    Returns:
+      kind, count; bytes: of their results; groups: int (groups, devices of each), places in the
+      mesh, row by row, or None where the text says it in a way that is not known here.
+    """
+    lines: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            name = head[2]
+            lines[name] = []
+            entry = name if head[1] else entry
+        elif name:
+            lines[name].append(line)
+
+    counts: Counter[tuple[str, str]] = Counter()
+    sizes: Counter[tuple[str, str]] = Counter()
+    groups: dict[tuple[str, str], np.ndarray | None] = {}
+
+    def add(computation: str, times: int) -> None:
+        for line in lines.get(computation, ()):
+            if found := _COLLECTIVE.search(line):
+                members = groups_of(line, devices)
+                key = (found[2], "?" if members is None else str(members.tolist()))
+                groups[key] = members
+                counts[key] += times
+                sizes[key] += times * _result_bytes(found[1], found[2], bool(found[3]))
+                continue
+            trips = _TRIPS.search(line)
+            for called in _CALLED.findall(line):
+                for one in called.split(", "):
+                    add(one.strip().lstrip("%"), times * (int(trips[1]) if trips else 1))
+
+    add(entry, 1)
+    order = sorted(groups, key=lambda key: COLLECTIVES.index(key[0]))
+    return [
+        {"kind": key[0], "count": counts[key], "bytes": sizes[key], "groups": groups[key]}
+        for key in order
+    ]
+
+
+def by_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `of_text` added up over groups: kind, count, bytes."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        total = found.setdefault(row["kind"], {"kind": row["kind"], "count": 0, "bytes": 0})
+        total["count"] += row["count"]
+        total["bytes"] += row["bytes"]
+    return list(found.values())
+
+
+def by_axis(
+    rows: Sequence[dict[str, Any]], mesh: Any, node: Callable[[Any], Any]
+) -> list[dict[str, Any]]:
+    """The rows of `of_text` by kind and mesh axes.
+
+    Args:
+      mesh: whose devices the groups' numbers are, row by row.
+      node: device -> what it shares the fast network with.
+
+    Returns:
+      kind, axes ("data x fsdp", "?"), count, bytes of results, sent: bytes that one device sends at
+      least (`sent`), crosses: whether a group spans several nodes.
+    """
+    nodes = np.array([str(node(device)) for device in mesh.devices.flat])
+    found: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    for row in rows:
+        groups = row["groups"]
+        if groups is None:
+            axes, crosses, members = "?", len(set(nodes)) > 1, mesh.size
+        else:
+            axes = axes_of_groups(groups, mesh)
+            crosses = any(len(set(nodes[group])) > 1 for group in groups)
+            members = groups.shape[1]
+        if members == 1:
+            continue  # a group of one sends nothing
+        key = (row["kind"], axes, crosses)
+        total = found.setdefault(
+            key,
+            dict(kind=row["kind"], axes=axes, count=0, bytes=0, sent=0, crosses=crosses),
+        )
+        total["count"] += row["count"]
+        total["bytes"] += row["bytes"]
+        total["sent"] += round(sent(row["kind"], row["bytes"], members))
+    return list(found.values())
+
+
+def sent(kind: str, size: int, members: int) -> float:
+    """Bytes that each of `members` devices must send, given those of the result on one device.
+
+    The bandwidth-optimal counts (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms";
+    Thakur et al. 2005, "Optimization of collective communication operations in MPICH").
+    """
+    share = (members - 1) / members
+    if kind == "all-reduce":
+        return 2 * share * size
+    if kind == "reduce-scatter":
+        return (members - 1) * size
+    if kind in ("collective-permute", "collective-broadcast"):
+        return size
+    return share * size
+
+
+def groups_of(line: str, devices: int) -> np.ndarray | None:
+    """The groups of a collective's line, int (groups, devices of each); None: written in no known way."""
+    everyone = np.arange(devices)
+    if found := _IOTA.search(line):
+        dims = [int(n) for n in found[3].split(",")]
+        order = [int(n) for n in found[4].split(",")] if found[4] else range(len(dims))
+        numbers = np.arange(math.prod(dims)).reshape(dims).transpose(order)
+        return numbers.reshape(int(found[1]), int(found[2]))
+    if found := _MESH.search(line):
+        return _of_mesh(found[1], found[2])
+    if found := _LISTED.search(line):
+        groups = [[int(n) for n in part.split(",")] for part in found[1][1:-1].split("},{") if part]
+        return np.array(groups) if len({len(group) for group in groups}) == 1 else None
+    return everyone[None] if "replica_groups={}" in line else None
+
+
+def _of_mesh(sizes: str, named: str) -> np.ndarray | None:
+    """Groups along some axes of a mesh: "'a'=4,'b'=2" and "'b'"; "'a':(2)2" is a part of an axis."""
+    axes = {name: int(size) for name, size in _MESH_AXIS.findall(sizes)}
+    if not axes or "device_ids" in sizes:
+        return None
+    along = {name: (before, size) for name, before, size in _NAMED_AXIS.findall(named)}
+    dims, kept = [], []
+    for name, size in axes.items():
+        before, own = along.get(name, ("", ""))
+        parts = [size]
+        if own:  # the part of `own` devices behind `before` slower ones
+            parts = [int(before), int(own), size // (int(before) * int(own))]
+        if name in along:
+            kept.append(len(dims) + (1 if own else 0))
+        dims += parts
+    order = [n for n in range(len(dims)) if n not in kept] + kept
+    numbers = np.arange(math.prod(dims)).reshape(dims).transpose(order)
+    return numbers.reshape(-1, math.prod(dims[n] for n in kept))
+
+
+def axes_of_groups(groups: np.ndarray, mesh: Any) -> str:
+    """The mesh axes along which the devices of a group differ: "data x fsdp"."""
+    places = np.stack(np.unravel_index(groups, mesh.devices.shape))  # axis, group, member
+    differ = (places != places[:, :, :1]).any(axis=(1, 2))
+    return " x ".join(axis for axis, says in zip(mesh.axis_names, differ, strict=True) if says)
+
+
+def _result_bytes(result: str, kind: str, is_start: bool) -> int:
+    """Bytes of a collective's result, from its type's text, such as "(f32[8,4]{1,0}, bf16[2])"."""
+    arrays = [_array_bytes(*match) for match in _ARRAY.findall(result)]
+    if is_start and kind != "all-reduce":  # its type holds the operands too, before the results
+        arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[1:2]
+    return sum(arrays)
+
+
+def _array_bytes(dtype: str, bits: str, dims: str) -> int:
+    elements = math.prod(int(dim) for dim in dims.split(",") if dim)
+    return elements * (1 if dtype == "pred" else 2 if dtype == "bf16" else -(-int(bits) // 8))

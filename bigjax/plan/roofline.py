@@ -1,0 +1,61 @@
+"""How long a step takes at best, from published figures alone. Pure.
+
+Williams, Waterman and Patterson 2009, "Roofline": a step takes at least as long as each of its
+resources is busy; at best they all overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bigjax.plan.chips import Chip
+
+# What a term assumes beside the published figure.
+TERMS = {
+    "compute": "products at the chip's peak",
+    "memory": "each byte moved once at full bandwidth",
+    "intra": "all links of a chip busy, nothing in the way",
+    "cross": "the network card busy, nothing in the way",
+}
+
+
+def roofline(
+    chip: Chip,
+    devices: int,
+    *,
+    flops: float,
+    moved: float,
+    collectives: Sequence[Mapping[str, Any]] | None,
+    narrow: bool,
+) -> dict[str, Any]:
+    """The least seconds of a step for each resource, and which of them bounds it.
+
+    Args:
+      flops: of a step, over all devices.
+      moved: bytes read from and written to a device's memory.
+      collectives: as `collectives.by_axis` gives them; None: unknown, and taken for none.
+      narrow: whether products are of 16-bit numbers.
+
+    Returns:
+      seconds: term -> seconds. bound: the longest term. step_seconds: its seconds. ridge: FLOPs a byte
+      from which on a program is bound by compute.
+    """
+    peak = chip.flops * (1.0 if narrow else chip.float32)
+    sent = {False: 0.0, True: 0.0}
+    for row in collectives or ():
+        sent[row["crosses"]] += row["sent"]
+    seconds = {
+        "compute": flops / (devices * peak),
+        "memory": moved / chip.bandwidth,
+        "intra": sent[False] / chip.intra,
+        "cross": sent[True] / chip.cross,
+    }
+    bound = max(seconds, key=lambda term: seconds[term])
+    return {
+        "seconds": seconds,
+        "bound": bound,
+        "step_seconds": seconds[bound],
+        "peak_flops": peak,
+        "ridge": peak / chip.bandwidth,
+    }

@@ -1,0 +1,134 @@
+"""Compiles for devices that are not there, in a process of its own, so that the caller's JAX is left alone.
+
+`run` is called by the caller, `main` is that process: `python -m bigjax.plan.worker JOB ANSWERS`. JOB is
+pickled by `run` itself; answers come back as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bigjax.config.resolve import Config
+from bigjax.core.errors import UserError
+from bigjax.plan.topology import Topology, devices_of, environment
+
+
+@dataclass(frozen=True)
+class Case:
+    """One config to compile.
+
+    references: field of the method -> config of the run that it names.
+    """
+
+    config: Config
+    references: dict[str, Config] = field(default_factory=dict)
+
+
+def run(
+    topology: Topology,
+    cases: Sequence[Case],
+    *,
+    price: float | None = None,
+    budget: float | None = None,
+) -> list[dict[str, Any]]:
+    """What `bigjax.plan.answer` says of each case; {"refused": why} of one that is not possible.
+
+    Args:
+      budget: seconds after which no other case is begun; those left are {"refused": ...} too.
+
+    Raises:
+      UserError: the compiler is missing, knows no such topology, or dies.
+    """
+    with tempfile.TemporaryDirectory(prefix="bigjax_plan_") as folder:
+        job, answers = Path(folder, "job"), Path(folder, "answers")
+        job.write_bytes(pickle.dumps((topology, list(cases), price, budget)))
+        command = [sys.executable, "-m", "bigjax.plan.worker", str(job), str(answers)]
+        ended = subprocess.run(
+            command, env=environment(topology), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        if not answers.exists():
+            lines = ended.stderr.decode(errors="replace").strip().splitlines()
+            raise UserError(
+                f"--topology={topology.name}: the compiler's process ended with code "
+                f"{ended.returncode}: {lines[-1][:300] if lines else 'without a word'}"
+            )
+        found = json.loads(answers.read_text())
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
+
+
+def main(job: str, answers: str) -> None:
+    topology, cases, price, budget = pickle.loads(Path(job).read_bytes())
+    found: Any = []
+    try:
+        devices = devices_of(topology)
+        began = time.monotonic()
+        for case in cases:
+            late = budget is not None and time.monotonic() - began > budget
+            found.append(
+                {"refused": "not tried: the time is over"}
+                if late
+                else answer_or_refusal(case, topology, devices, price)
+            )
+    except UserError as error:
+        found = str(error)
+    Path(answers).write_text(json.dumps(found))
+
+
+def answer_or_refusal(
+    case: Case, topology: Topology, devices: Sequence[Any], price: float | None
+) -> dict[str, Any]:
+    from bigjax.build.program import build_program
+    from bigjax.core.layout import compiled_for
+    from bigjax.mesh.sharding import make_mesh
+    from bigjax.plan.answer import answer
+    from bigjax.plan.shapes import train_split
+
+    config, remarks = for_platform(case.config, topology.platform)
+    try:
+        source, is_there = train_split(config)
+        with compiled_for(topology.platform):
+            mesh = make_mesh(config.section("mesh"), devices)
+            program = build_program(config, source, case.references, mesh)
+            found = answer(
+                program,
+                source.features,
+                config.get("train.batch_size"),
+                config.section("train").total_steps(len(source)),
+                topology,
+                narrow=config.get("precision.policy") != "float32",
+                price=price,
+            )
+        return found | {"data_is_there": is_there, "remarks": remarks}
+    except UserError as error:
+        return {"refused": str(error)}
+
+
+def for_platform(config: Config, platform: str) -> tuple[Config, list[str]]:
+    """(the config as it can be compiled here, what is then not as in a run).
+
+    JAX asks a cuDNN library and a GPU whether the fused attention is to be had; neither is here.
+    """
+    model = config.values["model"]
+    narrow = config.get("precision.policy") != "float32"
+    if platform == "gpu" and narrow and model.get("attention") == "auto":
+        remark = (
+            "not the program of a run in one point: attention is XLA's, where a run takes cuDNN's fused "
+            "kernel, which needs less memory and moves fewer bytes"
+        )
+        return config.with_value("model.attention", "xla"), [remark]
+    return config, []
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
