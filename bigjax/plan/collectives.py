@@ -33,7 +33,9 @@ _COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
 _ARRAY = re.compile(r"(pred|bf16|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}")
 _IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
 _MESH_AXIS = re.compile(r"'([^']*)'=(\d+)")
 _NAMED_AXIS = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")
 
@@ -155,36 +157,42 @@ def groups_of(line: str, devices: int) -> np.ndarray | None:
     """The groups of a collective's line, int (groups, devices of each); None: written in no known way."""
     everyone = np.arange(devices)
     if found := _IOTA.search(line):
-        dims = [int(n) for n in found[3].split(",")]
-        order = [int(n) for n in found[4].split(",")] if found[4] else range(len(dims))
-        numbers = np.arange(math.prod(dims)).reshape(dims).transpose(order)
-        return numbers.reshape(int(found[1]), int(found[2]))
+        return _counted(found[3], found[4]).reshape(int(found[1]), int(found[2]))
     if found := _MESH.search(line):
-        return _of_mesh(found[1], found[2])
+        return _of_mesh(found[1], _counted(found[2] or str(devices), found[3]), found[4])
     if found := _LISTED.search(line):
         groups = [[int(n) for n in part.split(",")] for part in found[1][1:-1].split("},{") if part]
         return np.array(groups) if len({len(group) for group in groups}) == 1 else None
     return everyone[None] if "replica_groups={}" in line else None
 
 
-def _of_mesh(sizes: str, named: str) -> np.ndarray | None:
-    """Groups along some axes of a mesh: "'a'=4,'b'=2" and "'b'"; "'a':(2)2" is a part of an axis."""
+def _counted(dims: str, order: str | None) -> np.ndarray:
+    """0, 1, ... in the shape `dims`, with its axes in another order: "4,2" and "1,0"."""
+    sizes = [int(size) for size in dims.split(",")]
+    numbers = np.arange(math.prod(sizes)).reshape(sizes)
+    return numbers.transpose([int(axis) for axis in order.split(",")]) if order else numbers
+
+
+def _of_mesh(sizes: str, numbers: np.ndarray, named: str) -> np.ndarray | None:
+    """Groups along some axes of a mesh of these numbers, such as "'a'=4,'b'=2" and "'b'".
+
+    "'a':(2)2" is a part of an axis: its 2 devices behind 2 slower ones.
+    """
     axes = {name: int(size) for name, size in _MESH_AXIS.findall(sizes)}
-    if not axes or "device_ids" in sizes:
+    if math.prod(axes.values()) != numbers.size:
         return None
     along = {name: (before, size) for name, before, size in _NAMED_AXIS.findall(named)}
-    dims, kept = [], []
+    dims: list[int] = []
+    kept = []
     for name, size in axes.items():
         before, own = along.get(name, ("", ""))
-        parts = [size]
-        if own:  # the part of `own` devices behind `before` slower ones
-            parts = [int(before), int(own), size // (int(before) * int(own))]
+        is_part = bool(own)
         if name in along:
-            kept.append(len(dims) + (1 if own else 0))
-        dims += parts
+            kept.append(len(dims) + is_part)
+        dims += [int(before), int(own), size // (int(before) * int(own))] if is_part else [size]
     order = [n for n in range(len(dims)) if n not in kept] + kept
-    numbers = np.arange(math.prod(dims)).reshape(dims).transpose(order)
-    return numbers.reshape(-1, math.prod(dims[n] for n in kept))
+    members = math.prod(dims[n] for n in kept)
+    return numbers.reshape(dims).transpose(order).reshape(-1, members)
 
 
 def axes_of_groups(groups: np.ndarray, mesh: Any) -> str:

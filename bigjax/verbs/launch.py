@@ -234,6 +234,8 @@ def parse(
     parser.add_argument("--family", help="export: whose layout, such as bert or roberta")
     parser.add_argument("--topology", help="plan: cpu:8, v5e:4x4, 2xv5e:4x4, h200:8, ...")
     parser.add_argument("--price_per_device_hour", type=float, help="plan: for the cost of the run")
+    parser.add_argument("--suggest", action="store_true", help="plan: try single changes")
+    parser.add_argument("--scale", help="plan: on other numbers of devices, such as 16,64")
     parser.add_argument("--json", action="store_true", help="sharding, plan, doctor: for machines")
     parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")

@@ -7,9 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError
-from bigjax.plan import show, topology, worker
+from bigjax.plan import changes, show, topology, worker
 from bigjax.verbs.inspect import of_stage, references, resolved
+
+Case = worker.Case
 
 
 def plan_verb(
@@ -17,33 +20,86 @@ def plan_verb(
 ) -> None:
     """Compiles the run's step for `--topology` and prints what it takes; trains nothing.
 
-    Writes the same to `plan.html` where --output names it.
+    --suggest and --scale compile more of the kind and compare them; --output writes it all as a page.
     """
     if options.topology is None:
         raise UserError(f"plan needs --topology=...: {topology.FORMS}")
-    wanted = topology.parsed(options.topology)
+    wanted, sizes = topology.parsed(options.topology), _sizes(options.scale)
     found = resolved(raw, overrides, options)
     asked = of_stage(found, options)
-    cases = [worker.Case(c, references(c, found, options)) for c in asked.values()]
-    plans = worker.run(wanted, cases, price=options.price_per_device_hour)
+    if len(asked) > 1 and (options.suggest or sizes):
+        raise UserError(f"--suggest and --scale look at one run: give --stage={next(iter(asked))}")
+    cases = [Case(config, references(config, found, options)) for config in asked.values()]
+    price = options.price_per_device_hour
+    plans = worker.run(wanted, cases, price=price)
     for plan in plans:
         if "refused" in plan:
             raise UserError(plan["refused"])
+    more: list[show.Section] = []
+    if options.suggest:
+        more.append(("Single changes", _suggested(cases[0], plans[0], wanted)))
+    if sizes:
+        more.append(("As many rows on each device", _scaled(cases[0], plans[0], wanted, sizes)))
     if options.json:
         named = dict(zip(asked, plans, strict=True))
-        print(json.dumps(named.get("", named), indent=2))
+        print(json.dumps(named.get("", named) | dict(more), indent=2))
         return
     for name, plan in zip(asked, plans, strict=True):
-        head, chip = show.headline(plan), wanted.chip
-        tables, said = show.sections(plan, chip), show.notes(plan, chip)
-        print(
-            "\n\n".join([f"# stage {name}\n" * bool(name) + head, *(show.text(*t) for t in tables)])
-        )
-        print("\n" + "\n".join(said))
-        if options.output is not None:
-            path = (
-                options.output.with_stem(f"{options.output.stem}_{name}")
-                if name
-                else options.output
-            )
-            show.write(path, f"Plan: {name or options.workdir.name}", head, tables, said)
+        _show(name, plan, wanted, more, options)
+
+
+def _show(
+    name: str,
+    plan: dict[str, Any],
+    wanted: topology.Topology,
+    more: Sequence[show.Section],
+    options: argparse.Namespace,
+) -> None:
+    head, chip = show.headline(plan), wanted.chip
+    tables, said = [*show.sections(plan, chip), *more], show.notes(plan, chip)
+    print("\n\n".join([f"# stage {name}\n" * bool(name) + head, *(show.text(*t) for t in tables)]))
+    print("\n" + "\n".join(said))
+    if options.output is not None:
+        page = options.output
+        page = page.with_stem(f"{page.stem}_{name}") if name else page
+        show.write(page, f"Plan: {name or options.workdir.name}", head, tables, said)
+
+
+def _suggested(case: Case, plan: dict[str, Any], wanted: topology.Topology) -> list[dict[str, Any]]:
+    """The plan and one for each single change, as rows."""
+    found = changes.suggestions(case.config, plan["mesh"])
+    plans = _plans(case, found, wanted)
+    keeps = ["", *("same" if change.same else "others" for change in found)]
+    rows = show.compared(["as it is", *(change.flags for change in found)], [plan, *plans])
+    return [{**row, "numbers": kept} for row, kept in zip(rows, keeps, strict=True)]
+
+
+def _plans(
+    case: Case, wished: Sequence[changes.Change], wanted: topology.Topology
+) -> list[dict[str, Any]]:
+    """A plan for each change, or why there is none."""
+    made = [changes.applied(case.config, change.overrides) for change in wished]
+    cases = [Case(one, case.references) for one in made if isinstance(one, Config)]
+    plans = iter(worker.run(wanted, cases))
+    return [next(plans) if isinstance(one, Config) else {"refused": one} for one in made]
+
+
+def _scaled(
+    case: Case, plan: dict[str, Any], wanted: topology.Topology, sizes: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The plan and one for each number of devices, as rows."""
+    labels, plans = [wanted.name], [plan]
+    for size in sizes:
+        larger = wanted.of_size(size)
+        change = changes.scaled(case.config, plan["mesh"], size / wanted.size)
+        labels.append(f"{larger.name} {change.flags}")
+        plans += _plans(case, [change], larger)
+    return show.compared(labels, plans)
+
+
+def _sizes(text: str | None) -> list[int]:
+    """ "16,64" -> [16, 64]."""
+    parts = text.split(",") if text else []
+    if not all(part.strip().isdigit() and int(part) for part in parts):
+        raise UserError(f"--scale={text}: write numbers of devices, such as --scale=16,64")
+    return [int(part) for part in parts]

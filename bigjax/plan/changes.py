@@ -1,0 +1,78 @@
+"""Single changes of a config that may make it fit or run faster: what `--suggest` and `--scale` compile. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from bigjax.config.resolve import Config, resolve
+from bigjax.core.errors import UserError
+
+REMAT = ("dots_no_batch", "names", "full")
+
+
+class Change(NamedTuple):
+    """overrides: as on the command line, without "--config.". same: whether the numbers of a run stay.
+
+    The same numbers but for rounding: what is trained, on which examples, stays as it is.
+    """
+
+    overrides: tuple[str, ...]
+    same: bool
+
+    @property
+    def flags(self) -> str:
+        return " ".join(f"--config.{text}" for text in self.overrides)
+
+
+def suggestions(config: Config, mesh: Mapping[str, int]) -> list[Change]:
+    """Changes worth compiling, one at a time.
+
+    Args:
+      config: of the run.
+      mesh: axis -> size, of the axes above 1 on the devices it was planned for.
+    """
+    found = []
+    data, fsdp = mesh.get("data", 1), mesh.get("fsdp", 1)
+    if data > 1:
+        found.append(Change(("mesh.data=1", f"mesh.fsdp={data * fsdp}"), True))
+    if data > 2 and data % 2 == 0:
+        found.append(Change((f"mesh.data={data // 2}", f"mesh.fsdp={2 * fsdp}"), True))
+    if (data * fsdp) % 2 == 0 and mesh.get("tensor", 1) == 1:
+        rest = f"mesh.fsdp={fsdp // 2}" if fsdp > 1 else f"mesh.data={data // 2}"
+        found.append(Change((rest, "mesh.tensor=2"), True))
+    remat = config.values["model"].get("remat")
+    found += [Change((f"model.remat={name}",), True) for name in REMAT if remat not in (None, name)]
+    accumulate, rows = config.get("train.accumulate"), config.get("train.batch_size")
+    found += [Change((f"train.accumulate={accumulate * n}",), True) for n in (2, 4)]
+    found.append(Change((f"train.batch_size={rows // 2}",), False))
+    if config.get("precision.policy") == "float32":
+        found.append(Change(("precision.policy=bfloat16",), False))
+    if config.get("optimizer.state_dtype") == "float32":
+        found.append(Change(("optimizer.state_dtype=bfloat16",), False))
+    if not config.get("sharding.offload_optimizer"):
+        found.append(Change(("sharding.offload_optimizer=True",), True))
+    if not config.get("adapt"):
+        found.append(Change(("adapt=({'type': 'lora', 'rank': 16},)",), False))
+    return found
+
+
+def applied(config: Config, overrides: Sequence[str]) -> Config | str:
+    """The config with the changes, or why it cannot be."""
+    try:
+        return resolve(config.values, overrides, config.trusted)
+    except UserError as error:
+        return str(error)
+
+
+def scaled(config: Config, mesh: Mapping[str, int], times: float) -> Change:
+    """The run on `times` the devices, with as many rows on each: its data or fsdp axis grows.
+
+    Raises:
+      UserError: the axis would have no whole size.
+    """
+    axis = "fsdp" if mesh.get("fsdp", 1) > 1 else "data"
+    size, rows = mesh.get(axis, 1) * times, config.get("train.batch_size") * times
+    if size != int(size) or rows != int(rows) or not size:
+        raise UserError(f"--scale: {axis} {mesh.get(axis, 1)} x {times:g} is no whole number")
+    return Change((f"mesh.{axis}={int(size)}", f"train.batch_size={int(rows)}"), False)

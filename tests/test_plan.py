@@ -1,0 +1,269 @@
+"""A plan against hand counts, published figures worked by hand, and the program that a real run compiles."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from bigjax.build.assemble import assemble
+from bigjax.build.program import build_program
+from bigjax.core.errors import UserError
+from bigjax.data.sources import Arrays
+from bigjax.loop.record import train_batches
+from bigjax.plan import topology, worker
+from bigjax.plan.answer import answer, capacity, compile_or_refusal, memory
+from bigjax.plan.chips import CHIPS, TARGETS
+from bigjax.plan.collectives import axes_of_groups, by_axis, groups_of, sent
+from bigjax.plan.roofline import roofline
+from bigjax.verbs import launch
+from tests.contracts.runs import config_of
+from tests.small import small_config
+from tests.test_sharding_report import wide_config
+
+MIB = 2**20
+REPLICATED = dict(sharding=dict(rules=((".*", "replicate"),)))
+
+
+def plan_of(width=16, where="cpu:8", **sections):
+    """The plan of an MLP of `width` -> 1024 -> 1024 -> 3, 16 rows, on simulated devices."""
+    config = wide_config(**sections)
+    source = Arrays({"x": np.zeros((32, width), np.float32), "label": np.zeros(32, np.int32)})
+    program = build_program(config, source)
+    wanted = topology.parsed(where) if isinstance(where, str) else where
+    return answer(program, source.features, 16, 3, wanted, narrow=False)
+
+
+def kernels(width=16):
+    """Bytes of the parameters of that MLP."""
+    return 4 * (width * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 3 + 3)
+
+
+@pytest.mark.parametrize("method", ["supervised", "lora", "ppo"])
+def test_the_program_is_the_one_that_a_run_compiles(method, tmp_path):
+    config = config_of(method)
+    setup = assemble(config, tmp_path)
+    state, frozen = setup.start()
+    with contextlib.closing(train_batches(setup, tmp_path, 0)) as batches:
+        lowered = setup.program.train_step.lower(state, next(batches), frozen)
+    real = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    eight = topology.parsed("cpu:8")
+    planned = worker.answer_or_refusal(worker.Case(config), eight, jax.devices(), None)
+    assert planned["program"] == real
+    other = worker.Case(config_of(method, "optimizer.type=lion"))
+    assert worker.answer_or_refusal(other, eight, jax.devices(), None)["program"] != real
+
+
+def test_data_parallel_sends_each_gradient_once_over_data():
+    (reduced,) = plan_of(mesh=dict(data=8), **REPLICATED)["collectives"]
+    assert (reduced["kind"], reduced["axes"], reduced["crosses"]) == ("all-reduce", "data", False)
+    assert kernels() <= reduced["bytes"] <= kernels() + 64  # the metrics' sums are a few bytes
+    assert reduced["sent"] == pytest.approx(2 * 7 / 8 * kernels(), rel=1e-4)
+
+
+def test_fsdp_gathers_the_split_kernel_once_and_adds_up_its_gradient_over_fsdp():
+    rows = {row["kind"]: row for row in plan_of(mesh=dict(data=1, fsdp=8))["collectives"]}
+    assert {row["axes"] for row in rows.values()} == {"fsdp"}
+    kernel, activations = 4 * 1024 * 1024, 4 * 16 * 1024
+    # XLA gathers the activations for the gradient of the split kernel's input.
+    assert rows["all-gather"]["bytes"] == kernel + activations
+    # A CPU's compiler adds up the whole gradient on each device: no reduce-scatter.
+    assert kernel < rows["all-reduce"]["bytes"] < kernel + 4 * 1024 * 24
+
+
+def test_tensor_parallel_adds_up_what_its_row_split_kernels_give():
+    rows = {row["kind"]: row for row in plan_of(mesh=dict(data=1, tensor=8))["collectives"]}
+    assert {row["axes"] for row in rows.values()} == {"tensor"}
+    # dense_0 is split by columns, dense_1 and the head by rows: 16 rows of 1024 and of 3 are added up.
+    outputs = 4 * 16 * (1024 + 3)
+    assert outputs <= rows["all-reduce"]["bytes"] <= outputs + 64
+    # Back: the gradient of dense_1's output, which XLA splits, and a bias with its two moments.
+    assert rows["all-gather"]["bytes"] == 4 * 16 * 1024 + 3 * 4 * 1024
+
+
+def test_peak_is_that_counted_by_hand_and_the_shortfall_is_exact_to_the_byte():
+    # 2048 -> 2048 -> 3. Each device holds the parameters, two moments, its gradient and the sum of all.
+    params = 4 * (2048 * 2048 + 2048 + 2048 * 3 + 3)
+    batch = 2 * (4 * 2048 + 4 * 4)  # two rows: x; label, mask, sample, epoch
+    by_hand = 5 * params + batch
+    model = dict(type="mlp", widths=(2048,), outputs=3)
+    config = dict(model=model, mesh=dict(data=8), **REPLICATED)
+    room = by_hand - 10 * MIB
+    chip = dataclasses.replace(CHIPS["v5e"], memory=room)
+    found = plan_of(2048, topology.Topology("v5e:2x4", "v5e", chip, 1, (2, 4)), **config)["memory"]
+    assert found["peak"] == pytest.approx(by_hand, rel=1e-4)
+    assert found["short"] == found["peak"] - room == pytest.approx(10 * MIB, abs=4096)
+    fits = dataclasses.replace(chip, memory=found["peak"])
+    fitting = topology.Topology("v5e:2x4", "v5e", fits, 1, (2, 4))
+    assert plan_of(2048, fitting, **config)["memory"]["short"] == 0
+    rows = {what: size for what, size, by in found["rows"] if by == "formula"}
+    assert (rows["params"], rows["batch"]) == (params, batch)
+    assert 2 * params <= rows["optimizer"] <= 2 * params + 16
+
+
+def test_a_compiler_that_refuses_for_memory_says_by_how_much():
+    message = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+        "Used 20.00G of 15.75G hbm. Exceeded hbm capacity by 4.25G."
+    )
+
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(message)
+
+    v5e = topology.parsed("v5e:2x4")
+    compiled, refusal = compile_or_refusal(Lowered(), v5e)
+    found = memory(compiled, refusal, {"params": 1}, {}, v5e)
+    assert compiled is None and found["short"] == 4.25 * 2**30
+    message = "INTERNAL: Mosaic failed to compile TPU kernel"
+    with pytest.raises(UserError, match="refuses this step: INTERNAL: Mosaic failed"):
+        compile_or_refusal(Lowered(), v5e)
+
+
+@pytest.mark.parametrize(
+    ("line", "groups"),
+    [
+        ("all-reduce(%x), replica_groups={{0,1},{2,3}}, to_apply=%s", [[0, 1], [2, 3]]),
+        ("all-gather(%x), replica_groups=[2,2]<=[4], dimensions={0}", [[0, 1], [2, 3]]),
+        ("all-gather(%x), replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}", [[0, 2], [1, 3]]),
+        ("all-gather(%x), replica_groups=mesh['a'=2,'b'=2] {'a'}, x", [[0, 2], [1, 3]]),
+        ("all-gather(%x), replica_groups=mesh['a'=2,'b'=2] {'a','b'}, x", [[0, 1, 2, 3]]),
+        ("all-gather(%x), replica_groups=mesh['a'=4] {'a':(2)2}, x", [[0, 1], [2, 3]]),
+        ("all-gather(%x), replica_groups=mesh['a'=4] {'a':(1)2}, x", [[0, 2], [1, 3]]),
+        (
+            "all-gather(%x), replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x",
+            [[0, 1], [2, 3]],
+        ),
+        ("collective-permute(%x), source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+        ("all-reduce(%x), replica_groups={}, to_apply=%s", [[0, 1, 2, 3]]),
+    ],
+)
+def test_groups_are_read_in_every_spelling(line, groups):
+    assert groups_of(line, 4).tolist() == groups
+
+
+def test_groups_are_named_by_the_axes_along_which_they_differ():
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    for groups, axes in (
+        ([[0, 1], [2, 3], [4, 5], [6, 7]], "tensor"),
+        ([[0, 2], [1, 3], [4, 6], [5, 7]], "fsdp"),
+        ([[0, 2, 4, 6], [1, 3, 5, 7]], "data x fsdp"),
+    ):
+        assert axes_of_groups(np.array(groups), mesh) == axes
+    row = dict(kind="all-reduce", count=1, bytes=80, groups=np.arange(8).reshape(2, 4))
+    places = {device: number // 4 for number, device in enumerate(mesh.devices.flat)}
+    (inside,) = by_axis([row], mesh, places.get)
+    assert (inside["axes"], inside["sent"], inside["crosses"]) == ("fsdp x tensor", 120, False)
+    across = {**row, "groups": np.arange(8).reshape(4, 2).T.reshape(2, 4)}
+    assert by_axis([across], mesh, places.get)[0]["crosses"]
+
+
+def test_bytes_sent_are_those_of_the_best_algorithms():
+    # Four devices, 100 bytes of result on each.
+    assert [sent(kind, 100, 4) for kind in ("all-reduce", "all-gather", "all-to-all")] == [
+        150,
+        75,
+        75,
+    ]
+    assert sent("reduce-scatter", 100, 4) == 300 and sent("collective-permute", 100, 4) == 100
+
+
+def test_roofline_by_hand():
+    v5e = CHIPS["v5e"]  # 197 TFLOP/s, 819 GB/s, 200 GB/s, 3.125 GB/s
+    rows = [dict(crosses=False, sent=2e9), dict(crosses=True, sent=3.125e8)]
+    found = roofline(v5e, 4, flops=4 * 197e12 * 0.05, moved=8.19e9, collectives=rows, narrow=True)
+    assert found["seconds"] == pytest.approx(dict(compute=0.05, memory=0.01, intra=0.01, cross=0.1))
+    assert found["bound"] == "cross" and found["step_seconds"] == pytest.approx(0.1)
+    wide = roofline(CHIPS["h200"], 1, flops=989.5e12, moved=1, collectives=None, narrow=False)
+    assert wide["seconds"]["compute"] == pytest.approx(2.0)  # TF32 is half as fast
+
+
+def test_every_chip_has_its_figures_and_every_gpu_its_description():
+    for name, chip in CHIPS.items():
+        assert chip.flops > 1e14 and chip.memory > 10 * 2**30 and chip.sources, name
+        assert (chip.shape == 0) == (name in TARGETS) == (chip.node == 8), name
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape"),
+    [
+        ("cpu:8", 8, (8,)),
+        ("v5e:4x4", 16, (4, 4)),
+        ("v5e:32", 32, (4, 8)),
+        ("2xv5e:4x4", 32, (4, 4)),
+        ("v5p:4x4x8", 128, (4, 4, 8)),
+        ("v5p:16", 16, (4, 2, 2)),
+        ("H200:16", 16, (16,)),
+    ],
+)
+def test_topologies(name, size, shape):
+    found = topology.parsed(name)
+    assert (found.size, found.shape) == (size, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("v5:4x4", "did you mean 'v5e'"),
+        ("h20:8", r"no chip 'h20' \(did you mean 'h200'\?\)"),
+        ("v5e", "is no topology; write cpu:8, v5e:4x4"),
+        ("v5p:4x4", "a slice of v5p has 3 dimensions, such as v5p:4x4x4"),
+        ("h200:2x4", "takes a count, such as h200:8"),
+        ("h200:12", "leaves a node of 8 in part; h200:8 or h200:16 would do"),
+        ("cpu:0", "has no devices"),
+    ],
+)
+def test_what_is_no_topology_is_one_line(name, says):
+    with pytest.raises(UserError, match=says):
+        topology.parsed(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("v5e:4x4", "libtpu"), ("h200:8", "jax-cuda13-pjrt")]
+)
+def test_a_missing_compiler_is_named_with_its_command(name, package, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=f"-m pip install --no-deps '{package}=="):
+        topology.environment(topology.parsed(name))
+
+
+def test_a_gpu_offers_what_jax_takes_of_it(monkeypatch):
+    h200 = topology.parsed("h200:8")
+    assert capacity(h200)[0] == 0.75 * 151_397_597_184
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert capacity(h200)[0] == int(0.9 * 151_397_597_184)
+
+
+def test_verb_compiles_in_another_process_and_leaves_no_run(capsys, tmp_path):
+    def plan(*arguments):
+        where = f"--workdir={tmp_path / 'run'}"
+        return launch.execute("experiments.x", small_config, ["plan", where, *arguments])
+
+    page = tmp_path / "plan.html"
+    assert plan("--topology=cpu:2", f"--output={page}") == launch.OK
+    shown = capsys.readouterr().out
+    # 64 x 8 + 8 + 8 x 10 + 10 numbers of 4 bytes
+    assert "cpu:2: 2 devices (data 2), 40 rows a step: fits" in shown and "2.38 KiB" in shown
+    assert "all-reduce  data" in shown and "all-reduce" in page.read_text()
+    assert plan("--topology=cpu:2", "--config.mesh.data=3") == launch.WRONG_INPUT
+    assert "config.mesh: data 3 = 3 does not equal the 2 devices" in capsys.readouterr().err
+    assert plan() == launch.WRONG_INPUT
+    assert "plan needs --topology" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_shapes_stand_in_for_texts_that_are_not_here(tmp_path):
+    from bigjax.config import resolve as configs
+    from bigjax.plan.shapes import train_split
+    from experiments.gpt2_124m import get_config
+
+    there = [f"data.source.data_dir={tmp_path}"]
+    source, is_there = train_split(configs.resolve(get_config(), there))
+    assert not is_there and source.features["tokens"] == ((1024,), np.dtype(np.int32))
+    epochs = configs.resolve(get_config(), [*there, "train.epochs=2"])
+    with pytest.raises(UserError, match=r"give config\.train\.steps"):
+        len(train_split(epochs)[0])
