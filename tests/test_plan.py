@@ -15,7 +15,7 @@ from bigjax.build.program import build_program
 from bigjax.core.errors import UserError
 from bigjax.data.sources import Arrays
 from bigjax.loop.record import train_batches
-from bigjax.plan import topology, worker
+from bigjax.plan import sharding_report, topology, worker
 from bigjax.plan.answer import answer, capacity, compile_or_refusal, memory
 from bigjax.plan.chips import CHIPS, TARGETS
 from bigjax.plan.collectives import axes_of_groups, by_axis, groups_of, sent
@@ -43,19 +43,22 @@ def kernels(width=16):
     return 4 * (width * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 3 + 3)
 
 
-@pytest.mark.parametrize("method", ["supervised", "lora", "ppo"])
+def hash_of(lowered):
+    return hashlib.sha256(lowered.as_text().encode()).hexdigest()
+
+
+@pytest.mark.parametrize("method", ["supervised", "lora", "dp_sgd", "ppo"])
 def test_the_program_is_the_one_that_a_run_compiles(method, tmp_path):
-    config = config_of(method)
-    setup = assemble(config, tmp_path)
+    setup = assemble(config_of(method), tmp_path)
     state, frozen = setup.start()
     with contextlib.closing(train_batches(setup, tmp_path, 0)) as batches:
-        lowered = setup.program.train_step.lower(state, next(batches), frozen)
-    real = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-    eight = topology.parsed("cpu:8")
-    planned = worker.answer_or_refusal(worker.Case(config), eight, jax.devices(), None)
-    assert planned["program"] == real
-    other = worker.Case(config_of(method, "optimizer.type=lion"))
-    assert worker.answer_or_refusal(other, eight, jax.devices(), None)["program"] != real
+        real = hash_of(setup.program.train_step.lower(state, next(batches), frozen))
+    program, features = setup.program, setup.sources["train"].features
+    rows = sharding_report.abstract_batch(program, features, setup.train.batch_size)
+    assert hash_of(sharding_report.lowered_step(program, rows)) == real
+    if method == "supervised":  # the others' plans are made by the same lines
+        case, eight = worker.Case(config_of(method)), topology.parsed("cpu:8")
+        assert worker.answer_or_refusal(case, eight, jax.devices(), None)["program"] == real
 
 
 def test_data_parallel_sends_each_gradient_once_over_data():

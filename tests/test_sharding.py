@@ -103,8 +103,9 @@ def test_the_outer_axis_is_the_one_between_slices():
     mesh = sharding.make_mesh(settings.Mesh(dcn=2, fsdp=2), devices)
     assert mesh.shape["dcn"] == mesh.shape["data"] == mesh.shape["fsdp"] == 2
     assert [{d.slice_index for d in part.ravel()} for part in mesh.devices] == [{0}, {1}]
-    with pytest.raises(UserError, match=r"mesh\.dcn: there are 2 slices; 1 or 2 would do"):
-        sharding.make_mesh(settings.Mesh(dcn=4), devices)
+    for wrong in (4, 1):
+        with pytest.raises(UserError, match=r"mesh\.dcn: there are 2 slices; 2 would do"):
+            sharding.make_mesh(settings.Mesh(dcn=wrong), devices)
 
 
 def test_without_slices_the_outer_axis_is_between_hosts():

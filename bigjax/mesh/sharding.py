@@ -52,9 +52,9 @@ def make_mesh(sizes: settings.Mesh, devices: Sequence[jax.Device] | None = None)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     hosts = len({device.process_index for device in devices})
     types = (AxisType.Auto,) * len(AXES)
-    if slices > 1 and shape["dcn"] not in (1, slices):
-        raise UserError(f"config.mesh.dcn: there are {slices} slices; 1 or {slices} would do")
-    if slices > 1 and shape["dcn"] == slices:
+    if slices > 1 and shape["dcn"] != slices:
+        raise UserError(f"config.mesh.dcn: there are {slices} slices; {slices} would do")
+    if slices > 1:
         inner, outer = (1, *tuple(shape.values())[1:]), (slices, *(1,) * (len(AXES) - 1))
         grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
         return Mesh(grid, AXES, axis_types=types)

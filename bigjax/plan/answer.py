@@ -185,7 +185,9 @@ def speed(
     if len(features.get("tokens", ((), None))[0]) == 1:
         run["tokens_per_second"] = run["samples_per_second"] * features["tokens"][0][0]
     whole = topology.size * topology.chip.flops
-    run["mfu_ceiling"] = {name: count / (step * whole) for name, count in counted.items()}
+    # The formulas' FLOPs and those of the program's products differ by a little: no more than all of it.
+    ceiling = {name: min(1.0, count / (step * whole)) for name, count in counted.items()}
+    run["mfu_ceiling"] = ceiling
     run["seconds"] = steps * step
     run["device_hours"] = run["seconds"] * topology.size / 3600
     if price is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ class Change(NamedTuple):
 
     @property
     def flags(self) -> str:
-        return " ".join(f"--config.{text}" for text in self.overrides)
+        return shlex.join(f"--config.{text}" for text in self.overrides)
 
 
 def suggestions(config: Config, mesh: Mapping[str, int]) -> list[Change]:

@@ -139,6 +139,7 @@ def environment(topology: Topology) -> dict[str, str]:
         "NPROC": str(2 * count),
         "TPU_SKIP_MDS_QUERY": "1",  # there is no cloud to ask
         "TPU_WORKER_HOSTNAMES": "localhost",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing is driven, so several plans may run at once
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "BIGJAX_COMPILED": "off",
         "JAX_TRACEBACK_FILTERING": "off",  # so that the last line says what happened

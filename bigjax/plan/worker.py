@@ -19,7 +19,7 @@ from typing import Any
 
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError
-from bigjax.plan.topology import Topology, devices_of, environment
+from bigjax.plan.topology import Topology, devices_of, environment, one_line
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,10 @@ def answer_or_refusal(
         return found | {"data_is_there": is_there, "remarks": remarks}
     except UserError as error:
         return {"refused": str(error)}
+    except (
+        Exception
+    ) as error:  # of one case, so that the others are answered: a model may raise anything
+        return {"refused": f"{type(error).__name__}: {one_line(error)}"}
 
 
 def for_platform(config: Config, platform: str) -> tuple[Config, list[str]]:
