@@ -47,7 +47,11 @@ def hash_of(lowered):
     return hashlib.sha256(lowered.as_text().encode()).hexdigest()
 
 
-@pytest.mark.parametrize("method", ["supervised", "lora", "dp_sgd", "ppo"])
+slow = pytest.mark.slow
+METHODS = ["supervised", "ppo", *(pytest.param(name, marks=slow) for name in ("lora", "dp_sgd"))]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_program_is_the_one_that_a_run_compiles(method, tmp_path):
     setup = assemble(config_of(method), tmp_path)
     state, frozen = setup.start()
@@ -199,7 +203,8 @@ def test_every_chip_has_its_figures_and_every_gpu_its_description():
         ("v5e:32", 32, (4, 8)),
         ("2xv5e:4x4", 32, (4, 4)),
         ("v5p:4x4x8", 128, (4, 4, 8)),
-        ("v5p:16", 16, (4, 2, 2)),
+        ("v5p:16", 16, (2, 2, 4)),
+        ("v4:4", 4, (2, 2, 1)),
         ("H200:16", 16, (16,)),
     ],
 )
@@ -211,13 +216,14 @@ def test_topologies(name, size, shape):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("v5:4x4", "did you mean 'v5e'"),
+        ("v6:4x4", "did you mean 'v6e'"),
         ("h20:8", r"no chip 'h20' \(did you mean 'h200'\?\)"),
         ("v5e", "is no topology; write cpu:8, v5e:4x4"),
         ("v5p:4x4", "a slice of v5p has 3 dimensions, such as v5p:4x4x4"),
         ("h200:2x4", "takes a count, such as h200:8"),
         ("h200:12", "leaves a node of 8 in part; h200:8 or h200:16 would do"),
-        ("cpu:0", "has no devices"),
+        ("cpu:0", "must have 1 to 16,384 devices"),
+        ("v5e:99999999999999999999", "must have 1 to 16,384 devices"),
     ],
 )
 def test_what_is_no_topology_is_one_line(name, says):
@@ -254,6 +260,8 @@ def test_verb_compiles_in_another_process_and_leaves_no_run(capsys, tmp_path):
     assert "all-reduce  data" in shown and "all-reduce" in page.read_text()
     assert plan("--topology=cpu:2", "--config.mesh.data=3") == launch.WRONG_INPUT
     assert "config.mesh: data 3 = 3 does not equal the 2 devices" in capsys.readouterr().err
+    assert plan("--topology=cpu:2", "--price_per_device_hour=nan") == launch.WRONG_INPUT
+    assert "must be a price" in capsys.readouterr().err
     assert plan() == launch.WRONG_INPUT
     assert "plan needs --topology" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

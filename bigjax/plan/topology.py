@@ -21,6 +21,7 @@ from typing import Any
 from bigjax.core.errors import UserError, did_you_mean, to_install
 from bigjax.plan.chips import CHIPS, Chip, target
 
+MOST = 16_384  # devices
 FORMS = "write cpu:8, v5e:4x4, 2xv5e:4x4 or h200:8"
 _NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)")
 
@@ -76,8 +77,8 @@ def parsed(name: str) -> Topology:
             f"--topology: no chip {word!r}{did_you_mean(word, known)}; chips: {', '.join(known)}"
         )
     chip = CHIPS.get(word)
-    if 0 in sizes or slices < 1:
-        raise UserError(f"--topology: {name!r} has no devices")
+    if not 0 < slices * math.prod(sizes) <= MOST:
+        raise UserError(f"--topology: {name!r} must have 1 to {MOST:,} devices")
     if chip is None or not chip.shape:
         if len(sizes) > 1 or slices > 1:
             raise UserError(f"--topology: {name!r}: {word} takes a count, such as {word}:8")
@@ -105,9 +106,9 @@ def _check_nodes(word: str, chip: Chip | None, devices: int) -> None:
 
 
 def even_shape(devices: int, dimensions: int) -> tuple[int, ...]:
-    """The slice shape of so many chips whose sides are nearest to each other, the shortest first."""
-    found = min(_shapes(devices, dimensions), key=lambda shape: (max(shape), shape))
-    return tuple(sorted(found, reverse=dimensions == 3))
+    """The slice shape of so many chips whose sides are nearest to each other: (2, 2, 4), (2, 2, 1)."""
+    found = min(_shapes(devices, dimensions), key=sum)
+    return tuple(sorted(found, key=lambda side: (side == 1, side)))
 
 
 def _shapes(devices: int, dimensions: int) -> list[tuple[int, ...]]:

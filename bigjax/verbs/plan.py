@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,12 +26,14 @@ def plan_verb(
     if options.topology is None:
         raise UserError(f"plan needs --topology=...: {topology.FORMS}")
     wanted, sizes = topology.parsed(options.topology), _sizes(options.scale)
+    price = options.price_per_device_hour
+    if price is not None and not 0 <= price < math.inf:
+        raise UserError(f"--price_per_device_hour={price}: must be a price, 0 or more")
     found = resolved(raw, overrides, options)
     asked = of_stage(found, options)
     if len(asked) > 1 and (options.suggest or sizes):
         raise UserError(f"--suggest and --scale look at one run: give --stage={next(iter(asked))}")
     cases = [Case(config, references(config, found, options)) for config in asked.values()]
-    price = options.price_per_device_hour
     plans = worker.run(wanted, cases, price=price)
     for plan in plans:
         if "refused" in plan:
