@@ -6,16 +6,16 @@ pickled by `run` itself; answers come back as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError
@@ -38,28 +38,27 @@ def run(
     cases: Sequence[Case],
     *,
     price: float | None = None,
-    budget: float | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """What `bigjax.plan.answer` says of each case; {"refused": why} of one that is not possible.
 
     Args:
-      budget: seconds after which no other case is begun; those left are {"refused": ...} too.
+      check: called while it waits; what it raises ends the process too.
 
     Raises:
       UserError: the compiler is missing, knows no such topology, or dies.
     """
     with tempfile.TemporaryDirectory(prefix="bigjax_plan_") as folder:
-        job, answers = Path(folder, "job"), Path(folder, "answers")
-        job.write_bytes(pickle.dumps((topology, list(cases), price, budget)))
+        job, answers, said = (Path(folder, name) for name in ("job", "answers", "said"))
+        job.write_bytes(pickle.dumps((topology, list(cases), price)))
         command = [sys.executable, "-m", "bigjax.plan.worker", str(job), str(answers)]
-        ended = subprocess.run(
-            command, env=environment(topology), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        with said.open("wb") as words:
+            code = _wait(command, environment(topology), words, check)
         if not answers.exists():
-            lines = ended.stderr.decode(errors="replace").strip().splitlines()
+            lines = said.read_text(errors="replace").strip().splitlines()
             raise UserError(
-                f"--topology={topology.name}: the compiler's process ended with code "
-                f"{ended.returncode}: {lines[-1][:300] if lines else 'without a word'}"
+                f"--topology={topology.name}: the compiler's process ended with code {code}: "
+                f"{lines[-1][:300] if lines else 'without a word'}"
             )
         found = json.loads(answers.read_text())
     if isinstance(found, str):
@@ -67,19 +66,27 @@ def run(
     return found
 
 
+def _wait(
+    command: Sequence[str], env: Mapping[str, str], words: BinaryIO, check: Callable[[], None]
+) -> int:
+    """The exit code of a command, which does not outlive this call."""
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=words)
+    try:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(0.2)
+            check()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def main(job: str, answers: str) -> None:
-    topology, cases, price, budget = pickle.loads(Path(job).read_bytes())
-    found: Any = []
+    topology, cases, price, *_ = pickle.loads(Path(job).read_bytes())
+    found: Any
     try:
         devices = devices_of(topology)
-        began = time.monotonic()
-        for case in cases:
-            late = budget is not None and time.monotonic() - began > budget
-            found.append(
-                {"refused": "not tried: the time is over"}
-                if late
-                else answer_or_refusal(case, topology, devices, price)
-            )
+        found = [answer_or_refusal(case, topology, devices, price) for case in cases]
     except UserError as error:
         found = str(error)
     Path(answers).write_text(json.dumps(found))
@@ -95,11 +102,12 @@ def answer_or_refusal(
     from bigjax.plan.shapes import train_split
 
     config, remarks = for_platform(case.config, topology.platform)
+    references = {n: for_platform(c, topology.platform)[0] for n, c in case.references.items()}
     try:
         source, is_there = train_split(config)
         with compiled_for(topology.platform):
             mesh = make_mesh(config.section("mesh"), devices)
-            program = build_program(config, source, case.references, mesh)
+            program = build_program(config, source, references, mesh)
             found = answer(
                 program,
                 source.features,
@@ -112,9 +120,7 @@ def answer_or_refusal(
         return found | {"data_is_there": is_there, "remarks": remarks}
     except UserError as error:
         return {"refused": str(error)}
-    except (
-        Exception
-    ) as error:  # of one case, so that the others are answered: a model may raise anything
+    except Exception as error:  # a model may raise anything, and the other cases want their answer
         return {"refused": f"{type(error).__name__}: {one_line(error)}"}
 
 

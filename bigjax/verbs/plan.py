@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -10,10 +11,12 @@ from typing import Any
 
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError
+from bigjax.loop.train import Stopped
 from bigjax.plan import changes, show, topology, worker
 from bigjax.verbs.inspect import of_stage, references, resolved
 
 Case = worker.Case
+Run = Callable[..., list[dict[str, Any]]]  # `worker.run`
 
 
 def plan_verb(
@@ -34,15 +37,23 @@ def plan_verb(
     if len(asked) > 1 and (options.suggest or sizes):
         raise UserError(f"--suggest and --scale look at one run: give --stage={next(iter(asked))}")
     cases = [Case(config, references(config, found, options)) for config in asked.values()]
-    plans = worker.run(wanted, cases, price=price)
+
+    def check() -> None:
+        if stop():
+            raise Stopped("stopped on request")
+
+    run = functools.partial(worker.run, check=check)
+    plans = run(wanted, cases, price=price)
     for plan in plans:
         if "refused" in plan:
             raise UserError(plan["refused"])
     more: list[show.Section] = []
     if options.suggest:
-        more.append(("Single changes", _suggested(cases[0], plans[0], wanted)))
+        more.append(("Single changes", _suggested(cases[0], plans[0], wanted, run)))
     if sizes:
-        more.append(("As many rows on each device", _scaled(cases[0], plans[0], wanted, sizes)))
+        more.append(
+            ("As many rows on each device", _scaled(cases[0], plans[0], wanted, sizes, run))
+        )
     if options.json:
         named = dict(zip(asked, plans, strict=True))
         print(json.dumps(named.get("", named) | dict(more), indent=2))
@@ -68,27 +79,33 @@ def _show(
         show.write(page, f"Plan: {name or options.workdir.name}", head, tables, said)
 
 
-def _suggested(case: Case, plan: dict[str, Any], wanted: topology.Topology) -> list[dict[str, Any]]:
+def _suggested(
+    case: Case, plan: dict[str, Any], wanted: topology.Topology, run: Run
+) -> list[dict[str, Any]]:
     """The plan and one for each single change, as rows."""
     found = changes.suggestions(case.config, plan["mesh"])
-    plans = _plans(case, found, wanted)
+    plans = _plans(case, found, wanted, run)
     keeps = ["", *("same" if change.same else "others" for change in found)]
     rows = show.compared(["as it is", *(change.flags for change in found)], [plan, *plans])
     return [{**row, "numbers": kept} for row, kept in zip(rows, keeps, strict=True)]
 
 
 def _plans(
-    case: Case, wished: Sequence[changes.Change], wanted: topology.Topology
+    case: Case, wished: Sequence[changes.Change], wanted: topology.Topology, run: Run
 ) -> list[dict[str, Any]]:
     """A plan for each change, or why there is none."""
     made = [changes.applied(case.config, change.overrides) for change in wished]
     cases = [Case(one, case.references) for one in made if isinstance(one, Config)]
-    plans = iter(worker.run(wanted, cases))
+    plans = iter(run(wanted, cases))
     return [next(plans) if isinstance(one, Config) else {"refused": one} for one in made]
 
 
 def _scaled(
-    case: Case, plan: dict[str, Any], wanted: topology.Topology, sizes: Sequence[int]
+    case: Case,
+    plan: dict[str, Any],
+    wanted: topology.Topology,
+    sizes: Sequence[int],
+    run: Run,
 ) -> list[dict[str, Any]]:
     """The plan and one for each number of devices, as rows."""
     labels, plans = [wanted.name], [plan]
@@ -96,7 +113,7 @@ def _scaled(
         larger = wanted.of_size(size)
         change = changes.scaled(case.config, plan["mesh"], size / wanted.size)
         labels.append(f"{larger.name} {change.flags}")
-        plans += _plans(case, [change], larger)
+        plans += _plans(case, [change], larger, run)
     return show.compared(labels, plans)
 
 
