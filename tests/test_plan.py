@@ -67,9 +67,9 @@ def test_the_program_is_the_one_that_a_run_compiles(method, tmp_path):
 
 def test_data_parallel_sends_each_gradient_once_over_data():
     (reduced,) = plan_of(mesh=dict(data=8), **REPLICATED)["collectives"]
-    assert (reduced["kind"], reduced["axes"], reduced["crosses"]) == ("all-reduce", "data", False)
+    assert (reduced["kind"], reduced["axes"], reduced["across"]) == ("all-reduce", "data", 0)
     assert kernels() <= reduced["bytes"] <= kernels() + 64  # the metrics' sums are a few bytes
-    assert reduced["sent"] == pytest.approx(2 * 7 / 8 * kernels(), rel=1e-4)
+    assert reduced["inside"] == pytest.approx(2 * 7 / 8 * kernels(), rel=1e-4)
 
 
 def test_fsdp_gathers_the_split_kernel_once_and_adds_up_its_gradient_over_fsdp():
@@ -163,25 +163,32 @@ def test_groups_are_named_by_the_axes_along_which_they_differ():
         assert axes_of_groups(np.array(groups), mesh) == axes
     row = dict(kind="all-reduce", count=1, bytes=80, groups=np.arange(8).reshape(2, 4))
     places = {device: number // 4 for number, device in enumerate(mesh.devices.flat)}
-    (inside,) = by_axis([row], mesh, places.get)
-    assert (inside["axes"], inside["sent"], inside["crosses"]) == ("fsdp x tensor", 120, False)
-    across = {**row, "groups": np.arange(8).reshape(4, 2).T.reshape(2, 4)}
-    assert by_axis([across], mesh, places.get)[0]["crosses"]
+    (found,) = by_axis([row], mesh, places.get)
+    assert (found["axes"], found["inside"], found["across"]) == ("fsdp x tensor", 120, 0)
+    # Two of each node: 80 bytes are added up in the node, then 40 go each way between the two.
+    spread = {**row, "groups": np.array([[0, 1, 4, 5], [2, 3, 6, 7]])}
+    (found,) = by_axis([spread], mesh, places.get)
+    assert (found["axes"], found["inside"], found["across"]) == ("data x tensor", 80, 40)
 
 
-def test_bytes_sent_are_those_of_the_best_algorithms():
-    # Four devices, 100 bytes of result on each.
-    assert [sent(kind, 100, 4) for kind in ("all-reduce", "all-gather", "all-to-all")] == [
-        150,
-        75,
-        75,
-    ]
-    assert sent("reduce-scatter", 100, 4) == 300 and sent("collective-permute", 100, 4) == 100
+@pytest.mark.parametrize(
+    ("kind", "one_node", "two_nodes"),
+    [
+        # Four devices, 100 bytes of result on each; on two nodes two a node.
+        ("all-reduce", (150, 0), (100, 50)),
+        ("all-gather", (75, 0), (50, 25)),
+        ("reduce-scatter", (300, 0), (200, 100)),
+        ("all-to-all", (75, 0), (25, 50)),
+        ("collective-permute", (100, 0), (0, 100)),
+    ],
+)
+def test_bytes_sent_are_those_of_the_best_algorithms(kind, one_node, two_nodes):
+    assert sent(kind, 100, 4) == one_node and sent(kind, 100, 4, nodes=2) == two_nodes
 
 
 def test_roofline_by_hand():
     v5e = CHIPS["v5e"]  # 197 TFLOP/s, 819 GB/s, 200 GB/s, 3.125 GB/s
-    rows = [dict(crosses=False, sent=2e9), dict(crosses=True, sent=3.125e8)]
+    rows = [dict(inside=2e9, across=0), dict(inside=0, across=3.125e8)]
     found = roofline(v5e, 4, flops=4 * 197e12 * 0.05, moved=8.19e9, collectives=rows, narrow=True)
     assert found["seconds"] == pytest.approx(dict(compute=0.05, memory=0.01, intra=0.01, cross=0.1))
     assert found["bound"] == "cross" and found["step_seconds"] == pytest.approx(0.1)

@@ -111,46 +111,49 @@ def by_axis(
       node: device -> what it shares the fast network with.
 
     Returns:
-      kind, axes ("data x fsdp", "?"), count, bytes of results, sent: bytes that one device sends at
-      least (`sent`), crosses: whether a group spans several nodes.
+      kind, axes ("data x fsdp", "?"), count, bytes of results, inside and across: bytes that one
+      device must send at least (`sent`).
     """
     nodes = np.array([str(node(device)) for device in mesh.devices.flat])
-    found: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        groups = row["groups"]
-        if groups is None:
-            axes, crosses, members = "?", len(set(nodes)) > 1, mesh.size
-        else:
-            axes = axes_of_groups(groups, mesh)
-            crosses = any(len(set(nodes[group])) > 1 for group in groups)
-            members = groups.shape[1]
+        groups, axes = np.arange(mesh.size)[None], "?"
+        if row["groups"] is not None:
+            groups, axes = row["groups"], axes_of_groups(row["groups"], mesh)
+        members, spans = groups.shape[1], max(len(set(nodes[group])) for group in groups)
         if members == 1:
             continue  # a group of one sends nothing
-        key = (row["kind"], axes, crosses)
-        total = found.setdefault(
-            key,
-            dict(kind=row["kind"], axes=axes, count=0, bytes=0, sent=0, crosses=crosses),
-        )
+        empty = dict(kind=row["kind"], axes=axes, count=0, bytes=0, inside=0, across=0)
+        total = found.setdefault((row["kind"], axes), empty)
+        inside, across = sent(row["kind"], row["bytes"], members, spans)
         total["count"] += row["count"]
         total["bytes"] += row["bytes"]
-        total["sent"] += round(sent(row["kind"], row["bytes"], members))
+        total["inside"] += round(inside)
+        total["across"] += round(across)
     return list(found.values())
 
 
-def sent(kind: str, size: int, members: int) -> float:
-    """Bytes that each of `members` devices must send, given those of the result on one device.
+def sent(kind: str, size: float, members: int, nodes: int = 1) -> tuple[float, float]:
+    """(bytes within a node, bytes between nodes) that each device must send at the least.
 
-    The bandwidth-optimal counts (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms";
-    Thakur et al. 2005, "Optimization of collective communication operations in MPICH").
+    The counts of the bandwidth-optimal algorithms (Patarasuk and Yuan 2009, "Bandwidth optimal
+    all-reduce algorithms"; Thakur et al. 2005, "Optimization of collective communication operations
+    in MPICH"), in two levels: first within the nodes, then what has been put together between them.
+
+    Args:
+      size: bytes of the result on one device.
+      members: devices of a group. nodes: over how many nodes they lie, evenly.
     """
-    share = (members - 1) / members
-    if kind == "all-reduce":
-        return 2 * share * size
-    if kind == "reduce-scatter":
-        return (members - 1) * size
+    own = members // nodes  # of a node
     if kind in ("collective-permute", "collective-broadcast"):
-        return size
-    return share * size
+        return (0.0, size) if nodes > 1 else (size, 0.0)
+    if kind == "reduce-scatter":
+        return size * nodes * (own - 1), size * (nodes - 1)
+    if kind == "all-reduce":
+        return 2 * size * (own - 1) / own, 2 * size * (nodes - 1) / nodes / own
+    if kind == "all-gather":
+        return size * (own - 1) / own, size * (nodes - 1) / nodes / own
+    return size * (own - 1) / members, size * (members - own) / members
 
 
 def groups_of(line: str, devices: int) -> np.ndarray | None:

@@ -42,14 +42,12 @@ def roofline(
       from which on a program is bound by compute.
     """
     peak = chip.flops * (1.0 if narrow else chip.float32)
-    sent = {False: 0.0, True: 0.0}
-    for row in collectives or ():
-        sent[row["crosses"]] += row["sent"]
+    rows = collectives or ()
     seconds = {
         "compute": flops / (devices * peak),
         "memory": moved / chip.bandwidth,
-        "intra": sent[False] / chip.intra,
-        "cross": sent[True] / chip.cross,
+        "intra": sum(row["inside"] for row in rows) / chip.intra,
+        "cross": sum(row["across"] for row in rows) / chip.cross,
     }
     bound = max(seconds, key=lambda term: seconds[term])
     return {

@@ -105,8 +105,8 @@ def _collectives(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "axis": row["axes"],
             "count": row["count"],
             "results": amount(row["bytes"]),
-            "sent by a device": amount(row["sent"]),
-            "network": "slow" if row["crosses"] else "fast",
+            "a device sends": amount(row["inside"]),
+            "over the slow network": amount(row["across"]) if row["across"] else "-",
         }
         for row in rows
     ]
@@ -158,13 +158,17 @@ def compared(labels: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> list[
                 "": label,
                 "fits": {None: "?", 0: "yes"}.get(memory["short"], "NO"),
                 "peak": amount(memory["peak"]) if memory["peak"] is not None else "?",
-                "sent": "?" if sent is None else amount(sum(row["sent"] for row in sent)),
+                "sent": "?" if sent is None else amount(_total(sent)),
                 "step at best": _time(step) if step else "?",
                 "bound": plan["roofline"]["bound"] if step else "",
                 "why": "",
             }
         )
     return rows
+
+
+def _total(rows: Sequence[Mapping[str, Any]]) -> int:
+    return sum(row["inside"] + row["across"] for row in rows)
 
 
 def text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -82,7 +82,7 @@ def _wait(
 
 
 def main(job: str, answers: str) -> None:
-    topology, cases, price, *_ = pickle.loads(Path(job).read_bytes())
+    topology, cases, price = pickle.loads(Path(job).read_bytes())
     found: Any
     try:
         devices = devices_of(topology)
