@@ -12,7 +12,7 @@ import pytest
 from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped, train
-from bigjax.run import files, manifest
+from bigjax.run import files, manifest, public
 from bigjax.run.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -332,8 +332,8 @@ def test_temporary_files_of_killed_processes_go_and_no_others(tmp_path, monkeypa
 
 
 def test_no_secret_and_no_path_outside_the_project_is_shown():
-    project = str(manifest.PROJECT)
-    said = manifest.command(
+    project = str(public.PROJECT)
+    said = public.command(
         [
             f"{project}/experiments/x.py",
             "--workdir=/home/someone/runs/a",
@@ -353,9 +353,7 @@ def test_no_secret_and_no_path_outside_the_project_is_shown():
         "--config.data.source.tokenizer=gpt2 '--config.model.pad_token=(secret)' "
         "'--config.data.source.url=(secret)' '--config.b=(secret)' --config.init.source=../teacher"
     )
-    assert (
-        manifest.shown("flags", "--xla_dump_to=/root/dump --a=1") == "--xla_dump_to=.../dump --a=1"
-    )
+    assert public.shown("flags", "--xla_dump_to=/root/dump --a=1") == "--xla_dump_to=.../dump --a=1"
 
 
 def test_a_runs_manifest_names_no_place_outside_the_project(halves, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from bigjax.build.weights import (
     read_frozen,
     reference_configs,
 )
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.core import settings
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError

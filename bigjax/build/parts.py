@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.core import precision, settings
 from bigjax.core.adapt import MODEL, Adaptation
 from bigjax.core.errors import UserError

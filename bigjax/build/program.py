@@ -24,7 +24,7 @@ from bigjax.build.parts import (
     split_key,
     traced_hyper,
 )
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.core import steps
 from bigjax.core.adapt import BASE
 from bigjax.core.exact import exactly

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.data.sources import open_splits
 from bigjax.tasks.base import Task
 

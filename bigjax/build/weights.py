@@ -17,7 +17,8 @@ import numpy as np
 
 from bigjax.build.parts import key_data, split_key, traced_hyper
 from bigjax.build.program import Program, from_leaves
-from bigjax.config.resolve import Config, load
+from bigjax.config.config import Config
+from bigjax.config.resolve import load
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.rules import match_rules, paths

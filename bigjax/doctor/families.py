@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax.config.resolve import target_of
+from bigjax.config.config import target_of
 from bigjax.core import settings
 from bigjax.core.rules import paths
 from bigjax.doctor.finding import Finding

@@ -14,7 +14,7 @@ import numpy as np
 
 from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.config.values import TRUST_ALL
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.state import TrainState

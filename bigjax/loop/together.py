@@ -20,8 +20,8 @@ import numpy as np
 from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.build.together import stack, together
 from bigjax.build.weights import base_fingerprint
-from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
+from bigjax.config.values import canonical, flatten
 from bigjax.config.when import When
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
@@ -41,8 +41,8 @@ ORDER_BLOCK = 64  # steps whose sample ids are computed together
 def group_key(config: Config) -> str:
     """Runs of one key can train together."""
     apart = ("seed", *config.traced, *config.references)
-    flat = configs.flatten(config.values)
-    return configs.canonical({key: value for key, value in flat.items() if key not in apart})
+    flat = flatten(config.values)
+    return canonical({key: value for key, value in flat.items() if key not in apart})
 
 
 def train_together(

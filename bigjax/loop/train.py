@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from bigjax.build.assemble import Setup, assemble
 from bigjax.build.weights import base_fingerprint, with_hyper
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.config.when import When
 from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.doctor.short import trusted
@@ -29,6 +29,7 @@ from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
 from bigjax.run.files import workdir_lock
+from bigjax.run.public import public_all
 
 log = logging.getLogger("bigjax")
 
@@ -97,7 +98,7 @@ def _sitting(
     check_evaluators(setup, workdir)
     about = manifest.describe(setup, setup.program.mesh, setup.sources) | {
         "doctor": doctor,
-        **{key: manifest.public_all(key, value) for key, value in label.items()},
+        **{key: public_all(key, value) for key, value in label.items()},
     }
     session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)

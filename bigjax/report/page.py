@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.config.values import flatten
 from bigjax.report import charts
 from bigjax.run import clock, pictures
 from bigjax.run.files import read_json, write_atomic
-from bigjax.run.manifest import public
+from bigjax.run.public import public
 from bigjax.run.text import cell, clip, duration
 from bigjax.run.writers import read_metrics
 
@@ -262,18 +263,16 @@ def _sections(tree: dict) -> dict[str, list[tuple[str, str]]]:
     """The nested dict as one list per top-level section; loose values come first, under ""."""
     nested = {key: value for key, value in tree.items() if isinstance(value, dict) and value}
     loose = {key: value for key, value in tree.items() if key not in nested}
-    return {key: _flat(value) for key, value in {"": loose, **nested}.items() if value}
+    return {
+        key: [(name, _shown(name, item)) for name, item in flatten(value).items()]
+        for key, value in {"": loose, **nested}.items()
+        if value
+    }
 
 
-def _flat(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
-    flat = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat.append((f"{prefix}{key}", public(f"{prefix}{key}", text)))
-    return flat
+def _shown(name: str, value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return public(name, text)
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> dict[str, Any] | None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
+from bigjax.config.values import canonical, plain
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import open_splits
 from bigjax.loop import stages
@@ -51,20 +52,29 @@ class Trial:
         return workdir / FOLDER / self.name
 
 
-def load_experiment(module: str) -> Any:
+def load_module(name: str) -> Any:
+    """The module of an experiment or a sweep.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise UserError(f"no experiment '{name}' ({error})") from None
+
+
+def load_experiment(name: str) -> Any:
     """The raw config of an experiment, by module name.
 
     Raises:
       UserError: there is no such module, or it has no `get_config`.
     """
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise UserError(f"no experiment '{module}' ({error})") from None
+    found = load_module(name)
     if not hasattr(found, "get_config"):
-        raise UserError(f"{module} has no get_config()")
+        raise UserError(f"{name} has no get_config()")
     return found.get_config()
 
 
@@ -116,7 +126,7 @@ def check_data(sweep: Sweep, trials: Iterable[Trial]) -> None:
     for trial in trials:
         config = trial.config
         splits = dict.fromkeys(("train", *config.get("evaluate.splits")))
-        key = configs.canonical([config.get("data"), tuple(splits)])
+        key = canonical([config.get("data"), tuple(splits)])
         if key not in lengths:
             opened = open_splits(config.section("data"), splits)
             lengths[key] = len(opened["train"])
@@ -135,21 +145,15 @@ def status(folder: Path) -> str:
     return "missing"
 
 
+def why_failed(folder: Path) -> str:
+    """The reason, one line, of a trial that failed; "" of another."""
+    path = folder / "failure.json"
+    return json.loads(path.read_text())["reason"] if path.exists() else ""
+
+
 def describe(point: Mapping[str, Any]) -> str:
     """A point for people: "sgd", "learning_rate=0.001 temperature=2"."""
     return " ".join(f"{short}={text}" for short, text in _short(point))
-
-
-def waves(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """The trials in groups, each of which needs only trials of earlier groups."""
-    left, finished, groups = list(trials), set(), []
-    known = {trial.name for trial in trials}
-    while left:
-        ready = [t for t in left if all(n in finished or n not in known for n in t.needs)]
-        groups.append(ready)
-        finished |= {trial.name for trial in ready}
-        left = [trial for trial in left if trial.name not in finished]
-    return groups
 
 
 def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Config]]:
@@ -159,7 +163,7 @@ def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Confi
         if "stage" in point or sweep.stage:
             raise UserError(f"{sweep.experiment} is no pipeline: it has no stages")
         return "", {"": configs.resolve(raw, _texts({**sweep.overrides, **point}))}
-    names = list(configs.plain(raw)["stages"])
+    names = list(plain(raw)["stages"])
     chosen = point.pop("stage", sweep.stage or names[-1])
     if chosen not in names:
         raise UserError(f"no stage '{chosen}'{did_you_mean(str(chosen), names)}")
@@ -184,7 +188,7 @@ def _runs(resolved: Mapping[str, Config], chosen: str, point: Point, seed: int) 
         runs = _runs(resolved, stage, {"stage": stage}, seed)
         needed += [replace(trial, in_table=False) for trial in runs]
         config = config.with_value(path, f"../{runs[-1].name}")
-    digest = hashlib.sha256(configs.canonical(config.values).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(canonical(config.values).encode()).hexdigest()[:8]
     readable = ",".join(
         text if short == "stage" else f"{short}={text}"
         for short, text in [*_short(point), ("seed", str(seed))]
