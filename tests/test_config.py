@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from bigjax.config import resolve as config
-from bigjax.core import optimizers
+from bigjax.core import optax_names
 from bigjax.core.errors import UserError
 from bigjax.run.manifest import differences
 from bigjax.verbs.inspect import show
@@ -224,7 +224,7 @@ def test_reading_a_config_touches_no_device():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", sorted(optimizers.names()))
+@pytest.mark.parametrize("name", sorted(optax_names.names()))
 def test_a_config_read_back_is_the_same_to_the_last_type(name):
     once = config.resolve(raw(optimizer=dict(type=name, learning_rate=1e-3)))
     assert config.resolve(json.loads(json.dumps(once.values))).fingerprint == once.fingerprint

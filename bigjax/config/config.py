@@ -16,15 +16,16 @@ from typing import Any
 from bigjax.config.names import KINDS, NAMED, NAMES
 from bigjax.config.signature import parameters
 from bigjax.config.values import canonical, fingerprint, flatten
-from bigjax.core import marks, optimizers, settings
+from bigjax.core import marks, optax_names, settings
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.marks import marked_fields
+from bigjax.core.optimizers import OptimizerSettings
 
 # Sections with a fixed set of keys. The others have none: all their keys are their type's.
 SETTINGS: dict[str, type] = {
     "train": settings.Train,
     "data": settings.Data,
-    "optimizer": optimizers.OptimizerSettings,
+    "optimizer": OptimizerSettings,
     "precision": settings.Precision,
     "mesh": settings.Mesh,
     "sharding": settings.Sharding,
@@ -152,7 +153,7 @@ def target_of(kind: str, name: str, where: str) -> Callable[..., Any]:
       UserError: naming the nearest known name, or why the import failed.
     """
     if kind == "optimizer" and ":" not in name:
-        return optimizers.resolve(name)
+        return optax_names.resolve(name)
     known = NAMES.get(kind, {})
     path = known.get(name, name)
     if ":" not in path:

@@ -28,7 +28,7 @@ from bigjax.config.values import (
 )
 from bigjax.config.when import When
 from bigjax.core.errors import UserError, did_you_mean
-from bigjax.core.optimizers import REPLACED_BY_RULES
+from bigjax.core.optax_names import REPLACED_BY_RULES
 
 # Defaults of typed sections inside another section.
 NESTED_DEFAULTS = {"optimizer": {"schedule": {"type": "constant"}}}
