@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +16,9 @@ from jax.sharding import Mesh
 
 from bigjax.config.resolve import Config
 from bigjax.core import precision, settings
-from bigjax.core.adapt import MODEL, Adaptation
+from bigjax.core.adapt import MODEL, Adaptation, OwnLeaves
 from bigjax.core.errors import UserError
-from bigjax.core.method import Method, Reference
+from bigjax.core.method import Call, Facts, Method, Reference
 from bigjax.core.optimizers import build as build_optimizer
 from bigjax.core.rules import paths
 from bigjax.core.state import TrainState, init_state
@@ -56,6 +58,11 @@ class Network:
         batch = apply_transforms(self.preprocess, batch, key)
         return self.task.inputs(self.method.view(batch, key))
 
+    def call(self, variables: Any) -> Call:
+        """How the model is called, with these abstract variables, on two rows of the source."""
+        batch = jax.eval_shape(lambda: example_batch(self.features, rows=2))
+        return Call(self.applied, variables, jax.eval_shape(self.inputs, batch, jax.random.key(0)))
+
     def flops(self, batch: dict[str, jax.Array]) -> dict[str, float]:
         """A training step's FLOPs by the model's own formula; {} if it has none. Nothing is computed."""
         if not hasattr(self.model, "flops"):
@@ -92,6 +99,14 @@ class Parts:
     augment: tuple[Any, ...]
     ema: bool
     rows: int
+
+    def with_own_leaves(self, facts: Facts) -> Parts:
+        """These parts with the trained leaves that the method asks for, if it does."""
+        make = functools.partial(self.network.method.parameters, facts=facts)
+        if not jax.eval_shape(make, jax.random.key(0)):
+            return self
+        adaptation = Adaptation((*self.adaptation.parts, OwnLeaves(make)))
+        return dataclasses.replace(self, adaptation=adaptation)
 
     def init(self, rng: jax.Array, hyper: dict[str, jax.Array]) -> tuple[TrainState, Any]:
         """(the state before step 1, base), from scratch: rng uint32 (2,), hyper as `traced_hyper` gives."""

@@ -28,7 +28,7 @@ from bigjax.config.resolve import Config
 from bigjax.core import steps
 from bigjax.core.adapt import BASE
 from bigjax.core.exact import exactly
-from bigjax.core.method import Facts
+from bigjax.core.method import Call, Facts
 from bigjax.core.rules import map_with_path, paths
 from bigjax.core.state import TrainState
 from bigjax.mesh import offload, sharding
@@ -124,6 +124,8 @@ def _build(
     parts = make_parts(config, source, total_steps)
     network = parts.network
     variables = jax.eval_shape(network.variables, jax.random.key(0))
+    frozen, calls, recipe_references = _references(config, references, source, mesh)
+    calls["model"] = network.call(variables)
     facts = Facts(
         task=network.task,
         source=source,
@@ -135,19 +137,20 @@ def _build(
         precision=parts.policy,
         total_steps=total_steps,
         mesh=mesh.shape,
+        calls=calls,
     )
     network.method.check(facts)
+    parts = parts.with_own_leaves(facts)
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
     placed = parts.placements(options, mesh, abstract.params)
     sharding.check_axes(mesh, placed, network.model)
     layout = on_device = sharding.layout(placed, abstract, mesh)
-    frozen, recipe_references = _references(config, references, source, mesh)
     frozen |= {BASE: _placed(placed, base, mesh)} if base else {}
 
     by_hand = options.mode == "shard_map"
     if by_hand:
         sharding.check_per_device(placed, mesh)
-    recipe = _recipe(config, parts, recipe_references)
+    recipe = _recipe(config, parts, recipe_references, total_steps)
     recipe = dataclasses.replace(recipe, gathered=sharding.gathering(mesh, placed))
     if by_hand:
         recipe = dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
@@ -184,17 +187,22 @@ def _build(
 
 def _references(
     config: Config, runs: Mapping[str, Config], source: Any, mesh: Mesh
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(name -> abstract variables with shardings, name -> `Reference`) of the runs that are read."""
-    frozen, references = {}, {}
+) -> tuple[dict[str, Any], dict[str, Call], dict[str, Any]]:
+    """(name -> abstract variables with shardings, name -> how its model is called, name -> `Reference`)
+    of the runs that are read.
+    """
+    frozen, calls, references = {}, {}, {}
     for name, run in runs.items():
         network, references[name] = make_reference(name, config, run, source)
         abstract = jax.eval_shape(network.variables, jax.random.key(0))
         frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
-    return frozen, references
+        calls[name] = network.call(abstract)
+    return frozen, calls, references
 
 
-def _recipe(config: Config, parts: Parts, references: Mapping[str, Any]) -> steps.Recipe:
+def _recipe(
+    config: Config, parts: Parts, references: Mapping[str, Any], total_steps: int
+) -> steps.Recipe:
     train, check, network = config.section("train"), config.section("check"), parts.network
     return steps.Recipe(
         method=network.method,
@@ -209,6 +217,7 @@ def _recipe(config: Config, parts: Parts, references: Mapping[str, Any]) -> step
         accumulate=train.accumulate,
         ema_decay=train.ema_decay,
         check=None if check.policy == "off" else check,
+        total_steps=total_steps,
     )
 
 

@@ -109,6 +109,12 @@ class Task:
             "objectives that need some: use 'soft', 'logits' or one of features"
         )
 
+    def units(self, outputs: Any, batch: dict) -> jax.Array:
+        """The mask (*U,) of what the loss counts one by one: examples, or tokens."""
+        if type(self).distributions is Task.distributions:
+            return batch["mask"]
+        return self.distributions(outputs, batch)[1]
+
     def targets(self, outputs: Any, batch: dict) -> jax.Array:
         """The right class in each of `distributions`, int (*U, ...)."""
         raise NotImplementedError
