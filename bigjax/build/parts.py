@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from bigjax.build import classes
 from bigjax.config.resolve import Config
 from bigjax.core import precision, settings
 from bigjax.core.adapt import MODEL, Adaptation, OwnLeaves
@@ -187,12 +188,13 @@ def make_network(config: Config, features: Mapping[str, Any], source: Any) -> Ne
 
 
 def make_reference(
-    name: str, config: Config, run: Config, source: Any
+    name: str, config: Config, run: Config, source: Any, words: classes.Words
 ) -> tuple[Network, Reference]:
-    """Another run's network on this run's examples, with its own preprocessing.
+    """Another run's network on this run's examples, with its own preprocessing; its outputs for this
+    run's classes, in their order.
 
     Raises:
-      UserError: it cannot read this run's examples.
+      UserError: it cannot read this run's examples, or lacks a class.
     """
     theirs = source
     fits = any(hasattr(transform, "fit") for transform in run.make("data.preprocess"))
@@ -207,6 +209,15 @@ def make_reference(
             f"config.method.{name}: its preprocessing and model cannot read this run's examples "
             f"({reason})"
         ) from None
+    ours, renamed = classes.words_of_source(source), config.make("method").renamed
+    taken = classes.columns(ours, words, renamed, f"config.method.{name}")
+    if taken is not None:
+        if network.task.outputs(source) != len(taken):
+            raise UserError(
+                f"config.method.{name}: has the classes {', '.join(words.classes)}, this run "
+                f"{', '.join(ours.classes)}; its task has no output of their own for them to be picked by"
+            )
+        network = dataclasses.replace(network, applied=classes.Columns(network.applied, taken))
     return network, Reference(network.applied, network.task, network.preprocess)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from bigjax.build.classes import Words
 from bigjax.build.parts import (
     Parts,
     key_data,
@@ -88,6 +89,7 @@ def build_program(
     source: Any,
     references: Mapping[str, Config] | None = None,
     mesh: Mesh | None = None,
+    words: Mapping[str, Words] | None = None,
 ) -> Program:
     """The program of a config, from this process's cache if an equal one was built.
 
@@ -96,8 +98,9 @@ def build_program(
       source: the train split; its features shape the batch, its length the schedule.
       references: field of the method -> config of the run that it names.
       mesh: where it runs; default what `config.mesh` says, over all devices.
+      words: field of the method -> what the outputs of the run that it names mean, where that is known.
     """
-    references = references or {}
+    references, words = references or {}, words or {}
     mesh = sharding.make_mesh(config.section("mesh")) if mesh is None else mesh
     total_steps = config.section("train").total_steps(len(source))
     key = (
@@ -106,9 +109,10 @@ def build_program(
         total_steps,
         source.fingerprint(),
         mesh,
+        tuple(sorted(words.items())),
     )
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = _build(config, source, references, total_steps, mesh)
+        _PROGRAMS[key] = _build(config, source, references, total_steps, mesh, words)
     return _PROGRAMS[key]
 
 
@@ -118,14 +122,18 @@ def _build(
     references: Mapping[str, Config],
     total_steps: int,
     mesh: Mesh,
+    words: Mapping[str, Words],
 ) -> Program:
     train, options = config.section("train"), config.section("sharding")
     sharding.check_batch("config.train.batch_size", train.batch_size, train.accumulate, mesh)
     parts = make_parts(config, source, total_steps)
     network = parts.network
     variables = jax.eval_shape(network.variables, jax.random.key(0))
-    frozen, calls, recipe_references = _references(config, references, source, mesh)
+    frozen, calls, recipe_references = read_references(config, references, source, mesh, words)
     calls["model"] = network.call(variables)
+    for name in references:  # but for those whose outputs are columns of the source
+        if any(column.startswith(f"{name}/") for column in source.features):
+            del frozen[name], recipe_references[name]
     facts = Facts(
         task=network.task,
         source=source,
@@ -185,15 +193,17 @@ def _build(
     )
 
 
-def _references(
-    config: Config, runs: Mapping[str, Config], source: Any, mesh: Mesh
+def read_references(
+    config: Config, runs: Mapping[str, Config], source: Any, mesh: Mesh, words: Mapping[str, Words]
 ) -> tuple[dict[str, Any], dict[str, Call], dict[str, Any]]:
     """(name -> abstract variables with shardings, name -> how its model is called, name -> `Reference`)
     of the runs that are read.
     """
     frozen, calls, references = {}, {}, {}
     for name, run in runs.items():
-        network, references[name] = make_reference(name, config, run, source)
+        network, references[name] = make_reference(
+            name, config, run, source, words.get(name, Words())
+        )
         abstract = jax.eval_shape(network.variables, jax.random.key(0))
         frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
         calls[name] = network.call(abstract)

@@ -58,6 +58,13 @@ class Reference:
     preprocess: tuple[Any, ...]
 
 
+class Cached(NamedTuple):
+    """Where the outputs of references are kept, and how many of each distribution (None: all)."""
+
+    folder: str
+    top: int | None = None
+
+
 class Call(NamedTuple):
     """A model with abstract variables and inputs, as shapes are found by `jax.eval_shape`."""
 
@@ -156,6 +163,16 @@ class Method:
         Raises:
           UserError: says what does not go together, and what would.
         """
+
+    @property
+    def cached(self) -> Cached | None:
+        """Where the outputs of the runs that it reads are written once, in place of reading the runs."""
+        return None
+
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """This run's name of a class -> that of the runs which the method reads, where they differ."""
+        return {}
 
     def order(
         self, source: Any, seed: int, batch_size: int, total_steps: int

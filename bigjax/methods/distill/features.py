@@ -52,14 +52,15 @@ class WithFeatures:
 
 
 def shapes(call: Call) -> dict[str, tuple[int, ...]]:
-    """path -> shape of every feature of a model that is one array. Nothing is computed."""
+    """path -> shape of every feature of a model that is one array; "" is its outputs. Nothing is computed."""
 
     def run(variables: Any, inputs: Any) -> Any:
         options = dict(train=False, mutable=["intermediates"], capture_intermediates=True)
-        return _by_path(call.model.apply(variables, *inputs, **options)[1]["intermediates"])
+        outputs, collections = call.model.apply(variables, *inputs, **options)
+        return {**_by_path(collections["intermediates"]), "": outputs}
 
     found = jax.eval_shape(run, call.variables, call.inputs)
-    return {path: x.shape for path, x in found.items()}
+    return {path: x.shape for path, x in found.items() if isinstance(x, jax.ShapeDtypeStruct)}
 
 
 def find(known: Mapping[str, tuple[int, ...]], path: str, key: str) -> tuple[int, ...]:
@@ -69,7 +70,7 @@ def find(known: Mapping[str, tuple[int, ...]], path: str, key: str) -> tuple[int
       UserError: there is none of that path; the nearest is named.
     """
     if path not in known:
-        names = [name for name in known if name.count("/") <= path.count("/")]
+        names = [name for name in known if name and name.count("/") <= path.count("/")]
         raise UserError(
             f"{key}: no module '{path}'{did_you_mean(path, known)}; known: {', '.join(names)}"
         )

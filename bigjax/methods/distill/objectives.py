@@ -57,9 +57,11 @@ class Objective:
     weight: of its mean over the units; schedule: what the weight is multiplied by, over the run.
     teacher: a name in `method.teachers`; default the one of `method.teacher`.
     COMPARES_EXAMPLES: whether what it says of an example depends on the others of its batch.
+    NEEDS_ALL: whether it has no meaning with some of the teacher's outputs only.
     """
 
     COMPARES_EXAMPLES: ClassVar[bool] = False
+    NEEDS_ALL: ClassVar[bool] = False
 
     weight: Traced = 1.0
     schedule: Any = None
@@ -164,6 +166,10 @@ class Softened(Objective):
 class Soft(Softened):
     """The task's own divergence, for classes KL(teacher || student) (Hinton et al. 2015, section 2)."""
 
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        facts.task.check_divergence()
+
     def pair(self, seen: Seen) -> Pair:
         return seen.task.divergence(seen.teacher, seen.student, seen.batch, self.temperature)
 
@@ -171,6 +177,8 @@ class Soft(Softened):
 @dataclasses.dataclass(frozen=True)
 class ReverseKL(Softened, OfDistributions):
     """KL(student || teacher): seeks modes (Gu et al. 2024, "MiniLLM", eq. 1)."""
+
+    NEEDS_ALL: ClassVar[bool] = True
 
     def pair(self, seen: Seen) -> Pair:
         teacher, student, mask = seen.distributions()
@@ -195,6 +203,8 @@ class JSD(Softened, OfDistributions):
 @dataclasses.dataclass(frozen=True)
 class Logits(OfDistributions):
     """Squared distance of the logits, `losses.logit_matching`."""
+
+    NEEDS_ALL: ClassVar[bool] = True
 
     def pair(self, seen: Seen) -> Pair:
         return losses.logit_matching(*seen.distributions())
