@@ -8,18 +8,19 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from bigjax.build.assemble import assemble
+from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.core.losses import kl_divergence
 from bigjax.loop.open import open_run
 from bigjax.loop.replay import replay
 from bigjax.loop.train import Stopped, train
+from bigjax.mesh.sharding import make_mesh
 from bigjax.methods.distill import cached
 from tests.small import small
 
 RNG = np.random.default_rng(7)
 METHOD = dict(type="distill", teacher="../teacher", temperature=3.0, alpha=0.8)
 CACHED = {**METHOD, "cache": "../cache"}
-SAYS = ("model.dropout=0.1", "mesh.data=1")
 
 
 def test_the_student_is_normalised_over_its_whole_vocabulary():
@@ -44,9 +45,9 @@ def test_the_student_is_normalised_over_its_whole_vocabulary():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cached")
-    train(small("mesh.data=1"), folder / "teacher")
-    train(small(*SAYS, method=METHOD), folder / "online")
-    train(small(*SAYS, method=CACHED), folder / "cached")
+    train(small(), folder / "teacher")
+    train(small(method=METHOD), folder / "online")
+    train(small(method=CACHED), folder / "cached")
     return folder
 
 
@@ -65,11 +66,11 @@ def test_a_cached_run_is_the_online_run_bit_for_bit(folder):
 
 
 def test_a_cached_run_reads_no_teacher_and_replays(folder):
-    setup = assemble(small(*SAYS, method=CACHED), folder / "cached")
+    setup = assemble(small(method=CACHED), folder / "cached")
     assert setup.program.frozen == {}
     assert replay(setup, folder / "cached", 4, None).startswith("equal: steps 5 to 12")
     # One that is opened reads no cache at all.
-    assert assemble(small(*SAYS, method=CACHED), folder / "cached").cached.prints == {}
+    assert assemble(small(method=CACHED), folder / "cached").cached.prints == {}
 
 
 def test_a_fill_that_was_broken_off_goes_on_where_it_stopped(folder, monkeypatch):
@@ -81,7 +82,7 @@ def test_a_fill_that_was_broken_off_goes_on_where_it_stopped(folder, monkeypatch
     broken[960:] = -7.0
     broken[0] = 5.0  # is not written again
     broken.flush()
-    setup = assemble(small(*SAYS, method=CACHED), folder / "cached")
+    setup = assemble(small(method=CACHED), folder / "cached")
     setup.frozen()
     found = np.load(cache / "outputs.npy")
     np.testing.assert_array_equal(found[1:], whole[1:])
@@ -90,27 +91,38 @@ def test_a_fill_that_was_broken_off_goes_on_where_it_stopped(folder, monkeypatch
         setup.sources["train"].read(np.array([7, 2]))["teacher/outputs"], whole[[7, 2]]
     )
     (cache / "cache.json").unlink()
-    assemble(small(*SAYS, method=CACHED), folder / "cached").frozen()
+    assemble(small(method=CACHED), folder / "cached").frozen()
     np.testing.assert_array_equal(np.load(cache / "outputs.npy"), whole)
 
 
 def test_the_likeliest_classes_alone(folder):
-    result = train(small(*SAYS, method={**CACHED, "cache_top": 3}), folder / "top")
-    online = json.loads((folder / "online" / "result.json").read_text())
-    assert result["fingerprint"] != online["fingerprint"]
+    whole, top = (
+        assemble(small(method=m), folder / "top") for m in (CACHED, {**CACHED, "cache_top": 3})
+    )
+    ids = np.array([5, 900])
+    for setup in (whole, top):
+        setup.frozen()
+    found, expected = top.sources["train"].read(ids), whole.sources["train"].read(ids)
+    np.testing.assert_array_equal(
+        found["teacher/values"], -np.sort(-expected["teacher/outputs"], axis=1)[:, :3]
+    )
+    np.testing.assert_array_equal(
+        found["teacher/values"],
+        np.take_along_axis(expected["teacher/outputs"], found["teacher/places"], 1),
+    )
     assert len(list((folder / "cache").iterdir())) == 2
 
 
 def test_another_teacher_has_another_cache_and_is_refused_at_resume(folder):
     run, asked = folder / "stopped", iter([False] * 5)
     with pytest.raises(Stopped):
-        train(small(*SAYS, method=CACHED), run, stop=lambda: next(asked, True))
+        train(small(method=CACHED), run, stop=lambda: next(asked, True))
     (folder / "teacher").rename(folder / "first")
-    train(small("mesh.data=1", "seed=4"), folder / "teacher")
+    train(small("seed=4"), folder / "teacher")
     before = {path.name for path in (folder / "cache").iterdir()}
     try:
         with pytest.raises(UserError, match="'teacher' is not the one that this run began with"):
-            train(small(*SAYS, method=CACHED), run)
+            train(small(method=CACHED), run)
         assert before < {path.name for path in (folder / "cache").iterdir()}
     finally:
         (folder / "teacher").rename(folder / "second")
@@ -132,12 +144,11 @@ def test_what_a_cache_cannot_hold_is_refused(folder, changes, message):
     data = {**small().values["data"], **changes.get("data", {})}
     method = {**CACHED, **changes.get("method", {})}
     with pytest.raises(UserError, match=message):
-        assemble(small(*SAYS, method=method, data=data), folder / "refused").frozen()
+        assemble(small(method=method, data=data), folder / "refused").frozen()
 
 
 def test_any_mesh_reads_the_same_cache(folder):
     caches = {path.name for path in (folder / "cache").iterdir()}
-    setup = assemble(small("mesh.data=-1", method=CACHED), folder / "wide")
-    setup.start()
-    assert len(jax.devices()) == setup.program.mesh.size
+    one = make_mesh(settings.Mesh(data=1), jax.devices()[:1])
+    assemble(small(method=CACHED), folder / "narrow", mesh=one).start()
     assert {path.name for path in (folder / "cache").iterdir()} == caches

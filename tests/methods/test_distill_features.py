@@ -12,14 +12,24 @@ from scipy.special import logsumexp
 
 from bigjax.build.assemble import assemble
 from bigjax.core.errors import UserError
-from bigjax.core.method import Call
+from bigjax.core.method import Call, Reference, Scope
 from bigjax.core.rules import paths
 from bigjax.loop.open import open_run
 from bigjax.loop.train import train
 from bigjax.methods.distill import features
-from bigjax.methods.distill.feature_objectives import Contrast, Hint
+from bigjax.methods.distill.feature_objectives import (
+    AttentionTransfer,
+    Contrast,
+    Hint,
+    Relational,
+    SimilarityPreserving,
+)
+from bigjax.methods.distill.method import Distill
 from bigjax.methods.distill.objectives import Seen
 from bigjax.models.gpt2 import GPT2
+from bigjax.models.mlp import MLP
+from bigjax.run.writers import read_metrics
+from bigjax.tasks.classification import Classification
 from bigjax.tasks.language_model import LanguageModel
 from tests.small import small
 
@@ -159,6 +169,62 @@ def test_a_hint_of_tokens_counts_the_tokens_that_the_loss_counts():
     assert {k: v.shape for k, v in Contrast(student_feature="a", teacher_feature="b", width=3).parameters(jax.random.key(0), (2, 4, 8), (2, 5)).items()} == {"teacher": (32, 3), "student": (5, 3)}  # fmt: skip
 
 
+def test_all_kinds_in_one_loss_each_on_the_features_that_it_names():
+    student, teacher = MLP(widths=(3,), outputs=4), MLP(widths=(5, 6), outputs=4)
+    x = RNG.normal(size=(B, 7)).astype(np.float32)
+    own, frozen = (
+        m.init(jax.random.key(i), x, train=False) for i, m in enumerate((student, teacher))
+    )
+    at = dict(student_feature="dense_0", teacher_feature="dense_1")
+    kinds = dict(
+        hint=Hint(**at, weight=2.0),
+        bare=Hint(student_feature="head", teacher_feature="head", projection=False, distance="cosine"),
+        attention=AttentionTransfer(**at),
+        relational=Relational(**at, distance=3.0, angle=0.5),
+        similarity=SimilarityPreserving(**at),
+        contrast=Contrast(**at, width=2),
+    )  # fmt: skip
+    method = Distill("../teacher", alpha=1.0, objectives=kinds)
+    kernels = {
+        "hint": {"kernel": RNG.normal(size=(3, 6))},
+        "contrast": {"teacher": RNG.normal(size=(6, 2)), "student": RNG.normal(size=(3, 2))},
+    }
+    scope = Scope(
+        model=student, task=Classification(), rng=jax.random.key(0), step=jnp.int32(0), collections={},
+        ema=None, memory=None, frozen={"teacher": frozen}, hyper={"alpha": 1.0, "temperature": 2.0},
+        references={"teacher": Reference(teacher, Classification(), ())}, own=kernels,
+    )  # fmt: skip
+    batch = {"image": x, "label": np.zeros(B, np.int32), "mask": MASK}
+    found = method.loss(own["params"], batch, scope)
+
+    def dense(x, params):
+        return x @ params["kernel"] + params["bias"]
+
+    relu, (p, q) = (lambda x: np.maximum(x, 0)), (own["params"], frozen["params"])
+    s = dense(x, p["dense_0"])
+    t = dense(relu(dense(x, q["dense_0"])), q["dense_1"])
+    heads = dense(relu(t), q["head"]), dense(relu(s), p["head"])
+    t, s, *heads = f32(*map(np.asarray, (t, s, *heads)))
+    of_rows = {
+        "relational": features.relations(t, s, MASK, 3.0, 0.5),
+        "similarity": features.similarities(t, s, MASK),
+        "contrast": features.contrast(
+            t @ kernels["contrast"]["teacher"], s @ kernels["contrast"]["student"], MASK, 0.07
+        ),
+    }
+    expected = {
+        "hint": features.squared(t, s @ kernels["hint"]["kernel"], MASK, MASK)[0],
+        "bare": features.cosine(*heads, MASK, MASK)[0],
+        "attention": features.attention_map(t, s, MASK)[0],
+        **{name: 4 * value for name, value in of_rows.items()},
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            found.metrics[f"objectives/{name}"], (value, 4), rtol=1e-4, err_msg=name
+        )
+    np.testing.assert_allclose(found.sum, sum(expected.values()) + expected["hint"], rtol=1e-4)
+
+
 TEACHER = dict(type="mlp", widths=(16,), outputs=10)
 HINTS = dict(
     type="distill",
@@ -194,8 +260,6 @@ def test_a_projection_is_trained_saved_and_no_part_of_the_student(folder):
 
 
 def test_hints_come_nearer(folder):
-    from bigjax.run.writers import read_metrics
-
     lines = [x["train/objectives/hint"] for x in read_metrics(folder / "student/metrics.jsonl") if "train/objectives/hint" in x]  # fmt: skip
     assert lines[-1] < 0.7 * lines[0]
 
