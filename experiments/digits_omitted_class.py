@@ -22,6 +22,7 @@ from bigjax.loop.evaluators import Evaluator, Seen
 from experiments import digits_distill
 
 OMITTED = 3
+HERE = "experiments.digits_omitted_class"  # __name__ is "__main__" where it is run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +83,11 @@ def get_config():
     splits = dict(train="train[:80%]", validation="train[80%:]", test="test")
     for stage in stages.values():
         stage.data.splits = splits
-    without = f"{__name__ if __name__ != '__main__' else 'experiments.digits_omitted_class'}:"
     for name in ("student_alone", "student_distilled"):
-        stages[name].data.augment = (dict(type=f"{without}Without", label=OMITTED),)
+        stages[name].data.augment = (dict(type=f"{HERE}:Without", label=OMITTED),)
         stages[name].evaluate.splits = ("test", "validation")
         stages[name].evaluators = dict(
-            omitted=dict(type=f"{without}OmittedClass", data="test", every="end")
+            omitted=dict(type=f"{HERE}:OmittedClass", data="test", every="end")
         )
     stages["student_distilled"].distill = dict(teacher="../teacher", temperature=8.0, alpha=1.0)
     measured = [
