@@ -1,12 +1,25 @@
-"""A student that never sees a 3 learns it from its teacher: distillation without one class, on digits.
+"""A student that never sees a 3 learns it from its teacher: it knows 72.9 % of the threes, its teacher 87.6 %.
 
-    scripts/run experiments.digits_omitted_class                            one seed, three stages
-    scripts/run bigjax.sweep experiments.sweeps.digits_omitted_class --vectorize     10 seeds
+    scripts/run experiments.digits_omitted_class                                    one seed, three stages
+    scripts/run bigjax.sweep experiments.sweeps.digits_omitted_class --vectorize    10 seeds
 
-Hinton, Vinyals & Dean 2015, section 3, on a smaller data set: no 3 is in the student's transfer set; all it
-knows of threes are the small chances that the teacher gives them for other digits. What is learned too
-little is the output's bias: it is raised until as many of 200 unlabelled validation images are taken for a
-3 as one in ten, and nothing else is changed ("corrected").
+Hinton, Vinyals & Dean 2015, section 3, on a smaller data set: no 3 is among the student's 800 images; all it
+is told of threes are the chances that the teacher gives them for other digits, at T = 8 and without labels.
+"Corrected": the bias of the output for 3 is moved until one in ten of 200 unlabelled validation images
+is taken for a 3, and nothing else is changed.
+
+Hardware: 2 CPU cores shared with some twenty other jobs, 38 minutes for the 30 runs. On the
+797 test images, written by other people, mean and standard deviation over 10 seeds:
+
+    stage              threes known       corrected         accuracy         corrected
+    teacher            0.876 +- 0.024                       0.941 +- 0.004
+    student alone      0.000 +- 0.000     0.165 +- 0.123    0.848 +- 0.007   0.805 +- 0.026
+    student distilled  0.729 +- 0.066     0.703 +- 0.057    0.922 +- 0.008   0.919 +- 0.009
+
+Distilled, the student knows 83 % (sd 7) of what its teacher does of threes, short of the 90 % hoped for; its
+accuracy is 0.074 above that of the one alone (95 % interval 0.067 to 0.082, paired by seed, p 4e-9). The
+correction changes nothing here, as this student's bias is already right (moved by -0.6, sd 1.1), and cannot
+give the other what it does not know (16.5, sd 1.8).
 """
 
 from __future__ import annotations
