@@ -76,15 +76,7 @@ class Config:
 
     def make(self, path: str) -> Any:
         """The object (or tuple, or dict by name) that the typed section at `path` describes."""
-        values, kind = self.get(path), KINDS[path]
-        if isinstance(values, tuple):
-            return tuple(construct(kind, path, value) for value in values)
-        if path in NAMED:
-            return {
-                name: construct(kind, f"{path}.{name}", value)
-                for name, value in (values or {}).items()
-            }
-        return None if values is None else construct(kind, path, values)
+        return made(path, path, self.get(path))
 
     def marked(self, mark: str) -> list[str]:
         """Paths of the keys whose field is annotated with a mark (see `bigjax.core.marks`)."""
@@ -92,7 +84,7 @@ class Config:
         sections += [
             (f"{name}.{own}", name, values)
             for name in NAMED
-            for own, values in (self.get(name) or {}).items()
+            for own, values in (_at(self.values, name) or {}).items()
         ]
         found = []
         for path, name, values in sections:
@@ -115,11 +107,14 @@ class Config:
     def references(self) -> dict[str, str]:
         """Path -> folder, for every key that names another run."""
         published = (self.values["init"] or {}).get("family")
-        return {
-            path: self.get(path)
-            for path in self.marked(marks.RUN)
-            if not (path == "init.source" and published)
-        }
+        found = {}
+        for path in self.marked(marks.RUN):
+            folders = self.get(path)
+            if isinstance(folders, Mapping):  # by name
+                found |= {f"{path}.{name}": folder for name, folder in folders.items()}
+            elif not (path == "init.source" and published):
+                found[path] = folders
+        return found
 
     def with_value(self, path: str, value: Any) -> Config:
         """This config with one value changed, e.g. the seed of a stage."""
@@ -146,6 +141,13 @@ class Config:
         return hashlib.sha256(canonical(kept).encode()).hexdigest()
 
 
+def _at(values: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path; None where there is none."""
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
 def target_of(kind: str, name: str, where: str) -> Callable[..., Any]:
     """The class or function behind a `type`: a short name, or "package.module:Name".
 
@@ -168,10 +170,20 @@ def target_of(kind: str, name: str, where: str) -> Callable[..., Any]:
         raise UserError(f"{where}.type: cannot import '{path}' ({error})") from None
 
 
-def construct(kind: str, path: str, values: Mapping[str, Any]) -> Any:
-    """The object that a typed section describes; `path` is its own, for messages."""
-    target = target_of(kind, values["type"], f"config.{path}")
+def made(section: str, where: str, values: Any) -> Any:
+    """The object (or tuple, or dict by name) of a typed section; `where` is its path for messages."""
+    if isinstance(values, tuple):
+        return tuple(made(section, where, value) for value in values)
+    if section in NAMED and where == section:
+        return {n: made(section, f"{where}.{n}", one) for n, one in (values or {}).items()}
+    if values is None:
+        return None
+    target = target_of(KINDS[section], values["type"], f"config.{where}")
+    given = {key: value for key, value in values.items() if key != "type"}
+    for key in given:
+        if f"{section}.{key}" in KINDS:
+            given[key] = made(f"{section}.{key}", f"{where}.{key}", given[key])
     try:
-        return target(**{key: value for key, value in values.items() if key != "type"})
+        return target(**given)
     except UserError as error:
-        raise UserError(f"config.{path}: {error}") from None
+        raise UserError(f"config.{where}: {error}") from None

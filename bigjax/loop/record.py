@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,13 @@ class Record:
         self._save_due = When(setup.checkpoint.every, setup.total_steps).due
         self._writers: Writers | None = None
 
-    def begin(self, start: int, base: str | None = None) -> None:
+    def begin(self, start: int, frozen: Mapping[str, str]) -> None:
         """Opens the writers; what was logged after step `start` is forgotten.
 
-        base: fingerprint of the leaves that a parametrization freezes.
+        frozen: fingerprints of what is read and not trained, by name.
         """
         if self._leader:
-            manifest.record(self.workdir, self.setup, self._session, start, base)
+            manifest.record(self.workdir, self.setup, self._session, start, frozen)
         self._writers = (Writers if self._leader else NoWriters)(
             self.workdir,
             tensorboard=self.setup.log.tensorboard,

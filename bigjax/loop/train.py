@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.build.assemble import Setup, assemble
-from bigjax.build.weights import base_fingerprint, with_hyper
+from bigjax.build.weights import contents, with_hyper
 from bigjax.config.config import Config
 from bigjax.config.when import When
 from bigjax.core.state import TrainState, params_fingerprint
@@ -124,7 +124,10 @@ def _sitting(
             state = with_hyper(state, setup.hyper) if changes else state
             frozen = setup.frozen()
         log.info("%s", describe(setup, workdir))
-        record.begin(start, base_fingerprint(frozen))
+        bound = contents(frozen) | (setup.cached.prints if setup.cached else {})
+        if start:
+            manifest.check_frozen(workdir, bound, allow_changed)
+        record.begin(start, bound)
 
         clock.begin(start)
         with clock:

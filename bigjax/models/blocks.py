@@ -71,7 +71,7 @@ def stack(
     own = () if each is None else (each,)
     loop = nn.scan(
         lambda module, x, *rest: (module(x, *rest), None),
-        variable_axes={"params": 0, "cache": 0},
+        variable_axes={"params": 0, "cache": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * len(shared) + (0,) * len(own),
         length=layers,

@@ -122,6 +122,7 @@ def describe(config: Config, mesh: Any, sources: dict[str, Any]) -> dict[str, An
         },
         "class_names": sources["train"].class_names,
         "fitted": getattr(sources["train"], "fitted", None),
+        "tokenizer": getattr(getattr(sources["train"], "tokenizer", None), "fingerprint", None),
     }
 
 
@@ -240,23 +241,43 @@ def _is_start(about: Any) -> bool:
     )
 
 
+def check_frozen(workdir: Path, now: Mapping[str, str], allowed: Sequence[str] = ()) -> None:
+    """Refuses to go on with another teacher, or whatever else a run reads and does not train.
+
+    Args:
+      now: name -> fingerprint. What is under one of `allowed`, such as "method.teacher", may differ.
+
+    Raises:
+      UserError: one is not what the run's newest start had.
+    """
+    known = newest_start(read_manifest(workdir) or {"resumes": []}).get("frozen") or {}
+    for name, fingerprint in now.items():
+        then = known.get(name, fingerprint)
+        if then != fingerprint and not _covers(allowed, f"method.{name}"):
+            raise UserError(
+                f"{workdir}: '{name}' is not the one that this run began with: contents {then[:12]} "
+                f"then, {fingerprint[:12]} now; bring it back, use another --workdir, or go on with "
+                f"the new one: --allow_changed=method.{name}"
+            )
+
+
 def record(
-    workdir: Path, config: Config, session: Session, step: int, base: str | None = None
+    workdir: Path, config: Config, session: Session, step: int, frozen: Mapping[str, str]
 ) -> None:
     """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it.
 
-    base: fingerprint of the leaves that are neither trained nor saved.
+    frozen: name -> fingerprint of what is read, and neither trained nor saved.
     """
     path = workdir / "manifest.json"
+    bound = {"frozen": dict(frozen)} if frozen else {}
     if session.changed is None:
         if path.exists():  # damaged
             path.replace(path.with_name("manifest.json.damaged"))
-        bound = {"base": base} if base else {}
         write_json(path, {"run": session.run, **session.about, **bound, "resumes": []})
     else:
         first = read_manifest(workdir)
         contract = {"step": step, "contract": session.contract, "changed": session.changed}
-        first["resumes"].append({**contract, **session.about})
+        first["resumes"].append({**contract, **session.about, **bound})
         write_json(path, first)
     write_json(workdir / "config.json", config.values)
 
