@@ -155,11 +155,15 @@ def last_lines(workdir: Path) -> str:
 
 
 class Harness:
-    """A folder with the data, a reference run, and how the trials went."""
+    """A folder with the data and a reference run, once prepared, and how the trials went."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
         self.count, self.problems, self.seconds = 0, [], []
+
+    def prepare(self) -> None:
+        """Makes the data and the reference run, and compiles what all runs share."""
+        folder = self.folder
         (folder / "data").mkdir(parents=True)
         make_data(folder / "data")
         os.environ["FAULTS_DATA"] = str(folder / "data")
@@ -196,18 +200,26 @@ class Harness:
         return False
 
 
-def raising(step: int) -> Callable[[], None]:
-    """A failure of the input after so many batches of this start."""
+def at_batch(number: int, act: Callable[[], None]) -> Callable[[], None]:
+    """Does something when the input comes to so many batches of this start."""
 
     def tamper() -> None:
         recorded = pipeline.train_batches
 
-        def failing(*positional: Any, **options: Any) -> Iterator[Any]:
-            for number, batch in enumerate(recorded(*positional, **options), 1):
-                if number == step:
-                    raise RuntimeError("injected failure")
+        def acting(*positional: Any, **options: Any) -> Iterator[Any]:
+            for count, batch in enumerate(recorded(*positional, **options), 1):
+                if count == number:
+                    act()
                 yield batch
 
-        pipeline.train_batches = failing
+        pipeline.train_batches = acting
 
     return tamper
+
+
+def fail() -> None:
+    raise RuntimeError("injected failure")
+
+
+def hang_up() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
