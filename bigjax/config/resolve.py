@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax.config.names import DERIVE_MODEL, DERIVE_SIZES, FIND_FAMILY, KINDS, NAMED, NAMES
+from bigjax.config.names import DERIVE_MODEL, DERIVE_SIZES, FIND_FAMILY, KINDS, LISTED, NAMED, NAMES
 from bigjax.config.signature import MISSING, bind, parameters
 from bigjax.config.values import (
     canonical,
@@ -379,7 +379,7 @@ def _complete_section(path: str, given: Any, where: str = "") -> Any:
         if path in TYPED:
             raise UserError(f"config.{path} is missing: it needs at least a type")
         return None
-    if isinstance(given, tuple) and path not in SETTINGS:
+    if isinstance(given, tuple) and path in LISTED and where == path:
         return tuple(_complete_section(path, item, f"{where}[{i}]") for i, item in enumerate(given))
     given = {} if given is None else given
     if not isinstance(given, dict):

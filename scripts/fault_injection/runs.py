@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -167,9 +168,10 @@ class Harness:
         (folder / "data").mkdir(parents=True)
         make_data(folder / "data")
         os.environ["FAULTS_DATA"] = str(folder / "data")
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        # JAX is imported, and would not look at the environment any more.
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         for name in ("compiling", "reference"):  # the second knows how long a start takes
             began = time.monotonic()
             code = wait(start(folder / name))
