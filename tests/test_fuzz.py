@@ -7,7 +7,19 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from scripts.fault_injection.readers import PIECES, READERS, edited, malformed, problem, text
+from bigjax.report import runs
+from bigjax.report.page import write_report
+from scripts.fault_injection.readers import (
+    CONFIG,
+    PIECES,
+    READERS,
+    RESULT,
+    START,
+    edited,
+    malformed,
+    problem,
+    text,
+)
 
 EDITS = st.lists(
     st.tuples(
@@ -48,3 +60,17 @@ def test_the_fuzzer_finds_a_reader_that_raises(tmp_path):
     reader = text("a.json", {"a": 1}, lambda f: json.loads((f / "a.json").read_text()))
     reader.good(tmp_path)
     assert "JSONDecodeError" in problem(reader, tmp_path, b"{")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "result.json", "metrics.jsonl"])
+def test_the_report_and_the_list_of_runs_are_made_of_damaged_files(name, tmp_path):
+    chance = random.Random(1)
+    good = {"config.json": CONFIG, "manifest.json": {"run": "0" * 16, **START, "resumes": []}}
+    good = {key: json.dumps(value) for key, value in {**good, "result.json": RESULT}.items()}
+    good["metrics.jsonl"] = '{"step": 1, "train/loss": 1.0, "eval/t/f1_per_class": [0.5, "NaN"]}\n'
+    for key, said in good.items():
+        (tmp_path / key).write_text(said)
+    for _ in range(60):
+        (tmp_path / name).write_bytes(malformed(good[name].encode(), name, chance))
+        write_report(tmp_path)
+        runs.text(runs.find(tmp_path))

@@ -23,6 +23,7 @@ from bigjax.report import charts
 from bigjax.run import clock, pictures
 from bigjax.run.files import read_json, write_atomic
 from bigjax.run.manifest import public
+from bigjax.run.result import read_result
 from bigjax.run.text import cell, clip, duration
 from bigjax.run.writers import read_metrics
 
@@ -43,8 +44,8 @@ def write_report(workdir: Folder, problem: str = "") -> Path:
     `problem` says why a run without a result has ended.
     """
     workdir = Path(workdir)
-    files = ("config", "manifest", "result")
-    config, manifest, result = (read_json(workdir / f"{n}.json") or {} for n in files)
+    config, manifest = (read_json(workdir / f"{n}.json") or {} for n in ("config", "manifest"))
+    result = read_result(workdir) or {}
     lines = read_metrics(workdir / "metrics.jsonl")
     names = manifest.pop("class_names", None) or []
     final = result.get("metrics") or {k: v for x in lines for k, v in x.items() if k != "step"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import random
 import struct
 import time
@@ -24,13 +25,15 @@ from bigjax.core.errors import RunFailed, UserError
 from bigjax.data.files import records
 from bigjax.data.npz import read_npz
 from bigjax.data.tokenizers import open_tokenizer
-from bigjax.loop.record import recorded_result
 from bigjax.pretrained.reader import open_published
-from bigjax.run import manifest
+from bigjax.report import runs
+from bigjax.run import clock, manifest
 from bigjax.run.checkpoint import folder as folders
 from bigjax.run.checkpoint import hashes
 from bigjax.run.clock import Clock
 from bigjax.run.ledger import left_out
+from bigjax.run.result import read_result
+from bigjax.run.text import metrics_table
 from bigjax.run.writers import read_metrics
 from scripts.fault_injection.runs import Harness
 
@@ -78,6 +81,20 @@ SAVED = {
     "arrays": {"w": {"shape": [2, 3], "dtype": "float32", "blocks": {"0:2,0:3": "00000000"}}},
     "files": {"default/d": {"size": 3, "crc32": "00000000"}},
 }  # fmt: skip
+
+
+RESULT = {
+    "step": 3, "metrics": {"eval/t/accuracy": 1.0, "c": [[1, 2]]}, "fingerprint": "f", "seconds": 2.0,
+    "time": {"wall": 2.0, "goodput": 0.5, "starts": 1, "seconds": {"step": 1.0}, "steps_per_second": 1.0,
+             "examples_per_second": 2.0, "flops_per_step": {"a": 3}, "mfu": {"a": 0.1}},
+}  # fmt: skip
+
+
+def _result(folder: Path) -> None:
+    if found := read_result(folder):
+        metrics_table(found["metrics"])
+        clock.lines(found["time"]) if "time" in found else None
+    runs.text(runs.find(folder))
 
 
 def _session(folder: Path) -> None:
@@ -156,6 +173,12 @@ def _tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"pad_token": {"content": "a"}}')
 
 
+def _encoded(folder: Path) -> None:
+    tokenizer = open_tokenizer(str(folder))
+    for ids in tokenizer.encode_batch(["a b", "\u017c"]):
+        tokenizer.decode(ids)
+
+
 def _npz(folder: Path) -> None:
     np.savez(folder / "train.npz", image=np.ones((3, 4), np.float32), label=np.arange(3))
 
@@ -168,7 +191,7 @@ READERS: dict[str, Reader] = {
     "metrics": text("metrics.jsonl", '{"step": 1, "a": 1.0}\n{"step": 2, "a": "NaN"}\n' * 3,
                     lambda f: read_metrics(f / "metrics.jsonl")),
     "time": text("time.json", {"starts": 1, "seconds": {"step": 1.0}, "marks": {"3": {"step": 0.5}}}, Clock),
-    "result": text("result.json", {"step": 3, "metrics": {"a": 1.0}, "fingerprint": "f"}, recorded_result),
+    "result": text("result.json", RESULT, _result),
     "ledger": text("skipped.jsonl", '{"step": 3, "examples": [[0, 1]], "suspects": [1], "for_good": [1]}\n',
                    left_out),
     "safetensors": Reader("model.safetensors", _safetensors, _published),
@@ -178,8 +201,8 @@ READERS: dict[str, Reader] = {
     "csv": text("train.csv", "a,b,label\n1,2,0\n3.5,-1e3,1\n\"x\ny\",2,1\n",
                 lambda f: list(records(f / "train.csv"))),
     "jsonl": text("train.jsonl", '{"text": "a b", "label": 1}\n' * 3, lambda f: list(records(f / "train.jsonl"))),
-    "tokenizer": Reader("tokenizer.json", _tokenizer, lambda f: open_tokenizer(str(f))),
-    "tokenizer_config": Reader("tokenizer_config.json", _tokenizer, lambda f: open_tokenizer(str(f))),
+    "tokenizer": Reader("tokenizer.json", _tokenizer, _encoded),
+    "tokenizer_config": Reader("tokenizer_config.json", _tokenizer, _encoded),
 }  # fmt: skip
 
 NUMBERS = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**60, 2**63, 2**64 - 1]
@@ -293,6 +316,7 @@ def fuzz(harness: Harness, times: int, kind: str) -> tuple[int, int]:
     reader.good(folder)
     good = (folder / reader.name).read_bytes()
     assert problem(reader, folder, good) is None, problem(reader, folder, good)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads for two words cost ten times the rest
     bad = 0
     for number in range(times):
         if number % 100 == 0:
