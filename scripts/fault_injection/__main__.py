@@ -55,7 +55,11 @@ def run(kinds: list[str], times: int, seed: int) -> list[dict[str, Any]]:
         harness = Harness(Path(folder), seed)
         if not all(kind.startswith("fuzz_") for kind in kinds):
             harness.prepare()
-        return [_forked(harness, kind, times, seed) for kind in kinds]
+        rows = []
+        for kind in kinds:
+            rows.append(_forked(harness, kind, times, seed))
+            print(f"{kind}: {rows[-1]['good']} of {rows[-1]['times']}", file=sys.stderr, flush=True)
+        return rows
 
 
 def _forked(harness: Harness, kind: str, times: int, seed: int) -> dict[str, Any]:
