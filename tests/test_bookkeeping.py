@@ -82,7 +82,7 @@ def test_leavings_of_another_run_stay(tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / ".deleting-0123456789abcdef-9").mkdir()
     (folder / ".deleting-abc-8" / "d").mkdir(parents=True)
-    (folder / ".saving-9").write_text("another\n")
+    (folder / ".saving-9").write_bytes(b"another \xff\n")
     (folder / "9" / "default").mkdir(parents=True)
     checkpoints, _ = saved(tmp_path, steps=())
     assert (folder / ".deleting-0123456789abcdef-9").exists() and (folder / "9").exists()
@@ -234,13 +234,13 @@ def test_glued_and_torn_lines_of_metrics_are_told(tmp_path, caplog):
     path.write_text(
         '{"step": 1, "a": 1.0}{"step": 2, "a": "NaN"}\n'
         '{"step": 3, "a": 3.{"step": 4, "a": 4.0}\n'
-        '{"step": 5, "a": "word"}\n{"a": 6.0}\n'
+        '{"step": 5, "a": "word"}\n{"a": 6.0}\n{"step": 6, "a": null}\n'
         '{"step": 7, "a": 7.0}\n{"step": 8, "a'
     )
     lines = read_metrics(path)
     assert [line["step"] for line in lines] == [1, 2, 4, 7]
     told = [record.message.partition("jsonl: ")[2] for record in caplog.records]
-    assert [text[:9] for text in told] == ["line 2 is", "of step 5", "a line wi"]
+    assert [text[:9] for text in told] == ["line 2 is", "of step 5", "a line wi", "of step 6"]
 
 
 # What a loss of power leaves.

@@ -135,9 +135,17 @@ def test_a_data_set_whose_features_name_code_imports_nothing(stranger, tmp_path,
 
 
 @pytest.mark.parametrize(
-    "pointer", ["../../somewhere", "/tmp/photographs", "", "0123456789abcdef/.."]
+    "pointer",
+    [
+        "../../somewhere",
+        "/tmp/photographs",
+        "",
+        "0123456789abcdef/..",
+        "\udcff",
+        "\0/0123456789abcdef",
+    ],
 )
 def test_a_pointer_that_is_not_this_runs_is_refused(run, tmp_path, pointer):
-    (tmp_path / "checkpoints_at.txt").write_text(pointer)
+    (tmp_path / "checkpoints_at.txt").write_bytes(pointer.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match="not where this run keeps checkpoints"):
         Checkpoints(tmp_path)

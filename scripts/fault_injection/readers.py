@@ -34,7 +34,7 @@ from bigjax.run.clock import Clock
 from bigjax.run.ledger import left_out
 from bigjax.run.result import read_result
 from bigjax.run.text import metrics_table
-from bigjax.run.writers import read_metrics
+from bigjax.run.writers import Writers, read_metrics
 from scripts.fault_injection.runs import Harness
 
 SECONDS, MEGABYTES = 5.0, 1024  # the most that one file may cost; seconds of the processor
@@ -123,6 +123,10 @@ def _checkpoint(folder: Path) -> None:
             continue
 
 
+def _window(folder: Path) -> None:
+    Writers(folder, tensorboard=False, progress=False, total_steps=9).truncate_after(8)
+
+
 def _lost(folder: Path) -> None:
     folders.lost(folder, epath.Path(folder / "checkpoints"), 3)
 
@@ -190,6 +194,8 @@ READERS: dict[str, Reader] = {
     "saved": text(".saved", {"run": "0123456789abcdef", "step": 3}, _lost),
     "metrics": text("metrics.jsonl", '{"step": 1, "a": 1.0}\n{"step": 2, "a": "NaN"}\n' * 3,
                     lambda f: read_metrics(f / "metrics.jsonl")),
+    "mean": text("train_mean.json", {"4": [1.5, 40.0], "8": [0.5, 2.0]}, _window),
+    "pointer": text("checkpoints_at.txt", "/nowhere/0123456789abcdef\n", folders.has_checkpoints),
     "time": text("time.json", {"starts": 1, "seconds": {"step": 1.0}, "marks": {"3": {"step": 0.5}}}, Clock),
     "result": text("result.json", RESULT, _result),
     "ledger": text("skipped.jsonl", '{"step": 3, "examples": [[0, 1]], "suspects": [1], "for_good": [1]}\n',
