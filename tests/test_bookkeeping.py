@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 
@@ -22,6 +23,7 @@ from bigjax.run.checkpoint import (
     restore_leaves,
 )
 from bigjax.run.clock import Clock
+from bigjax.run.result import read_result
 from bigjax.run.writers import read_metrics
 from bigjax.verbs import launch
 from tests.small import small, small_config
@@ -200,6 +202,19 @@ def test_a_report_lost_between_result_and_end_is_written(halves, tmp_path):
     (run / "report.html").unlink()
     train(small(), run)
     assert (run / "report.html").stat().st_size > 1000
+
+
+def test_a_result_that_is_not_a_number_is_read_as_it_was_and_a_strange_one_is_lost(tmp_path):
+    good = {"step": 3, "fingerprint": "f", "metrics": {"a": math.nan, "b": [[1.0, math.inf]]}}
+    files.write_json(tmp_path / "result.json", good)
+    found = read_result(tmp_path)["metrics"]
+    assert math.isnan(found["a"]) and found["b"] == [[1.0, math.inf]]
+    strange = {"step": "3", "fingerprint": None, "seconds": math.nan, "metrics": {"a": [1, [2]]}}
+    for key, value in strange.items():
+        files.write_json(tmp_path / "result.json", {**good, key: value})
+        assert read_result(tmp_path) is None
+    files.write_json(tmp_path / "result.json", {**good, "time": {"wall": 0, "seconds": {"a": 1}}})
+    assert "time" not in read_result(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from bigjax.data import pipeline
 from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.mesh import distributed, sharding
 from bigjax.plan import flops
-from bigjax.report.page import LiveReport, write_report
+from bigjax.report.page import LiveReport
 from bigjax.run import clock as clocks
 from bigjax.run import ledger, manifest, trackers
 from bigjax.run.checkpoint import Checkpoints, Origin
@@ -183,7 +183,7 @@ class Record:
         """Writes `result.json` and the report."""
         if self._leader:
             write_json(self.workdir / "result.json", result)
-            write_report(self.workdir)
+            self._report.write()
 
 
 def result_of(

@@ -16,6 +16,7 @@ log = logging.getLogger("bigjax")
 def read_result(workdir: Path) -> dict[str, Any] | None:
     """What `result.json` holds; None if it is not there or, with a warning, damaged.
 
+    "NaN", "Infinity" and "-Infinity" among the metrics are the floats they stand for.
     Times that cannot be are left out: nothing depends on them.
 
     Raises:
@@ -38,7 +39,7 @@ def read_result(workdir: Path) -> dict[str, Any] | None:
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
         log.warning("%s: its times are damaged and left out", path)
         del found["time"]
-    return found
+    return found | {"metrics": {name: _numbers(value) for name, value in metrics.items()}}
 
 
 def _is_measured(value: Any) -> bool:
@@ -46,3 +47,9 @@ def _is_measured(value: Any) -> bool:
     if isinstance(value, list) and len({len(x) if isinstance(x, list) else -1 for x in value}) < 2:
         return all(map(_is_measured, value))
     return isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) else value
