@@ -234,3 +234,10 @@ def test_a_config_read_back_is_the_same_to_the_last_type(name):
 def test_a_value_where_a_section_with_defaults_belongs_is_named(text):
     with pytest.raises(UserError, match=rf"config\.optimizer\.schedule: {text} must be a section"):
         config.resolve(raw(), [f"optimizer.schedule={text}"])
+
+
+@pytest.mark.parametrize("key", ["model", "data.source", "adapt"])
+def test_a_list_where_one_section_belongs_is_named(key):
+    where = r"config\.adapt\[0\]" if key == "adapt" else rf"config\.{key}"
+    with pytest.raises(UserError, match=rf"{where}: \(.*\) must be a section"):
+        config.resolve(raw(), [f"{key}=((),)"])

@@ -271,6 +271,20 @@ def test_a_signal_saves_and_exits_with_75_and_the_run_goes_on(tmp_path, number):
     assert f"step {steps[0]}" in line
 
 
+def test_a_closed_terminal_asks_to_stop_and_nohup_forbids_it():
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for as_started, asked in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+            signal.signal(signal.SIGHUP, as_started)
+            stop = launch.Stop()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop() == asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_a_wrong_config_is_refused_before_a_device_is_touched():
     code = (
         "import sys; sys.argv = ['x', '--config.model.widhts=3'];"

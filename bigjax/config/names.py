@@ -125,6 +125,7 @@ KINDS = {
 
 # Sections whose keys are names of the user's, each with a typed section of its own.
 NAMED = ("evaluators", "data.sources", "method.objectives")
+LISTED = ("adapt", "data.augment", "data.preprocess")  # lists of typed sections
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.
 DERIVE_MODEL = "bigjax.pretrained.load:derived_model"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config.config import DEFAULTS, SETTINGS, TYPED, Config, target_of
-from bigjax.config.names import DERIVE_MODEL, DERIVE_SIZES, FIND_FAMILY, KINDS, NAMED
+from bigjax.config.names import DERIVE_MODEL, DERIVE_SIZES, FIND_FAMILY, KINDS, LISTED, NAMED
 from bigjax.config.signature import MISSING, bind, parameters
 from bigjax.config.values import (
     check_trusted,
@@ -207,7 +207,7 @@ def _complete_section(path: str, given: Any, where: str = "") -> Any:
         if path in TYPED:
             raise UserError(f"config.{path} is missing: it needs at least a type")
         return None
-    if isinstance(given, tuple) and path not in SETTINGS:
+    if isinstance(given, tuple) and path in LISTED and where == path:
         return tuple(_complete_section(path, item, f"{where}[{i}]") for i, item in enumerate(given))
     given = {} if given is None else given
     if not isinstance(given, dict):

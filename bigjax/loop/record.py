@@ -18,12 +18,12 @@ from bigjax.data import pipeline
 from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.mesh import distributed, sharding
 from bigjax.plan import flops
-from bigjax.report.page import LiveReport, write_report
+from bigjax.report.page import LiveReport
 from bigjax.run import clock as clocks
 from bigjax.run import ledger, manifest, trackers
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.clock import Clock
-from bigjax.run.files import read_json, write_json
+from bigjax.run.files import write_json
 from bigjax.run.writers import NoWriters, Writers, finalize, read_metrics
 
 log = logging.getLogger("bigjax")
@@ -183,7 +183,7 @@ class Record:
         """Writes `result.json` and the report."""
         if self._leader:
             write_json(self.workdir / "result.json", result)
-            write_report(self.workdir)
+            self._report.write()
 
 
 def result_of(
@@ -242,14 +242,6 @@ def since_best(scores: Sequence[float], mode: str) -> int:
         ahead = best is None or (score > best if mode == "max" else score < best)
         best, since = (score, 0) if ahead and not math.isnan(score) else (best, since + 1)
     return since
-
-
-def recorded_result(workdir: Path) -> dict[str, Any] | None:
-    """What `result.json` holds; None if it is not there, or damaged."""
-    found = read_json(workdir / "result.json")
-    if found is None or not isinstance(found.get("metrics"), dict) or "fingerprint" not in found:
-        return None
-    return found
 
 
 def describe(setup: Setup, workdir: Path) -> str:

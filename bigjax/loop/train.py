@@ -24,12 +24,13 @@ from bigjax.doctor.short import trusted
 from bigjax.loop.bits import check_again
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
 from bigjax.loop.evaluators import check_evaluators
-from bigjax.loop.record import Callback, Record, describe, is_over, recorded_result, result_of
+from bigjax.loop.record import Callback, Record, describe, is_over, result_of
 from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
 from bigjax.run.files import workdir_lock
 from bigjax.run.public import public_all
+from bigjax.run.result import read_result
 
 log = logging.getLogger("bigjax")
 
@@ -106,7 +107,7 @@ def _sitting(
     with Record(setup, workdir, session, asked, callbacks=callbacks) as record:
         # State: this run's newest good checkpoint, or other weights, or scratch.
         start, state = record.checkpoints.restore_newest(setup.program.state) or (0, None)
-        result = recorded_result(workdir) if is_over(setup, workdir, start) else None
+        result = read_result(workdir) if is_over(setup, workdir, start) else None
         if result is not None:
             length = next(k for k in ("steps", "epochs", "examples") if getattr(setup.train, k))
             log.info(

@@ -204,12 +204,11 @@ def _only_weights(folder: Path, where: str) -> list[Path]:
 
 def _inside(folder: Path, name: str) -> Path:
     """A file that an index names; one outside the folder is refused."""
-    path = folder / name
     if Path(name).name != name:
         raise UserError(f"{folder / INDEX}: '{name}' is not a file name")
-    if not path.exists():
-        raise UserError(f"{folder / INDEX} names {name}, which is not there")
-    return path
+    if name not in os.listdir(folder):  # which takes a name of any length
+        raise UserError(f"{folder / INDEX} names '{name[:80]}', which is not there")
+    return folder / name
 
 
 def _is_text(value: Any) -> bool:

@@ -24,6 +24,7 @@ from bigjax.report import charts
 from bigjax.run import clock, pictures
 from bigjax.run.files import read_json, write_atomic
 from bigjax.run.public import public
+from bigjax.run.result import read_result
 from bigjax.run.text import cell, clip, duration
 from bigjax.run.writers import read_metrics
 
@@ -44,10 +45,11 @@ def write_report(workdir: Folder, problem: str = "") -> Path:
     `problem` says why a run without a result has ended.
     """
     workdir = Path(workdir)
-    files = ("config", "manifest", "result")
-    config, manifest, result = (read_json(workdir / f"{n}.json") or {} for n in files)
+    config, manifest = (read_json(workdir / f"{n}.json") or {} for n in ("config", "manifest"))
+    result = read_result(workdir) or {}
     lines = read_metrics(workdir / "metrics.jsonl")
-    names = manifest.pop("class_names", None) or []
+    names = manifest.pop("class_names", None)
+    names = names if isinstance(names, list) else []
     final = result.get("metrics") or {k: v for x in lines for k, v in x.items() if k != "step"}
     matrices = {k: v for k, v in final.items() if k.rpartition("/")[2] == "confusion_matrix"}
     return write_page(
@@ -81,7 +83,7 @@ class LiveReport:
 
     def refresh(self) -> None:
         if time.monotonic() >= self._next:
-            self._write("")
+            self.write()
 
     def __enter__(self) -> LiveReport:
         return self
@@ -90,9 +92,9 @@ class LiveReport:
         if error is not None:
             text = str(error).strip().partition("\n")[0]
             ours = type(error).__module__.startswith("bigjax.") and text
-            self._write(text if ours else f"{type(error).__name__}: {text}")
+            self.write(text if ours else f"{type(error).__name__}: {text}")
 
-    def _write(self, problem: str) -> None:
+    def write(self, problem: str = "") -> None:
         began = time.monotonic()
         try:
             write_report(self._workdir, problem)
