@@ -6,10 +6,9 @@ Exit codes as in `bigjax.verbs.launch`; 1 if a trial failed.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -19,7 +18,8 @@ from bigjax.loop.train import Stopped
 from bigjax.run.files import workdir_lock
 from bigjax.sweep import drive, flags, reproduce, results, search
 from bigjax.sweep.describe import Sweep
-from bigjax.sweep.executors import Pruning
+from bigjax.sweep.executors import Executor, Pruning
+from bigjax.sweep.results import Results
 from bigjax.sweep.trials import check_data, complete, expand
 from bigjax.verbs.launch import FAILED, OK, STOPPED, WRONG_INPUT, Stop
 
@@ -37,7 +37,11 @@ def main(arguments: Sequence[str]) -> int:
         options, overrides = flags.parse(arguments)
         sweep = complete(flags.sweep_of(options, overrides))
         workdir = options.workdir or Path("runs/sweeps", options.module.rpartition(".")[2])
-        return run(sweep, options, workdir)
+        how = flags.how_of(options)
+        executor = flags.executor_of(how.executor, options)
+        asked = {name: getattr(options, name) for name in ("workers", "devices")}
+        asked = {name: value and int(value) for name, value in asked.items()}
+        found = run(sweep, how, executor, workdir, asked, Stop())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
@@ -45,10 +49,31 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{stopped}; run the same command again to go on", file=sys.stderr)
         return STOPPED
 
+    print(results.text_table(found))
+    for line in results.failures(found):
+        print(f"failed: {line}", file=sys.stderr)
+    print(f"table: {workdir}/sweep.md, sweep.csv; page: {workdir}/sweep.html")
+    return OK if all(row.status in ("done", "pruned") for row in found.rows) else FAILED
 
-def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
-    """Checks every trial, runs what is missing, writes the results and prints the table."""
-    trials, how = [], flags.how_of(options)
+
+def run(
+    sweep: Sweep,
+    how: flags.How,
+    executor: Executor,
+    workdir: Path,
+    asked: Mapping[str, int | None],
+    stop: Callable[[], bool],
+) -> Results:
+    """Checks every trial of a complete sweep, runs what is missing, and writes the results.
+
+    Args:
+      asked: workers and devices, as they were asked for; kept in the manifest.
+
+    Raises:
+      UserError: a trial's config is wrong, optuna is missing, or the folder is in use.
+      Stopped: `stop()` came true; what had begun is saved.
+    """
+    trials = []
     if sweep.search is None:
         trials = expand(sweep)
         check_data(sweep, trials)
@@ -59,15 +84,9 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
         search.import_optuna()
         journal = str(workdir.absolute() / "pruning.journal")
         pruning = Pruning(how.prune, sweep.metric, sweep.mode, journal)
-    with (
-        workdir_lock(workdir),
-        flags.executor_of(how.executor, options) as executor,
-    ):
-        asked = {name: getattr(options, name) for name in ("workers", "devices")}
-        start = reproduce.new_start(
-            {**{k: v and int(v) for k, v in asked.items()}, "vectorize": how.vectorize}
-        )
-        plan = drive.Plan(executor, workdir, Stop(), how.vectorize, how.retry_failed, pruning)
+    with workdir_lock(workdir), executor:
+        start = reproduce.new_start({**asked, "vectorize": how.vectorize})
+        plan = drive.Plan(executor, workdir, stop, how.vectorize, how.retry_failed, pruning)
         try:
             if sweep.search is None:
                 drive.write_description(sweep, trials, workdir)
@@ -78,11 +97,7 @@ def run(sweep: Sweep, options: argparse.Namespace, workdir: Path) -> int:
             if trials:  # an interrupted search tells none
                 reproduce.record(sweep, trials, workdir, start)
                 found = drive.conclude(sweep, trials, workdir)
-    print(results.text_table(found))
-    for line in results.failures(found):
-        print(f"failed: {line}", file=sys.stderr)
-    print(f"table: {workdir}/sweep.md, sweep.csv; page: {workdir}/sweep.html")
-    return OK if all(row.status in ("done", "pruned") for row in found.rows) else FAILED
+    return found
 
 
 if __name__ == "__main__":

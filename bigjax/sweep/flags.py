@@ -23,7 +23,15 @@ from bigjax.sweep.describe import Search, Sweep, parse_points, parse_values
 from bigjax.sweep.executors import Executor, Local
 
 EXECUTORS: Mapping[str, type[Executor]] = {"local": Local, "ray": Ray, "slurm": Slurm}
-NO_FLAGS = ("experiment", "points", "overrides", "search", "space", "seed")  # said in another way
+NO_FLAGS = (
+    "experiment",
+    "points",
+    "overrides",
+    "search",
+    "space",
+    "seed",
+    "config",
+)  # said in another way
 
 
 @dataclasses.dataclass(frozen=True)

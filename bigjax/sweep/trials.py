@@ -51,12 +51,15 @@ class Trial:
         return workdir / FOLDER / self.name
 
 
-def load_experiment(module: str) -> Any:
-    """The raw config of an experiment, by module name.
+def load_experiment(sweep: Sweep) -> Any:
+    """The raw config of a sweep's experiment.
 
     Raises:
       UserError: there is no such module, or it has no `get_config`.
     """
+    if sweep.config is not None:
+        return sweep.config
+    module = sweep.experiment
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -74,7 +77,7 @@ def complete(sweep: Sweep) -> Sweep:
     Raises:
       UserError: the config of its first point is wrong, or the metric says too little.
     """
-    chosen, stages = _resolve(load_experiment(sweep.experiment), sweep, sweep.points[0])
+    chosen, stages = _resolve(load_experiment(sweep), sweep, sweep.points[0])
     return choose.filled(sweep, stages, chosen)
 
 
@@ -87,7 +90,7 @@ def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
     Raises:
       UserError: a config is wrong, a metric is not there, or a choice would be made on test data.
     """
-    raw = load_experiment(sweep.experiment)
+    raw = load_experiment(sweep)
     trials: dict[str, Trial] = {}
     for point in sweep.points if points is None else points:
         try:
