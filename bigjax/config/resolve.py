@@ -72,7 +72,7 @@ FREE_ON_RESUME = (
 )
 
 # Keys of a model that the train split may decide.
-DERIVED_SIZES = ("outputs", "vocab")
+DERIVED_SIZES = ("outputs", "vocab", "image")
 
 
 @dataclasses.dataclass(frozen=True)
