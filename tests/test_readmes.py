@@ -71,6 +71,7 @@ SLOW = {
 # These exit with 1: on eight devices the doctor finds XLA's partitioner wrong, as its README says.
 FINDS = ("XLA_FLAGS=--xla_force_host_platform_device_count=8 scripts/run bigjax.doctor",)
 ELSEWHERE = {
+    "scripts/verify [NAME...]": "test_figures.py",
     "scripts/run bigjax new mine --source=table": "test_notebook.py",
     ".venv/bin/python mine.py": "test_notebook.py",
     "python -m bigjax new NAME": "test_notebook.py",

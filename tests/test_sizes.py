@@ -105,3 +105,8 @@ def test_the_verb_config_says_where_a_size_came_from(capsys):
     assert launch.execute("experiments.small", lambda: raw, ["config"]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert lines["model.outputs"] == ["10", "data"]
+    given = '--config.model={"type": "mlp", "widths": (8,)}'  # says no outputs
+    assert launch.execute("experiments.small", lambda: raw, ["config", given]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["model.outputs"] == ["10", "data"] and lines["model.dropout"] == ["0.0", "default"]
+    assert lines["model.widths"][-1] == "line"
