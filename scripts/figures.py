@@ -111,10 +111,16 @@ def verdict(figure: Mapping[str, Any], workdir: Path, printed: str) -> tuple[str
     return " +- ".join(f"{now:.4g}" for now, _ in pairs), HOLDS if close else DIFFERS
 
 
-def verify(name: str, twin: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Runs an experiment's command; returns a row for each of its figures."""
+def verify(name: str, twin: Mapping[str, Any], keep: Path | None = None) -> list[dict[str, str]]:
+    """Runs an experiment's command, in a folder of `keep` or one that goes; a row for each figure.
+
+    Raises:
+      UserError: there is a run already: its figures would be old ones.
+    """
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        workdir = Path(folder, "run")
+        workdir = (keep or Path(folder)) / name
+        if workdir.exists():
+            raise UserError(f"--keep={keep}: {workdir} is there already")
         words = [sys.executable, "-m", *shlex.split(twin["command"]), f"--workdir={workdir}"]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         rows = []
@@ -133,23 +139,24 @@ def main(arguments: Sequence[str]) -> int:
     """Runs what is asked for and prints the table; 1 if a figure does not hold, or could not be run."""
     parser = argparse.ArgumentParser(prog="scripts/verify", exit_on_error=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments; default: the quick")
+    parser.add_argument("--keep", type=Path, help="a folder for the runs; default: not kept")
     parser.add_argument("--under", type=float, default=3, help="minutes, where no name is given")
     try:
         options, known = read_options(parser, arguments), twins()
         for name in options.names:
             if name not in known:
                 raise UserError(f"{name}: no figure to verify{did_you_mean(name, known)}")
+        quick = sorted(known, key=lambda name: known[name]["minutes"])
+        names = options.names or [n for n in quick if known[n]["minutes"] <= options.under]
+        rows = []
+        for name in names:
+            start, about = time.monotonic(), known[name]["minutes"]
+            print(f"{name}: {about:g} minutes", end="", file=sys.stderr, flush=True)
+            rows += verify(name, known[name], options.keep)
+            print(f", {(time.monotonic() - start) / 60:.1f} here", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    quick = sorted(known, key=lambda name: known[name]["minutes"])
-    names = options.names or [n for n in quick if known[n]["minutes"] <= options.under]
-    rows = []
-    for name in names:
-        start = time.monotonic()
-        print(f"{name}: {known[name]['minutes']:g} minutes", end="", file=sys.stderr, flush=True)
-        rows += verify(name, known[name])
-        print(f", {(time.monotonic() - start) / 60:.1f} here", file=sys.stderr)
     print(table(rows, ["experiment", "said", "now", ""]))
     left = [name for name in known if name not in names]
     if left and not options.names:

@@ -10,34 +10,31 @@ from typing import Any
 import numpy as np
 
 from bigjax.config.resolve import plain
-from bigjax.config.signature import parameters
+from bigjax.config.signature import convert, parameters
 from bigjax.config.values import targets
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, to_install
 from bigjax.sweep import __main__ as command
 from bigjax.sweep import results
-from bigjax.sweep.describe import Sweep, over, product
+from bigjax.sweep.describe import Point, Sweep, over, product
 from bigjax.sweep.executors import Local
 from bigjax.sweep.flags import How
 from bigjax.sweep.trials import complete
 from bigjax.verbs.notebook import by_name
+
+NOT_FLAGS = ("experiment", "config", "executor")  # said in another way, or only on the command line
 
 
 def sweep(
     config: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     workdir: str | Path,
     grid: Mapping[str, Iterable[Any]] | None = None,
-    *,
-    workers: int | None = None,
-    devices: int = 1,
-    vectorize: int | bool | None = None,
-    prune: str | None = None,
-    retry_failed: bool = False,
-    **what: Any,
+    **flags: Any,
 ) -> Any:
     """Trains every point of a grid, or of a search, in processes of this machine; prints the table.
 
         bigjax.sweep(get_config, "runs/rates", {"optimizer.learning_rate": [1e-3, 1e-2]}, seeds=3)
-        bigjax.sweep(get_config, "runs/drawn", search=Search({"optimizer.learning_rate": ("log", 1e-4, 1)}, 9))
+        space = {"optimizer.learning_rate": ("log", 1e-4, 1)}
+        bigjax.sweep(get_config, "runs/drawn", search=bigjax.sweep.Search(space, trials=20))
 
     The folder holds what the command line leaves; the same call again runs what is missing.
 
@@ -45,9 +42,9 @@ def sweep(
       config: an experiment's config, or its `get_config`; see `bigjax.train`.
       workdir: the sweep's folder.
       grid: config key -> its values; all combinations.
-      workers, devices: as of `bigjax.sweep.executors.Local`.
-      vectorize, prune, retry_failed: as of `bigjax.sweep.flags.How`.
-      **what: attributes of `bigjax.sweep.Sweep`: seeds, search, points, metric, baseline, ...
+      **flags: those of the command line: attributes of `Sweep` (seeds, search, points, metric,
+        baseline, ...), of `flags.How` (vectorize, prune, retry_failed), of `executors.Local`
+        (workers, devices).
 
     Returns:
       sweep.csv as a pandas table: a row a trial, with its status, seed, point and metrics.
@@ -58,28 +55,43 @@ def sweep(
     try:
         import pandas
     except ImportError:
-        raise UserError("a sweep's table needs pandas: pip install pandas") from None
-    known = [name for name in parameters(Sweep) if name not in ("experiment", "config")]
-    if wrong := next((name for name in what if name not in known), None):
-        raise UserError(f"sweep: no '{wrong}'{did_you_mean(wrong, known)}; {', '.join(known)}")
-    if grid and "points" in what:
-        raise UserError("sweep: give grid or points, not both")
-    if grid:
-        lists = [
-            over(
-                key.removeprefix("config."),
-                [v.item() if isinstance(v, np.generic) else v for v in vs],
-            )
-            for key, vs in grid.items()
-        ]
-        what["points"] = product(*lists)
+        raise UserError(f"a sweep's table needs pandas: {to_install('pandas')}") from None
+    what, how, where = _given(flags)
+    if grid is not None:
+        if "points" in what:
+            raise UserError("sweep: give grid or points, not both")
+        what["points"] = product(*(_points(key, values) for key, values in grid.items()))
     folder, raw = Path(os.path.expanduser(workdir)), plain(by_name(config))
     if here := next((name for name in targets(raw) if name.startswith("__main__:")), None):
         name = here.partition(":")[2]
         raise UserError(f"config: a sweep runs in other processes: import {name} from a file")
     whole = complete(Sweep(folder.name, config=raw, **what))
-    how = How(vectorize, retry_failed, prune)
-    asked = {"workers": workers, "devices": devices}
-    found = command.run(whole, how, Local(workers, devices), folder, asked, lambda: False)
+    asked = {name: where.get(name) for name in ("workers", "devices")}
+    found = command.run(whole, How(**how), Local(**where), folder, asked, lambda: False)
     print(results.text_table(found))
     return pandas.read_csv(folder / "sweep.csv")
+
+
+def _given(flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The flags of `Sweep`, of `How` and of `Local`, each as its annotation asks for.
+
+    Raises:
+      UserError: an unknown flag, or a value that it does not take.
+    """
+    kinds = [parameters(kind) for kind in (Sweep, How, Local)]
+    known = {name: i for i, kind in enumerate(kinds) for name in kind if name not in NOT_FLAGS}
+    found: list[dict[str, Any]] = [{}, {}, {}]
+    for name, value in flags.items():
+        if name not in known:
+            raise UserError(f"sweep: no '{name}'{did_you_mean(name, known)}; {', '.join(known)}")
+        try:
+            found[known[name]][name] = convert(value, kinds[known[name]][name].annotation)
+        except TypeError:
+            raise UserError(f"sweep: {name}={value!r} will not do") from None
+    return found
+
+
+def _points(key: str, values: Iterable[Any]) -> list[Point]:
+    """One point a value; what NumPy made becomes Python's own."""
+    own = [value.item() if isinstance(value, np.generic) else value for value in values]
+    return over(key.removeprefix("config."), own)
