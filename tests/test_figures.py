@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bigjax.core.errors import UserError
-from experiments.__main__ import FOLDER, summaries
+from experiments.__main__ import FOLDER, summaries, table
 from scripts import figures
 
 TWINS = figures.twins()
@@ -21,6 +21,10 @@ def test_docstring_and_twin_agree(name):
     assert name in TWINS, "its figures have no twin in experiments/figures.toml"
     assert list(figures.problems(name, TWINS[name])) == []
     assert figures.unsaid(name, TWINS[name]) == []
+
+
+def test_the_table_of_experiments_is_made_of_their_docstrings():
+    assert (FOLDER / "README.md").read_text() == table()
 
 
 def test_every_twin_is_an_experiment_s():

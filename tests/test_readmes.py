@@ -60,7 +60,6 @@ SLOW = {
     ),
     "scripts/run bigjax.doctor": "",
     "scripts/run experiments.NAME doctor": "",
-    "scripts/run bigjax.doctor [--json] [--folder=DIR]": "",
     "XLA_FLAGS=--xla_force_host_platform_device_count=8 scripts/run bigjax.doctor": "",
     "scripts/faults --kind=bitflip,truncate,delete,swap,stale": "--times=1",
     "python -m experiments.markov_transformer sharding --simulate_devices=8 --config.mesh.fsdp=4": "",
@@ -83,11 +82,12 @@ ELSEWHERE = {
     "python -m bigjax.sweep reproduce runs/sweeps/digits_learning_rate --workdir=NEW": (
         "sweep/test_reproduce.py"
     ),
-    "python -m experiments table > experiments/README.md": "test_experiments_table.py",
+    "python -m experiments table > experiments/README.md": "test_figures.py",
     "XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=+reduce python -m bigjax.doctor": (
         "test_compilers.py"
     ),
     "XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m bigjax.doctor": "SLOW, above",
+    "scripts/run bigjax.doctor [--json] [--folder=DIR]": "SLOW, above",
 }
 NOT_HERE = {
     "scripts/test": "it is what runs this",
@@ -138,6 +138,8 @@ def test_every_command_is_run_or_said_not_to_be():
     found = commands()
     assert sorted(set(found) - set(known)) == [], "in a README, and in no table here"
     assert sorted(set(known) - set(found)) == [], "in a table here, and in no README"
+    files = [name for name in ELSEWHERE.values() if name.endswith(".py")]
+    assert [name for name in files if not (ROOT / "tests" / name).exists()] == []
 
 
 @pytest.mark.parametrize(
