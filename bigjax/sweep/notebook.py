@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.config.resolve import plain
 from bigjax.config.signature import convert, parameters
-from bigjax.config.values import targets
+from bigjax.config.values import plain, targets
 from bigjax.core.errors import UserError, did_you_mean, to_install
 from bigjax.sweep import __main__ as command
 from bigjax.sweep import results
