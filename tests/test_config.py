@@ -106,7 +106,7 @@ def test_missing_sections_are_named(section):
 
 
 def test_missing_keyword_is_named_with_its_type():
-    with pytest.raises(UserError, match=r"config.model.image is missing.*whole number"):
+    with pytest.raises(UserError, match=r"config.model.patch is missing.*whole number"):
         config.resolve(raw(model=dict(type="vit", outputs=3)))
 
 

@@ -34,7 +34,7 @@ from bigjax.core.optax_names import REPLACED_BY_RULES
 NESTED_DEFAULTS = {"optimizer": {"schedule": {"type": "constant"}}}
 
 # Keys of a model that the train split may decide.
-DERIVED_SIZES = ("outputs", "vocab")
+DERIVED_SIZES = ("outputs", "vocab", "image")
 
 
 def resolve(
@@ -65,7 +65,8 @@ def resolve(
     origins = {}
     in_experiment, in_data = set(flatten(experiment)), set(flatten(given)) - said - in_checkpoint
     for path in flatten(values):
-        from_command_line = any(path == w or path.startswith(w + ".") for w in written)
+        under = any(path == w or path.startswith(w + ".") for w in written)
+        from_command_line = under and path in said
         from_file = "experiment" if path in in_experiment else "default"
         from_file = "checkpoint" if path in in_checkpoint else from_file
         from_file = "data" if path in in_data else from_file

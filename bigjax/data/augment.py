@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, to_install
 from bigjax.core.transforms import Example, example_keys
 from bigjax.data.transforms import Mixing, at_least
 
@@ -237,7 +237,7 @@ def _dm_pix() -> Any:
     try:
         return importlib.import_module("dm_pix")
     except ImportError:
-        raise UserError("rand_augment needs dm-pix: pip install dm-pix") from None
+        raise UserError(f"rand_augment needs dm-pix: {to_install('dm-pix')}") from None
 
 
 def _resample(x: jax.Array, size: int, corner: Any, sides: Any) -> jax.Array:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, to_install
 from bigjax.data.sources import default_data_dir
 from bigjax.pretrained.gguf_header import read_header
 
@@ -183,7 +183,7 @@ def _from_hub(source: str, where: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise UserError(
-            f"{where}: no folder '{source}'; to take it from the Hub: pip install huggingface_hub"
+            f"{where}: no folder '{source}'; to take it from the Hub: {to_install('huggingface_hub')}"
         ) from None
     try:
         patterns = ["*.json", "*.safetensors"]

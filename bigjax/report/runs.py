@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigjax.config.flags import read_options
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.settings import Train
 from bigjax.run.files import read_json
@@ -74,16 +75,14 @@ def main(arguments: Sequence[str]) -> int:
         "--sort", default="run", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or -COLUMN"
     )
     try:
-        options, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            raise UserError(f"unknown argument {unknown[0]}{did_you_mean(unknown[0], ['--sort'])}")
+        options = read_options(parser, arguments)
         if not options.folder.is_dir():
             raise UserError(f"{options.folder}: no such folder")
         rows = find(options.folder)
         if not rows:
             raise UserError(f"{options.folder} holds no run")
         print(text(rows, options.sort))
-    except (UserError, argparse.ArgumentError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

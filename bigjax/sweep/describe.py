@@ -148,6 +148,7 @@ class Sweep:
       select_on_test: says that choosing by a test metric is meant.
       search: draws points instead of listing them.
       note: said under the table.
+      config: the experiment's config, where `experiment` is a mere name and no module.
     """
 
     experiment: str
@@ -164,6 +165,7 @@ class Sweep:
     select_on_test: bool = False
     search: Search | None = None
     note: str = ""
+    config: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min", None):

@@ -227,13 +227,15 @@ class Local(Executor):
     def _process(self, command: list[str]) -> subprocess.Popen:
         slot = next(i for i in range(self.at_once) if i not in self._slots.values())
         variables, mine = self._share(slot)
+        # A script's own folder is on its path, not on its workers'; the config may name what lies there.
+        path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with open(self._log(slot), "a") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**for_children(os.environ), **variables},
+                env={**for_children(os.environ), **path, **variables},
                 start_new_session=True,  # a Ctrl-C in the terminal is for the sweep to pass on
             )
         if mine and hasattr(os, "sched_setaffinity"):

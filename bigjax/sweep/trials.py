@@ -66,15 +66,17 @@ def load_module(name: str) -> Any:
         raise UserError(f"no experiment '{name}' ({error})") from None
 
 
-def load_experiment(name: str) -> Any:
-    """The raw config of an experiment, by module name.
+def load_experiment(sweep: Sweep) -> Any:
+    """The raw config of a sweep's experiment.
 
     Raises:
       UserError: there is no such module, or it has no `get_config`.
     """
-    found = load_module(name)
+    if sweep.config is not None:
+        return sweep.config
+    found = load_module(sweep.experiment)
     if not hasattr(found, "get_config"):
-        raise UserError(f"{name} has no get_config()")
+        raise UserError(f"{sweep.experiment} has no get_config()")
     return found.get_config()
 
 
@@ -84,7 +86,7 @@ def complete(sweep: Sweep) -> Sweep:
     Raises:
       UserError: the config of its first point is wrong, or the metric says too little.
     """
-    chosen, stages = _resolve(load_experiment(sweep.experiment), sweep, sweep.points[0])
+    chosen, stages = _resolve(load_experiment(sweep), sweep, sweep.points[0])
     return choose.filled(sweep, stages, chosen)
 
 
@@ -97,7 +99,7 @@ def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
     Raises:
       UserError: a config is wrong, a metric is not there, or a choice would be made on test data.
     """
-    raw = load_experiment(sweep.experiment)
+    raw = load_experiment(sweep)
     trials: dict[str, Trial] = {}
     for point in sweep.points if points is None else points:
         try:
