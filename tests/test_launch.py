@@ -12,6 +12,8 @@ import pytest
 
 from bigjax import pipeline
 from bigjax.config import resolve as configs
+from bigjax.sweep import flags as sweep_flags
+from bigjax.sweep import reproduce
 from bigjax.verbs import launch
 from tests.small import small_config
 
@@ -296,3 +298,10 @@ def test_a_wrong_config_is_refused_before_a_device_is_touched():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("parse", [sweep_flags.parse, reproduce._parse])
+def test_a_tilde_is_the_home_folder_of_a_sweep_too(parse, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options, _ = parse(["experiments.x", "--workdir=~/sweep"])
+    assert options.workdir == Path("/home/me/sweep")

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from bigjax.core.errors import UserError, did_you_mean
+
+
+def expanded(text: str) -> Path:
+    """A file or folder as a flag names it: a shell leaves the ~ of `--workdir=~/run` as it is."""
+    return Path(os.path.expanduser(text))
 
 
 def parsed(

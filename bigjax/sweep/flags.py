@@ -11,10 +11,9 @@ import functools
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from bigjax.config.flags import parsed
+from bigjax.config.flags import expanded, parsed
 from bigjax.config.signature import convert, parameters
 from bigjax.core.errors import UserError
 from bigjax.sweep import describe
@@ -48,7 +47,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         epilog="--config.KEY=VALUE is for every trial",
     )
     parser.add_argument("module", help="a sweep file (experiments.sweeps.NAME) or an experiment")
-    parser.add_argument("--workdir", type=Path, help="default: runs/sweeps/NAME")
+    parser.add_argument("--workdir", type=expanded, help="default: runs/sweeps/NAME")
     points = parser.add_argument_group("points (a sweep file says them itself)")
     for name, text in (
         ("grid", "KEY=V1,V2,...: all combinations"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
-from bigjax.config.flags import parsed
+from bigjax.config.flags import expanded, parsed
 from bigjax.config.values import TRUST_ALL, check_trusted, fingerprint, flatten, plain
 from bigjax.core.errors import UserError
 from bigjax.run import manifest
@@ -264,7 +264,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         epilog="--config.KEY=VALUE changes every trial, e.g. where the data lies",
     )
     parser.add_argument("manifest", type=Path, help="of a sweep; or the folder of a sweep or run")
-    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
+    parser.add_argument("--workdir", type=expanded, required=True, help="a new folder")
     parser.add_argument("--rtol", type=float, default=RELATIVE, help="of final metrics, relative")
     parser.add_argument("--trust", action="store_true", help="run what code the configs name")
     for name in ("workers", "devices", "vectorize"):
