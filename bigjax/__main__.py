@@ -17,7 +17,8 @@ HELP = """bigjax: one config file to one reproducible run.
     python -m bigjax.sweep EXPERIMENT    many runs: grids, searches, statistics
     python -m bigjax.doctor              whether this machine computes rightly
 
-In Python: bigjax.train(config, workdir), bigjax.open_run(workdir). See README.md.
+In Python: bigjax.train(config, workdir), bigjax.open_run(workdir), bigjax.sweep(config, workdir, grid).
+See README.md.
 """
 
 

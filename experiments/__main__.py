@@ -14,6 +14,8 @@ HEAD = """# The experiments
 
 Each file is a page of a lab notebook: what it shows, the command, the hardware, and the figure really reached. This
 table is made of their docstrings: `python -m experiments table > experiments/README.md` (a test holds them together).
+`figures.toml` has their figures for machines; `scripts/verify [NAME...]` runs them again and says which still hold. What it
+said last, and where: `scripts/benchmarks/results/verify.txt`.
 
 | name | what it shows, and reached |
 |---|---|

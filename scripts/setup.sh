@@ -50,7 +50,7 @@ ask_for_huge_pages() { # as bigjax/core/compilers.py: the C library reads it as 
 }
 
 set_up_extras() {
-    local name needed extras=${BIGJAX_EXTRAS:-}
+    local name needed alone extras=${BIGJAX_EXTRAS:-}
     for name in ${extras//,/ }; do
         if [[ -f ".venv/installed/extra-$name" ]]; then continue; fi
         needed=$(
@@ -61,13 +61,21 @@ with open("pyproject.toml", "rb") as file:
     known = tomllib.load(file)["project"]["optional-dependencies"]
 if sys.argv[1] not in known:
     sys.exit(f"error: BIGJAX_EXTRAS: no extra '{sys.argv[1]}'; there are {', '.join(known)}")
-print(*known[sys.argv[1]])
+with open("requirements-no-deps.txt") as file:
+    alone = {line.partition("==")[0]: line.strip() for line in file if "==" in line}
+for wanted in (True, False):  # a line of what is installed without what it asks for, one of the rest
+    names = {package: package.partition(">")[0] for package in known[sys.argv[1]]}
+    print(*(alone.get(name, package) for package, name in names.items() if (name in alone) == wanted))
 PYTHON
         ) || exit 2
-        echo "bigjax: installing $needed into .venv" >&2
+        alone=${needed%%$'\n'*} needed=${needed#*$'\n'}
+        echo "bigjax: installing $needed $alone into .venv" >&2
         # shellcheck disable=SC2086 # several words
         .venv/bin/python -m pip install -qq --disable-pip-version-check \
             --constraint requirements.txt $needed >&2
+        # shellcheck disable=SC2086
+        [[ -z "$alone" ]] || .venv/bin/python -m pip install -qq --disable-pip-version-check \
+            --no-deps $alone >&2
         touch ".venv/installed/extra-$name"
     done
 }

@@ -5,6 +5,7 @@ import numpy as np
 from flax import linen as nn
 
 from bigjax.config import resolve as configs
+from bigjax.config.config import made
 from bigjax.core.rules import map_with_path, paths
 from bigjax.core.settings import Init
 from bigjax.pretrained.export import export_folder
@@ -21,7 +22,7 @@ def model_values(folder, family, **given):
 
 def build(values):
     """The Linen module of `config.model` values."""
-    return configs._construct("model", "model", values)
+    return made("model", "model", values)
 
 
 def load(folder, family, inputs, init=None, **given):

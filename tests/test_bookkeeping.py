@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 
@@ -12,7 +13,7 @@ import pytest
 from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped, train
-from bigjax.run import files, manifest
+from bigjax.run import files, manifest, public
 from bigjax.run.checkpoint import (
     CheckpointError,
     Checkpoints,
@@ -22,6 +23,7 @@ from bigjax.run.checkpoint import (
     restore_leaves,
 )
 from bigjax.run.clock import Clock
+from bigjax.run.result import read_result
 from bigjax.run.writers import read_metrics
 from bigjax.verbs import launch
 from tests.small import small, small_config
@@ -82,7 +84,7 @@ def test_leavings_of_another_run_stay(tmp_path):
     folder = tmp_path / "checkpoints"
     (folder / ".deleting-0123456789abcdef-9").mkdir()
     (folder / ".deleting-abc-8" / "d").mkdir(parents=True)
-    (folder / ".saving-9").write_text("another\n")
+    (folder / ".saving-9").write_bytes(b"another \xff\n")
     (folder / "9" / "default").mkdir(parents=True)
     checkpoints, _ = saved(tmp_path, steps=())
     assert (folder / ".deleting-0123456789abcdef-9").exists() and (folder / "9").exists()
@@ -202,6 +204,19 @@ def test_a_report_lost_between_result_and_end_is_written(halves, tmp_path):
     assert (run / "report.html").stat().st_size > 1000
 
 
+def test_a_result_that_is_not_a_number_is_read_as_it_was_and_a_strange_one_is_lost(tmp_path):
+    good = {"step": 3, "fingerprint": "f", "metrics": {"a": math.nan, "b": [[1.0, math.inf]]}}
+    files.write_json(tmp_path / "result.json", good)
+    found = read_result(tmp_path)["metrics"]
+    assert math.isnan(found["a"]) and found["b"] == [[1.0, math.inf]]
+    strange = {"step": "3", "fingerprint": None, "seconds": math.nan, "metrics": {"a": [1, [2]]}}
+    for key, value in strange.items():
+        files.write_json(tmp_path / "result.json", {**good, key: value})
+        assert read_result(tmp_path) is None
+    files.write_json(tmp_path / "result.json", {**good, "time": {"wall": 0, "seconds": {"a": 1}}})
+    assert "time" not in read_result(tmp_path)
+
+
 @pytest.mark.parametrize(
     "name", [".lock", "manifest.json", "metrics.jsonl", "config.json", "result.json", "time.json"]
 )
@@ -234,13 +249,13 @@ def test_glued_and_torn_lines_of_metrics_are_told(tmp_path, caplog):
     path.write_text(
         '{"step": 1, "a": 1.0}{"step": 2, "a": "NaN"}\n'
         '{"step": 3, "a": 3.{"step": 4, "a": 4.0}\n'
-        '{"step": 5, "a": "word"}\n{"a": 6.0}\n'
+        '{"step": 5, "a": "word"}\n{"a": 6.0}\n{"step": 6, "a": null}\n'
         '{"step": 7, "a": 7.0}\n{"step": 8, "a'
     )
     lines = read_metrics(path)
     assert [line["step"] for line in lines] == [1, 2, 4, 7]
     told = [record.message.partition("jsonl: ")[2] for record in caplog.records]
-    assert [text[:9] for text in told] == ["line 2 is", "of step 5", "a line wi"]
+    assert [text[:9] for text in told] == ["line 2 is", "of step 5", "a line wi", "of step 6"]
 
 
 # What a loss of power leaves.
@@ -332,8 +347,8 @@ def test_temporary_files_of_killed_processes_go_and_no_others(tmp_path, monkeypa
 
 
 def test_no_secret_and_no_path_outside_the_project_is_shown():
-    project = str(manifest.PROJECT)
-    said = manifest.command(
+    project = str(public.PROJECT)
+    said = public.command(
         [
             f"{project}/experiments/x.py",
             "--workdir=/home/someone/runs/a",
@@ -353,9 +368,7 @@ def test_no_secret_and_no_path_outside_the_project_is_shown():
         "--config.data.source.tokenizer=gpt2 '--config.model.pad_token=(secret)' "
         "'--config.data.source.url=(secret)' '--config.b=(secret)' --config.init.source=../teacher"
     )
-    assert (
-        manifest.shown("flags", "--xla_dump_to=/root/dump --a=1") == "--xla_dump_to=.../dump --a=1"
-    )
+    assert public.shown("flags", "--xla_dump_to=/root/dump --a=1") == "--xla_dump_to=.../dump --a=1"
 
 
 def test_a_runs_manifest_names_no_place_outside_the_project(halves, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from bigjax.config import resolve as config
-from bigjax.core import optimizers
+from bigjax.core import optax_names
 from bigjax.core.errors import UserError
 from bigjax.run.manifest import differences
 from bigjax.verbs.inspect import show
@@ -106,7 +106,7 @@ def test_missing_sections_are_named(section):
 
 
 def test_missing_keyword_is_named_with_its_type():
-    with pytest.raises(UserError, match=r"config.model.image is missing.*whole number"):
+    with pytest.raises(UserError, match=r"config.model.patch is missing.*whole number"):
         config.resolve(raw(model=dict(type="vit", outputs=3)))
 
 
@@ -224,7 +224,7 @@ def test_reading_a_config_touches_no_device():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", sorted(optimizers.names()))
+@pytest.mark.parametrize("name", sorted(optax_names.names()))
 def test_a_config_read_back_is_the_same_to_the_last_type(name):
     once = config.resolve(raw(optimizer=dict(type=name, learning_rate=1e-3)))
     assert config.resolve(json.loads(json.dumps(once.values))).fingerprint == once.fingerprint
@@ -234,3 +234,10 @@ def test_a_config_read_back_is_the_same_to_the_last_type(name):
 def test_a_value_where_a_section_with_defaults_belongs_is_named(text):
     with pytest.raises(UserError, match=rf"config\.optimizer\.schedule: {text} must be a section"):
         config.resolve(raw(), [f"optimizer.schedule={text}"])
+
+
+@pytest.mark.parametrize("key", ["model", "data.source", "adapt"])
+def test_a_list_where_one_section_belongs_is_named(key):
+    where = r"config\.adapt\[0\]" if key == "adapt" else rf"config\.{key}"
+    with pytest.raises(UserError, match=rf"{where}: \(.*\) must be a section"):
+        config.resolve(raw(), [f"{key}=((),)"])

@@ -10,7 +10,7 @@ from bigjax.core.errors import UserError
 from bigjax.core.method import Reference, Scope
 from bigjax.core.optimizers import OptimizerSettings, build
 from bigjax.core.state import init_state
-from bigjax.methods.distill import Distill
+from bigjax.methods.distill.method import Distill
 from bigjax.models.mlp import MLP
 from bigjax.tasks.base import Task
 from bigjax.tasks.binary import Binary

@@ -75,7 +75,7 @@ def test_splitting_over_eight_devices_is_right_and_without_the_gathering_it_is_n
     assert set(found.values()) == {"ok"}
 
 
-def test_the_first_seeded_fault_is_found_without_its_remedy():
+def test_the_first_seeded_fault_is_found_without_its_remedy(tmp_path):
     if not compilers.remedies():
         pytest.skip("this jaxlib needs no remedy")
     code = (
@@ -86,7 +86,7 @@ def test_the_first_seeded_fault_is_found_without_its_remedy():
     found = {}
     for given in ("", flags):
         done = subprocess.run(
-            [sys.executable, "-c", code, "/nonexistent/folder"],
+            [sys.executable, "-c", code, tmp_path],
             cwd=ROOT, env={**os.environ, "XLA_FLAGS": given}, capture_output=True, check=True,
         )  # fmt: skip
         found[given] = json.loads(done.stdout)

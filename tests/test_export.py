@@ -84,7 +84,10 @@ def test_a_decoder_writes_the_same_text_and_stops(kind, more, tmp_path):
 
     write = transformers.pipeline("text-generation", model=str(folder), device="cpu")
     prompts = [text(PROMPT[0]), text(PROMPT[0][1:])]
-    first, second = write(prompts, max_new_tokens=9, batch_size=2, return_full_text=False)
+    # Of transformers 4.57 the pipeline samples unless it is told not to, whatever the folder says.
+    first, second = write(
+        prompts, max_new_tokens=9, batch_size=2, return_full_text=False, do_sample=False
+    )
     assert first[0]["generated_text"].split() == text(expected).split()
     # The shorter prompt is filled up on the left and is as if alone.
     alone = PROMPT[:, 1:]

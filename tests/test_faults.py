@@ -24,9 +24,9 @@ def faults(kinds, times):
 
 
 def test_broken_runs_end_as_whole_ones_and_no_corruption_is_silent():
-    faults("kill,save_kill,bitflip,truncate,delete,swap,stale", times=1)
+    faults("kill,sighup,save_kill,bitflip,truncate,delete,swap,stale", times=1)
 
 
 @pytest.mark.slow
 def test_every_kind_of_fault_that_needs_no_root():
-    faults("kill,sigterm,exception,save_kill,save_kill_pair,mesh,nan,spike,config", times=10)
+    faults("kill,sigterm,sighup,exception,save_kill,save_kill_pair,mesh,nan,spike,config", times=10)

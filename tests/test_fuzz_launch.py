@@ -107,6 +107,6 @@ def fuzz(count, lines=lines):
 
 
 test_some_command_lines = fuzz(200)
-test_many_command_lines = pytest.mark.slow(fuzz(5000))
+test_many_command_lines = pytest.mark.slow(fuzz(2500))
 test_some_trainings = fuzz(8, trainings)
 test_many_trainings = pytest.mark.slow(fuzz(200, trainings))

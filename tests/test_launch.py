@@ -12,6 +12,8 @@ import pytest
 
 from bigjax import pipeline
 from bigjax.config import resolve as configs
+from bigjax.sweep import flags as sweep_flags
+from bigjax.sweep import reproduce
 from bigjax.verbs import launch
 from tests.small import small_config
 
@@ -271,6 +273,20 @@ def test_a_signal_saves_and_exits_with_75_and_the_run_goes_on(tmp_path, number):
     assert f"step {steps[0]}" in line
 
 
+def test_a_closed_terminal_asks_to_stop_and_nohup_forbids_it():
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for as_started, asked in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+            signal.signal(signal.SIGHUP, as_started)
+            stop = launch.Stop()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop() == asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def test_a_wrong_config_is_refused_before_a_device_is_touched():
     code = (
         "import sys; sys.argv = ['x', '--config.model.widhts=3'];"
@@ -282,3 +298,10 @@ def test_a_wrong_config_is_refused_before_a_device_is_touched():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("parse", [sweep_flags.parse, reproduce._parse])
+def test_a_tilde_is_the_home_folder_of_a_sweep_too(parse, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    options, _ = parse(["experiments.x", "--workdir=~/sweep"])
+    assert options.workdir == Path("/home/me/sweep")

@@ -110,12 +110,24 @@ def test_the_next_batch_follows_the_last_step(run):
         (lambda folder: bigjax.train(dict(short(), trian={}), folder), "config.trian"),
         (lambda folder: bigjax.train(None, folder), "a ConfigDict or a dict is needed"),
         (lambda folder: bigjax.open_run(folder), "holds no run"),
+        (lambda folder: bigjax.sweep(short, folder, {"optimizer.rate": [1]}), "optimizer.rate"),
+        (lambda folder: bigjax.sweep(short, folder, sedes=3), "did you mean 'seeds'"),
+        (lambda folder: bigjax.sweep(short, folder, seeds=0), "seeds: 0"),
+        (lambda folder: bigjax.sweep(short, folder, workers=0), "at least 1"),
+        (lambda folder: bigjax.sweep(short, folder, workers="2"), "workers='2' will not do"),
+        (lambda folder: bigjax.sweep(short, folder, prune="soon"), "prune='soon' will not do"),
     ],
 )
 def test_wrong_input_is_a_user_error_and_leaves_nothing(call, said, tmp_path):
     with pytest.raises(bigjax.UserError, match=said):
         call(tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_a_class_that_no_other_process_can_import_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Net, "__module__", "__main__")
+    with pytest.raises(bigjax.UserError, match="import Net from a file"):
+        bigjax.sweep(dict(short().items(), model=Net()), tmp_path / "sweep")
 
 
 @pytest.mark.parametrize("by_name", [True, False])
@@ -137,6 +149,11 @@ def test_the_readme_s_python_lines_run_as_written(tmp_path, monkeypatch, picture
     names = dict(get_config=short, pictures=pictures, x=pictures.astype(np.float32))
     exec(code, names)
     assert names["logits"].shape == (9, 10)
+    table = names["table"]
+    assert list(table["status"]) == ["done"] * 4
+    assert list(zip(table["optimizer.learning_rate"], table["seed"], strict=True)) == [
+        (1e-3, 0), (1e-3, 1), (1e-2, 0), (1e-2, 1),
+    ]  # fmt: skip
 
 
 def python(*arguments, folder):

@@ -10,9 +10,10 @@ import optax.contrib
 import pytest
 
 from bigjax.config.signature import parameters
-from bigjax.core import optimizers
+from bigjax.core import optax_names, optimizers
 from bigjax.core.errors import UserError
-from bigjax.core.optimizers import LEARNING_RATE, WEIGHT_DECAY, OptimizerSettings, build, resolve
+from bigjax.core.optax_names import resolve
+from bigjax.core.optimizers import LEARNING_RATE, WEIGHT_DECAY, OptimizerSettings, build
 from bigjax.core.rules import paths
 from bigjax.core.schedules import Constant, Cosine
 
@@ -194,7 +195,7 @@ def test_result_equals_bare_optax(type_name, bare):
 # ours is for matrices and for the rest, as the rules say which leaf decays.
 DECAYS = {
     name: tuple(n for n in ("weight_decay", "weight_decay_rate", "adam_weight_decay") if n in own)
-    for name, factory in optimizers.names().items()
+    for name, factory in optax_names.names().items()
     if (own := inspect.signature(inspect.unwrap(factory)).parameters).keys()
     & {"weight_decay", "weight_decay_rate"}
 }
@@ -397,11 +398,11 @@ def test_nonsense_is_refused_in_one_line(arguments, message):
 
 
 def test_signatures_hold_plain_values_that_a_config_can_check():
-    assert {"adamw", "muon", "momentum", "lion", "prodigy"} <= set(optimizers.names())
+    assert {"adamw", "muon", "momentum", "lion", "prodigy"} <= set(optax_names.names())
     assert parameters(resolve("adamw"))["b1"].annotation is float
     assert parameters(resolve("adafactor"))["dtype_momentum"].default == "float32"
     assert "mask" not in parameters(resolve("adamw"))
-    for name in optimizers.names():
+    for name in optax_names.names():
         for parameter in parameters(resolve(name)).values():
             required = parameter.default is inspect.Parameter.empty
             assert required or isinstance(

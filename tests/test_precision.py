@@ -12,6 +12,7 @@ import pytest
 from flax.training.dynamic_scale import DynamicScale
 
 from bigjax.build import parts, program
+from bigjax.config.config import SETTINGS
 from bigjax.config.resolve import resolve
 from bigjax.core import precision, settings, steps
 from bigjax.core.errors import UserError
@@ -24,6 +25,7 @@ from bigjax.models.cnn import CNN
 from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
 from bigjax.models.rnn import RNN
+from bigjax.run.manifest import FREE_ON_RESUME
 from bigjax.tasks.classification import Classification
 from tests.small import small_config
 from tests.test_steps import recipe_of
@@ -419,7 +421,5 @@ def test_frozen_parameters_have_no_master_copy():
 
 
 def test_precision_is_part_of_what_a_resume_must_keep():
-    from bigjax.config import resolve as configs
-
-    assert "precision" not in {path.split(".")[0] for path in configs.FREE_ON_RESUME}
-    assert settings.Precision in configs.SETTINGS.values()
+    assert "precision" not in {path.split(".")[0] for path in FREE_ON_RESUME}
+    assert settings.Precision in SETTINGS.values()

@@ -5,12 +5,15 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ("requirements.txt", "requirements-test.txt", "requirements-no-deps.txt")
 
 # Plays python3 and .venv/bin/python: writes its arguments to calls.log; `-m venv` copies itself.
 FAKE_PYTHON = """#!/usr/bin/env bash
@@ -31,7 +34,7 @@ esac
 def checkout(tmp_path):
     """A copy of the scripts and requirements, and a `start(script, *arguments, **environment)`."""
     scripts = ("scripts/setup.sh", "scripts/run")
-    for name in (*scripts, "requirements.txt", "requirements-test.txt", "pyproject.toml"):
+    for name in (*scripts, *REQUIREMENTS, "pyproject.toml"):
         target = tmp_path / "repo" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
@@ -139,23 +142,63 @@ def test_extras_are_installed_once_and_an_unknown_one_is_refused(checkout):
     assert done.returncode == 2 and "no extra 'sweeep'; there are" in done.stderr
 
 
+def test_an_extra_whose_metadata_refuses_the_pins_is_installed_without_what_it_asks_for(checkout):
+    start(checkout, "experiments.x", BIGJAX_EXTRAS="rl")
+    _, brought, alone = calls(checkout, "pip install")
+    assert "--constraint requirements.txt gymnasium>=" in brought and "gymnax" not in brought
+    assert alone.endswith("--no-deps gymnax==1.0.1")
+
+
+def pins(name, python):
+    """{package: version} of a requirements file on a Python; none is named twice or left open."""
+    found = {}
+    for line in (ROOT / name).read_text().splitlines():
+        line = line.split("#")[0].strip()
+        if not line:
+            continue
+        requirement = Requirement(line)
+        assert [s.operator for s in requirement.specifier] == ["=="], line
+        if not requirement.marker or requirement.marker.evaluate({"python_version": python}):
+            package = canonicalize_name(requirement.name)
+            assert package not in found, package
+            found[package] = str(requirement.specifier)[2:]
+    return found
+
+
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_every_requirement_is_pinned_exactly_once_for_each_python(python):
-    for name in ("requirements.txt", "requirements-test.txt"):
-        seen = []
-        for line in (ROOT / name).read_text().splitlines():
-            line = line.split("#")[0].strip()
-            if not line:
-                continue
-            requirement = Requirement(line)
-            assert [s.operator for s in requirement.specifier] == ["=="], line
-            if requirement.marker is None or requirement.marker.evaluate(
-                {"python_version": python}
-            ):
-                seen.append(requirement.name.lower())
-        assert len(seen) == len(set(seen)) > 0
-        assert not {"tensorflow", "tensorflow-cpu"} & set(seen)
-        assert "torch" not in seen or name == "requirements-test.txt"
+    for name in REQUIREMENTS:
+        found = pins(name, python)
+        assert found and not {"tensorflow", "tensorflow-cpu"} & set(found)
+        assert "torch" not in found or (name == "requirements-test.txt" and python == "3.11")
+    jax = "0.10.2" if python == "3.11" else "0.12.0.1"
+    assert {pins("requirements.txt", python)[name] for name in ("jax", "jaxlib")} == {jax}
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_no_pinned_package_refuses_another_pin(python):
+    """What pip would find on each Python, from the metadata of the versions installed here."""
+    together = {**pins("requirements.txt", python), **pins("requirements-test.txt", python)}
+    examined = 0
+    for package, version in together.items():
+        try:
+            installed = metadata.distribution(package)
+        except metadata.PackageNotFoundError:
+            continue
+        if installed.version.partition("+")[0] != version:
+            continue
+        examined += 1
+        for asked in map(Requirement, installed.requires or []):
+            wanted = canonicalize_name(asked.name)
+            environment = {
+                "python_version": python,
+                "python_full_version": f"{python}.0",
+                "extra": "",
+            }
+            if wanted in together and (not asked.marker or asked.marker.evaluate(environment)):
+                pinned = together[wanted]
+                assert asked.specifier.contains(pinned, prereleases=True), f"{package}: {asked}"
+    assert examined > 100
 
 
 def test_ci_runs_the_test_script():

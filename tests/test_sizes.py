@@ -63,6 +63,30 @@ def test_the_vocabulary_is_the_tokenizer_s_and_the_tags_are_counted(tmp_path, mo
     assert found.get("model.outputs") == 3
 
 
+@pytest.mark.parametrize(
+    ("shape", "preprocess", "side"),
+    [
+        ((12, 12, 3), (), 12),
+        ((12, 20, 3), (dict(type="resize", size=24), dict(type="center_crop", size=16)), 16),
+        ((12, 20, 3), (), None),
+    ],
+)
+def test_the_side_of_a_vit_s_images_is_what_preprocessing_leaves(tmp_path, shape, preprocess, side):
+    images = np.zeros((6, *shape), np.uint8)
+    np.savez(tmp_path / "train.npz", image=images, label=np.arange(6))
+    raw = config(tmp_path, "classification")
+    raw.data.preprocess = preprocess
+    raw.task.input = "image"
+    raw.model = dict(type="vit", patch=4, layers=1, width=8, heads=2)
+    if side is None:
+        with pytest.raises(UserError, match=r"config.model.image: .* 12x20, and squares are"):
+            configs.resolve(raw)
+        return
+    found = configs.resolve(raw)
+    assert (found.get("model.image"), found.origins["model.image"]) == (side, "data")
+    assert found.get("model.outputs") == 6
+
+
 def test_nothing_is_opened_where_nothing_is_missing(tmp_path):
     found = configs.resolve(config(tmp_path / "absent", "classification", outputs=3))
     assert found.origins["model.outputs"] == "experiment"
@@ -81,3 +105,8 @@ def test_the_verb_config_says_where_a_size_came_from(capsys):
     assert launch.execute("experiments.small", lambda: raw, ["config"]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     assert lines["model.outputs"] == ["10", "data"]
+    given = '--config.model={"type": "mlp", "widths": (8,)}'  # says no outputs
+    assert launch.execute("experiments.small", lambda: raw, ["config", given]) == 0
+    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    assert lines["model.outputs"] == ["10", "data"] and lines["model.dropout"] == ["0.0", "default"]
+    assert lines["model.widths"][-1] == "line"

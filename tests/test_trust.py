@@ -1,12 +1,14 @@
 """A stranger's run folder never makes the program import what it names."""
 
 import json
+import shutil
 import sys
 
 import pytest
 
 from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
+from bigjax.data.sources import TFDS
 from bigjax.loop.open import open_run
 from bigjax.loop.train import train
 from bigjax.run.checkpoint import Checkpoints
@@ -31,8 +33,6 @@ def run(tmp_path_factory):
 @pytest.fixture
 def stranger(run, tmp_path, monkeypatch):
     """A copy of the run whose config names a module; (folder, a file that tells of its import)."""
-    import shutil
-
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "code").mkdir()
     mark = tmp_path / "executed"
@@ -117,10 +117,35 @@ def test_every_depth_of_a_config_is_looked_at():
     assert configs.targets(values) == {"x:Y", "z:W"}
 
 
+@pytest.mark.parametrize("depth", ["features", "text"])
+def test_a_data_set_whose_features_name_code_imports_nothing(stranger, tmp_path, depth):
+    _, mark = stranger
+    prepared = tmp_path / "data" / "theirs" / "1.0.0"
+    shutil.copytree(TFDS("digits").builder().data_path, prepared)
+    evil = {"type": "evil_module.Feature", "content": {}}
+    if depth == "text":
+        evil = {"jsonFeature": {"json": json.dumps({"\u0074ype": evil})}}
+    (prepared / "features.json").write_text(json.dumps({**evil, "content": {}}))
+    with pytest.raises(UserError, match=r"evil_module\.Feature"):
+        TFDS("theirs", data_dir=str(tmp_path / "data")).open("train")
+    assert not mark.exists()
+    (prepared / "features.json").write_text("{")
+    with pytest.raises(UserError, match="not a readable TFDS data set"):
+        TFDS("theirs", data_dir=str(tmp_path / "data")).open("train")
+
+
 @pytest.mark.parametrize(
-    "pointer", ["../../somewhere", "/tmp/photographs", "", "0123456789abcdef/.."]
+    "pointer",
+    [
+        "../../somewhere",
+        "/tmp/photographs",
+        "",
+        "0123456789abcdef/..",
+        "\udcff",
+        "\0/0123456789abcdef",
+    ],
 )
 def test_a_pointer_that_is_not_this_runs_is_refused(run, tmp_path, pointer):
-    (tmp_path / "checkpoints_at.txt").write_text(pointer)
+    (tmp_path / "checkpoints_at.txt").write_bytes(pointer.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match="not where this run keeps checkpoints"):
         Checkpoints(tmp_path)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigjax.build.cache import Taught, taught_source
+from bigjax.build.classes import words_of_run
 from bigjax.build.parts import traced_hyper
 from bigjax.build.program import Program, build_program
 from bigjax.build.weights import (
@@ -18,15 +20,16 @@ from bigjax.build.weights import (
     initial_state,
     read_frozen,
     reference_configs,
+    reference_folders,
 )
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.core import settings
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.method import Method
 from bigjax.core.state import TrainState
 from bigjax.data.sources import check_classes, open_splits
-from bigjax.mesh.sharding import check_batch
+from bigjax.mesh.sharding import check_batch, make_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Setup:
       initial: () -> (state before step 1, base).
       base_again: () -> the base of a run that has begun.
       read_frozen: () -> the variables of other runs that the method names.
+      cached: the train split, where it holds the outputs of those runs in their place.
     """
 
     values: dict[str, Any]
@@ -67,6 +71,7 @@ class Setup:
     initial: Callable[[], tuple[TrainState, Any]]
     base_again: Callable[[], Any]
     read_frozen: Callable[[], dict[str, Any]]
+    cached: Taught | None = None
 
     def start(self) -> tuple[TrainState, dict[str, Any]]:
         """(the state before step 1, frozen)."""
@@ -79,6 +84,8 @@ class Setup:
         base: of `initial`; made again if absent. references: with those of other runs.
         """
         found = self.read_frozen() if references else {}
+        if references and self.cached:
+            self.cached.fill()
         if BASE in self.program.frozen:
             found[BASE] = self.base_again() if base is None else base
         return found
@@ -105,7 +112,14 @@ def assemble(
     sources = open_sources(config) if sources is None else sources
     check_init(config, workdir)
     references = reference_configs(config, workdir)
-    program = build_program(config, sources["train"], references, mesh)
+    folders = reference_folders(config, workdir)
+    words = {name: words_of_run(folder) for name, folder in folders.items()}
+    mesh = make_mesh(config.section("mesh")) if mesh is None else mesh
+    method, cached = config.make("method"), None
+    if method.cached:
+        cached = taught_source(config, workdir, sources["train"], references, mesh, words)
+        sources = {**sources, "train": cached}
+    program = build_program(config, sources["train"], references, mesh, words)
     train, source, evaluation = (
         config.section("train"),
         sources["train"],
@@ -113,7 +127,7 @@ def assemble(
     )
     if evaluation.batch_size and (evaluation.splits or config.get("evaluators")):
         check_batch("config.evaluate.batch_size", evaluation.batch_size, 1, program.mesh)
-    method, total_steps = config.make("method"), train.total_steps(len(source))
+    total_steps = train.total_steps(len(source))
     return Setup(
         values=config.values,
         fingerprint=config.fingerprint,
@@ -134,6 +148,7 @@ def assemble(
         initial=lambda: initial_state(config, program, workdir),
         base_again=lambda: base_again(config, program, workdir),
         read_frozen=lambda: read_frozen(config, program, workdir),
+        cached=cached,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bigjax.config.resolve import Config
+from bigjax.build import classes
+from bigjax.config.config import Config
 from bigjax.core import precision, settings
-from bigjax.core.adapt import MODEL, Adaptation
+from bigjax.core.adapt import MODEL, Adaptation, OwnLeaves
 from bigjax.core.errors import UserError
-from bigjax.core.method import Method, Reference
+from bigjax.core.method import Call, Facts, Method, Reference
 from bigjax.core.optimizers import build as build_optimizer
 from bigjax.core.rules import paths
 from bigjax.core.state import TrainState, init_state
@@ -56,6 +59,11 @@ class Network:
         batch = apply_transforms(self.preprocess, batch, key)
         return self.task.inputs(self.method.view(batch, key))
 
+    def call(self, variables: Any) -> Call:
+        """How the model is called, with these abstract variables, on two rows of the source."""
+        batch = jax.eval_shape(lambda: example_batch(self.features, rows=2))
+        return Call(self.applied, variables, jax.eval_shape(self.inputs, batch, jax.random.key(0)))
+
     def flops(self, batch: dict[str, jax.Array]) -> dict[str, float]:
         """A training step's FLOPs by the model's own formula; {} if it has none. Nothing is computed."""
         if not hasattr(self.model, "flops"):
@@ -92,6 +100,14 @@ class Parts:
     augment: tuple[Any, ...]
     ema: bool
     rows: int
+
+    def with_own_leaves(self, facts: Facts) -> Parts:
+        """These parts with the trained leaves that the method asks for, if it does."""
+        make = functools.partial(self.network.method.parameters, facts=facts)
+        if not jax.eval_shape(make, jax.random.key(0)):
+            return self
+        adaptation = Adaptation((*self.adaptation.parts, OwnLeaves(make)))
+        return dataclasses.replace(self, adaptation=adaptation)
 
     def init(self, rng: jax.Array, hyper: dict[str, jax.Array]) -> tuple[TrainState, Any]:
         """(the state before step 1, base), from scratch: rng uint32 (2,), hyper as `traced_hyper` gives."""
@@ -172,12 +188,13 @@ def make_network(config: Config, features: Mapping[str, Any], source: Any) -> Ne
 
 
 def make_reference(
-    name: str, config: Config, run: Config, source: Any
+    name: str, config: Config, run: Config, source: Any, words: classes.Words
 ) -> tuple[Network, Reference]:
-    """Another run's network on this run's examples, with its own preprocessing.
+    """Another run's network on this run's examples, with its own preprocessing; its outputs for this
+    run's classes, in their order.
 
     Raises:
-      UserError: it cannot read this run's examples.
+      UserError: it cannot read this run's examples, or lacks a class.
     """
     theirs = source
     fits = any(hasattr(transform, "fit") for transform in run.make("data.preprocess"))
@@ -192,6 +209,15 @@ def make_reference(
             f"config.method.{name}: its preprocessing and model cannot read this run's examples "
             f"({reason})"
         ) from None
+    ours, renamed = classes.words_of_source(source), config.make("method").renamed
+    taken = classes.columns(ours, words, renamed, f"config.method.{name}")
+    if taken is not None:
+        if network.task.outputs(source) != len(taken):
+            raise UserError(
+                f"config.method.{name}: has the classes {', '.join(words.classes)}, this run "
+                f"{', '.join(ours.classes)}; its task has no output of their own for them to be picked by"
+            )
+        network = dataclasses.replace(network, applied=classes.Columns(network.applied, taken))
     return network, Reference(network.applied, network.task, network.preprocess)
 
 

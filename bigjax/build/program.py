@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from bigjax.build.classes import Words
 from bigjax.build.parts import (
     Parts,
     key_data,
@@ -24,11 +25,11 @@ from bigjax.build.parts import (
     split_key,
     traced_hyper,
 )
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.core import steps
 from bigjax.core.adapt import BASE
 from bigjax.core.exact import exactly
-from bigjax.core.method import Facts
+from bigjax.core.method import Call, Facts
 from bigjax.core.rules import map_with_path, paths
 from bigjax.core.state import TrainState
 from bigjax.mesh import offload, sharding
@@ -88,6 +89,7 @@ def build_program(
     source: Any,
     references: Mapping[str, Config] | None = None,
     mesh: Mesh | None = None,
+    words: Mapping[str, Words] | None = None,
 ) -> Program:
     """The program of a config, from this process's cache if an equal one was built.
 
@@ -96,8 +98,9 @@ def build_program(
       source: the train split; its features shape the batch, its length the schedule.
       references: field of the method -> config of the run that it names.
       mesh: where it runs; default what `config.mesh` says, over all devices.
+      words: field of the method -> what the outputs of the run that it names mean, where that is known.
     """
-    references = references or {}
+    references, words = references or {}, words or {}
     mesh = sharding.make_mesh(config.section("mesh")) if mesh is None else mesh
     total_steps = config.section("train").total_steps(len(source))
     key = (
@@ -106,9 +109,10 @@ def build_program(
         total_steps,
         source.fingerprint(),
         mesh,
+        tuple(sorted(words.items())),
     )
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = _build(config, source, references, total_steps, mesh)
+        _PROGRAMS[key] = _build(config, source, references, total_steps, mesh, words)
     return _PROGRAMS[key]
 
 
@@ -118,12 +122,18 @@ def _build(
     references: Mapping[str, Config],
     total_steps: int,
     mesh: Mesh,
+    words: Mapping[str, Words],
 ) -> Program:
     train, options = config.section("train"), config.section("sharding")
     sharding.check_batch("config.train.batch_size", train.batch_size, train.accumulate, mesh)
     parts = make_parts(config, source, total_steps)
     network = parts.network
     variables = jax.eval_shape(network.variables, jax.random.key(0))
+    frozen, calls, recipe_references = read_references(config, references, source, mesh, words)
+    calls["model"] = network.call(variables)
+    for name in references:  # but for those whose outputs are columns of the source
+        if any(column.startswith(f"{name}/") for column in source.features):
+            del frozen[name], recipe_references[name]
     facts = Facts(
         task=network.task,
         source=source,
@@ -135,19 +145,20 @@ def _build(
         precision=parts.policy,
         total_steps=total_steps,
         mesh=mesh.shape,
+        calls=calls,
     )
     network.method.check(facts)
+    parts = parts.with_own_leaves(facts)
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
     placed = parts.placements(options, mesh, abstract.params)
     sharding.check_axes(mesh, placed, network.model)
     layout = on_device = sharding.layout(placed, abstract, mesh)
-    frozen, recipe_references = _references(config, references, source, mesh)
     frozen |= {BASE: _placed(placed, base, mesh)} if base else {}
 
     by_hand = options.mode == "shard_map"
     if by_hand:
         sharding.check_per_device(placed, mesh)
-    recipe = _recipe(config, parts, recipe_references)
+    recipe = _recipe(config, parts, recipe_references, total_steps)
     recipe = dataclasses.replace(recipe, gathered=sharding.gathering(mesh, placed))
     if by_hand:
         recipe = dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
@@ -182,19 +193,26 @@ def _build(
     )
 
 
-def _references(
-    config: Config, runs: Mapping[str, Config], source: Any, mesh: Mesh
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(name -> abstract variables with shardings, name -> `Reference`) of the runs that are read."""
-    frozen, references = {}, {}
+def read_references(
+    config: Config, runs: Mapping[str, Config], source: Any, mesh: Mesh, words: Mapping[str, Words]
+) -> tuple[dict[str, Any], dict[str, Call], dict[str, Any]]:
+    """(name -> abstract variables with shardings, name -> how its model is called, name -> `Reference`)
+    of the runs that are read.
+    """
+    frozen, calls, references = {}, {}, {}
     for name, run in runs.items():
-        network, references[name] = make_reference(name, config, run, source)
+        network, references[name] = make_reference(
+            name, config, run, source, words.get(name, Words())
+        )
         abstract = jax.eval_shape(network.variables, jax.random.key(0))
         frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
-    return frozen, references
+        calls[name] = network.call(abstract)
+    return frozen, calls, references
 
 
-def _recipe(config: Config, parts: Parts, references: Mapping[str, Any]) -> steps.Recipe:
+def _recipe(
+    config: Config, parts: Parts, references: Mapping[str, Any], total_steps: int
+) -> steps.Recipe:
     train, check, network = config.section("train"), config.section("check"), parts.network
     return steps.Recipe(
         method=network.method,
@@ -209,6 +227,7 @@ def _recipe(config: Config, parts: Parts, references: Mapping[str, Any]) -> step
         accumulate=train.accumulate,
         ema_decay=train.ema_decay,
         check=None if check.policy == "off" else check,
+        total_steps=total_steps,
     )
 
 

@@ -17,13 +17,14 @@ import numpy as np
 
 from bigjax.build.parts import key_data, split_key, traced_hyper
 from bigjax.build.program import Program, from_leaves
-from bigjax.config.resolve import Config, load
-from bigjax.core.adapt import BASE
+from bigjax.config.config import Config
+from bigjax.config.resolve import load
+from bigjax.core.adapt import BASE, MODEL, OwnLeaves
 from bigjax.core.errors import UserError
 from bigjax.core.rules import match_rules, paths
 from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.pretrained.load import check_published, read_published
-from bigjax.run.checkpoint import has_checkpoints, restore_leaves
+from bigjax.run.checkpoint import has_checkpoints, newest_manifest, restore_leaves
 from bigjax.run.files import read_json
 from bigjax.run.manifest import read_manifest
 
@@ -62,8 +63,9 @@ def base_again(config: Config, program: Program, workdir: Path) -> Any:
       UserError: it is not the one that the run's adapters were trained on.
     """
     base = initial_state(config, program, workdir)[1]
-    then = (read_manifest(workdir) or {}).get("base")
-    now = base_fingerprint({BASE: base})
+    known = read_manifest(workdir) or {}
+    then = known.get("frozen", {}).get(BASE, known.get("base"))  # "base" in runs of before
+    now = params_fingerprint(base)
     if then not in (None, now):
         raise UserError(
             f"{workdir}: its adapters were trained on another base: {then[:12]} then, {now[:12]} "
@@ -72,9 +74,9 @@ def base_again(config: Config, program: Program, workdir: Path) -> Any:
     return base
 
 
-def base_fingerprint(frozen: Mapping[str, Any]) -> str | None:
-    """sha256 of the contents of the base among the frozen variables; None without one."""
-    return params_fingerprint(frozen[BASE]) if BASE in frozen else None
+def contents(frozen: Mapping[str, Any]) -> dict[str, str]:
+    """name -> sha256 of the contents of the variables that a run reads and does not train."""
+    return {name: params_fingerprint(tree) for name, tree in frozen.items()}
 
 
 def check_init(config: Config, workdir: Path) -> None:
@@ -181,6 +183,9 @@ def read_leaves(folder: Path, wanted: dict[str, Any]) -> dict[str, jax.Array]:
             f"{folder}: holds adapters, not a whole model; `export` it, and name the exported folder"
         )
     params = "ema" if values["train"].get("ema_decay") else "params"
+    saved = (newest_manifest(folder) or {"arrays": ()})["arrays"]
+    if any(path.startswith(f"{params}/{OwnLeaves.NAME}/") for path in saved):
+        params = f"{params}/{MODEL}"  # beside what its method trained for itself
 
     def in_state(path: str) -> str:
         collection, _, rest = path.partition("/")

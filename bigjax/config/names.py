@@ -6,11 +6,26 @@ from __future__ import annotations
 NAMES: dict[str, dict[str, str]] = {
     "method": {
         "supervised": "bigjax.methods.supervised:Supervised",
-        "distill": "bigjax.methods.distill:Distill",
+        "distill": "bigjax.methods.distill.method:Distill",
         "dp_sgd": "bigjax.methods.privacy:DPSGD",
         "fedavg": "bigjax.methods.federated:FedAvg",
         "flow_matching": "bigjax.methods.flow_matching:FlowMatching",
         "ppo": "bigjax.methods.ppo:PPO",
+    },
+    "objective": {
+        "soft": "bigjax.methods.distill.objectives:Soft",
+        "reverse_kl": "bigjax.methods.distill.objectives:ReverseKL",
+        "jsd": "bigjax.methods.distill.objectives:JSD",
+        "logits": "bigjax.methods.distill.objectives:Logits",
+        "dkd": "bigjax.methods.distill.objectives:DKD",
+        "dist": "bigjax.methods.distill.objectives:DIST",
+        "hard": "bigjax.methods.distill.objectives:Hard",
+        "labels": "bigjax.methods.distill.objectives:Labels",
+        "hint": "bigjax.methods.distill.feature_objectives:Hint",
+        "attention": "bigjax.methods.distill.feature_objectives:AttentionTransfer",
+        "relational": "bigjax.methods.distill.feature_objectives:Relational",
+        "similarity": "bigjax.methods.distill.feature_objectives:SimilarityPreserving",
+        "contrast": "bigjax.methods.distill.feature_objectives:Contrast",
     },
     "adapter": {
         "lora": "bigjax.methods.lora:LoRA",
@@ -95,6 +110,9 @@ KINDS = {
     "model": "model",
     "task": "task",
     "method": "method",
+    "method.objectives": "objective",
+    "method.objectives.schedule": "schedule",
+    "method.objectives.temperature_schedule": "schedule",
     "adapt": "adapter",
     "evaluators": "evaluator",
     "data.source": "source",
@@ -106,7 +124,8 @@ KINDS = {
 }
 
 # Sections whose keys are names of the user's, each with a typed section of its own.
-NAMED = ("evaluators", "data.sources")
+NAMED = ("evaluators", "data.sources", "method.objectives")
+LISTED = ("adapt", "data.augment", "data.preprocess")  # lists of typed sections
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.
 DERIVE_MODEL = "bigjax.pretrained.load:derived_model"

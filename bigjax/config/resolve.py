@@ -9,176 +9,32 @@ touches a device. Nothing in this file may touch one.
 
 from __future__ import annotations
 
-import ast
 import copy
-import dataclasses
-import functools
-import hashlib
 import importlib
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax.config.names import DERIVE_MODEL, DERIVE_SIZES, FIND_FAMILY, KINDS, NAMED, NAMES
+from bigjax.config.config import DEFAULTS, SETTINGS, TYPED, Config, target_of
+from bigjax.config.names import DERIVE_MODEL, DERIVE_SIZES, FIND_FAMILY, KINDS, LISTED, NAMED
 from bigjax.config.signature import MISSING, bind, parameters
 from bigjax.config.values import (
-    canonical,
     check_trusted,
-    fingerprint,
     flatten,
+    literal,
     plain,
     targets,
 )
 from bigjax.config.when import When
-from bigjax.core import marks, settings
 from bigjax.core.errors import UserError, did_you_mean
-from bigjax.core.marks import marked_fields
-from bigjax.core.optimizers import REPLACED_BY_RULES, OptimizerSettings
+from bigjax.core.optax_names import REPLACED_BY_RULES
 
-# Sections with a fixed set of keys. The others have none: all their keys are their type's.
-SETTINGS: dict[str, type] = {
-    "train": settings.Train,
-    "data": settings.Data,
-    "optimizer": OptimizerSettings,
-    "precision": settings.Precision,
-    "mesh": settings.Mesh,
-    "sharding": settings.Sharding,
-    "evaluate": settings.Evaluate,
-    "checkpoint": settings.Checkpoint,
-    "log": settings.Log,
-    "check": settings.Check,
-    "init": settings.Init,
-}
-
-# Typed sections that have a default, and those inside another section.
-DEFAULTS: dict[str, Any] = {"method": {"type": "supervised"}, "adapt": (), "evaluators": {}}
+# Defaults of typed sections inside another section.
 NESTED_DEFAULTS = {"optimizer": {"schedule": {"type": "constant"}}}
-TYPED = ("model", "task", *DEFAULTS)
-
-# Keys that say where, how often and how fast, never what: free to change between resumes.
-FREE_ON_RESUME = (
-    "mesh",
-    "sharding.rules",
-    "sharding.logical",
-    "sharding.offload_optimizer",
-    "log",
-    "check",
-    "checkpoint",
-    "evaluate",
-    "evaluators",
-    "data.source.data_dir",
-    "data.workers",
-)
 
 # Keys of a model that the train split may decide.
-DERIVED_SIZES = ("outputs", "vocab")
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A checked config. `values` is what `config.json` holds: plain, complete, nested."""
-
-    values: dict[str, Any]
-    origins: dict[
-        str, str
-    ]  # path -> "default" | "experiment" | "checkpoint" | "data" | "command line"
-    trusted: frozenset[str] = frozenset()  # what the configs of other runs' folders may import
-
-    @property
-    def seed(self) -> int:
-        return self.values["seed"]
-
-    def get(self, path: str) -> Any:
-        """The plain value at a dotted path."""
-        return functools.reduce(lambda node, key: node[key], path.split("."), self.values)
-
-    def section(self, name: str) -> Any:
-        """The settings dataclass of a section such as "train" or "mesh"; None if it is absent."""
-        values = self.values[name]
-        if values is None:
-            return None
-        given = {
-            key: self.make(f"{name}.{key}") if f"{name}.{key}" in KINDS else values[key]
-            for key in parameters(SETTINGS[name])
-        }
-        return SETTINGS[name](**given)
-
-    def keywords(self, name: str) -> dict[str, Any]:
-        """The keys of a section that belong to its `type` and not to its settings."""
-        own = ("type", *parameters(SETTINGS[name]))
-        return {key: value for key, value in self.values[name].items() if key not in own}
-
-    def make(self, path: str) -> Any:
-        """The object (or tuple, or dict by name) that the typed section at `path` describes."""
-        values, kind = self.get(path), KINDS[path]
-        if isinstance(values, tuple):
-            return tuple(_construct(kind, path, value) for value in values)
-        if path in NAMED:
-            return {
-                name: _construct(kind, f"{path}.{name}", value)
-                for name, value in (values or {}).items()
-            }
-        return None if values is None else _construct(kind, path, values)
-
-    def marked(self, mark: str) -> list[str]:
-        """Paths of the keys whose field is annotated with a mark (see `bigjax.core.marks`)."""
-        sections = [(name, name, self.values[name]) for name in (*TYPED, *SETTINGS)]
-        sections += [
-            (f"{name}.{own}", name, values)
-            for name in NAMED
-            for own, values in (self.get(name) or {}).items()
-        ]
-        found = []
-        for path, name, values in sections:
-            if path in NAMED or not isinstance(values, dict):
-                continue
-            targets = [SETTINGS[name]] if name in SETTINGS else []
-            if isinstance(values.get("type"), str):
-                targets.append(target_of(KINDS[name], values["type"], f"config.{path}"))
-            for target in targets:
-                own = marked_fields(target, mark)
-                found += [f"{path}.{key}" for key in own if values.get(key) is not None]
-        return found
-
-    @property
-    def traced(self) -> list[str]:
-        """Paths of the scalars that are inputs of the compiled step: other values compile nothing."""
-        return self.marked(marks.TRACED)
-
-    @property
-    def references(self) -> dict[str, str]:
-        """Path -> folder, for every key that names another run."""
-        published = (self.values["init"] or {}).get("family")
-        return {
-            path: self.get(path)
-            for path in self.marked(marks.RUN)
-            if not (path == "init.source" and published)
-        }
-
-    def with_value(self, path: str, value: Any) -> Config:
-        """This config with one value changed, e.g. the seed of a stage."""
-        values = copy.deepcopy(self.values)
-        *parents, last = path.split(".")
-        functools.reduce(lambda node, key: node[key], parents, values)[last] = value
-        return dataclasses.replace(self, values=values)
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of the canonical JSON of all values."""
-        return fingerprint(self.values)
-
-    @property
-    def program_fingerprint(self) -> str:
-        """sha256 of the values that shape the compiled program: configs that share it can share it."""
-        free = ("seed", *self.traced, *self.references)
-        elsewhere = ("log", "checkpoint", "evaluate", "evaluators", "init")
-        kept = {
-            path: value
-            for path, value in flatten(self.values).items()
-            if path not in free and path.split(".")[0] not in elsewhere
-        }
-        return hashlib.sha256(canonical(kept).encode()).hexdigest()
+DERIVED_SIZES = ("outputs", "vocab", "image")
 
 
 def resolve(
@@ -209,7 +65,8 @@ def resolve(
     origins = {}
     in_experiment, in_data = set(flatten(experiment)), set(flatten(given)) - said - in_checkpoint
     for path in flatten(values):
-        from_command_line = any(path == w or path.startswith(w + ".") for w in written)
+        under = any(path == w or path.startswith(w + ".") for w in written)
+        from_command_line = under and path in said
         from_file = "experiment" if path in in_experiment else "default"
         from_file = "checkpoint" if path in in_checkpoint else from_file
         from_file = "data" if path in in_data else from_file
@@ -260,44 +117,16 @@ def load(path: Path, overrides: Sequence[str] = (), trusted: Collection[str] = (
     return resolve(values, overrides, trusted)
 
 
-def target_of(kind: str, name: str, where: str) -> Callable[..., Any]:
-    """The class or function behind a `type`: a short name, or "package.module:Name".
-
-    Raises:
-      UserError: naming the nearest known name, or why the import failed.
-    """
-    if kind == "optimizer" and ":" not in name:
-        from bigjax.core.optimizers import resolve as resolve_optimizer
-
-        return resolve_optimizer(name)
-    known = NAMES.get(kind, {})
-    path = known.get(name, name)
-    if ":" not in path:
-        raise UserError(
-            f"{where}.type: unknown {kind} '{name}'{did_you_mean(name, known)}; "
-            f"known: {', '.join(known)}, or give 'package.module:Name'"
-        )
-    module, _, attribute = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}.type: cannot import '{path}' ({error})") from None
-
-
 def _override(values: dict[str, Any], text: str) -> str:
     """Writes one "KEY=VALUE" into `values`; returns KEY."""
-    path, equals, literal = text.partition("=")
+    path, equals, word = text.partition("=")
     if not equals or not path:
         raise UserError(f"--config.{text}: write --config.KEY=VALUE")
     if path.startswith("distill."):
         path = f"method.{path.removeprefix('distill.')}"
         if (values.get("method") or {}).get("type") != "distill":
             values["method"] = {"type": "distill"}
-    try:
-        value = ast.literal_eval(literal)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = {"true": True, "false": False, "none": None}.get(literal.lower(), literal)
-    value = plain(value, f"config.{path}")
+    value = plain(literal(word), f"config.{path}")
     *parents, last = path.split(".")
     node = values
     for depth, key in enumerate(parents):
@@ -379,7 +208,7 @@ def _complete_section(path: str, given: Any, where: str = "") -> Any:
         if path in TYPED:
             raise UserError(f"config.{path} is missing: it needs at least a type")
         return None
-    if isinstance(given, tuple) and path not in SETTINGS:
+    if isinstance(given, tuple) and path in LISTED and where == path:
         return tuple(_complete_section(path, item, f"{where}[{i}]") for i, item in enumerate(given))
     given = {} if given is None else given
     if not isinstance(given, dict):
@@ -402,14 +231,6 @@ def _complete_section(path: str, given: Any, where: str = "") -> Any:
         if f"{path}.{key}" in KINDS:
             values[key] = _complete_section(f"{path}.{key}", values[key])
     return {"type": what, **values} if kind else values
-
-
-def _construct(kind: str, path: str, values: Mapping[str, Any]) -> Any:
-    target = target_of(kind, values["type"], f"config.{path}")
-    try:
-        return target(**{key: value for key, value in values.items() if key != "type"})
-    except UserError as error:
-        raise UserError(f"config.{path}: {error}") from None
 
 
 def _check_whole(config: Config) -> None:

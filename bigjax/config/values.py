@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -42,6 +43,14 @@ def _check_text(text: str, path: str) -> None:
     """Refuses text that no file's name or content can be."""
     if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UserError(f"{path}: {text!r} holds a character that is none")
+
+
+def literal(word: str) -> Any:
+    """What a word of a command line means: a Python literal, true, false or none, or the word itself."""
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(word.lower(), word)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ optimizer, never saved again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -47,6 +47,18 @@ class Parametrization:
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnLeaves(Parametrization):
+    """The trained leaves of a method (`Method.parameters`), which the model does not see; make(rng)."""
+
+    NAME = "method"
+
+    make: Callable[[jax.Array], Any]
+
+    def init(self, rng: jax.Array, params: Mapping[str, jax.Array]) -> Any:
+        return self.make(rng)
+
+
+@dataclasses.dataclass(frozen=True)
 class Adaptation:
     """Several parametrizations as one; () is none: the trained leaves are the model's parameters."""
 
@@ -78,6 +90,10 @@ class Adaptation:
             if own := part.init(jax.random.fold_in(rng, number), paths(params)):
                 trained[part.NAME] = own
         return trained, traverse_util.unflatten_dict(base, sep="/")
+
+    def own(self, trained: Any) -> Any:
+        """The method's own among the trained leaves."""
+        return trained.get(OwnLeaves.NAME, {}) if self.parts else {}
 
     def params(self, trained: Any, frozen: Mapping[str, Any], step: Any) -> Any:
         """The parameters that the model sees."""

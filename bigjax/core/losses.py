@@ -55,6 +55,11 @@ def masked_sum(values: jax.Array, mask: jax.Array) -> Pair:
     return jnp.sum(mask * hide_masked(values, mask)), jnp.sum(mask)
 
 
+def sum_per_unit(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """(*U, ...) -> (*U,), the sum over what is one unit of `mask` (*U,)."""
+    return jnp.sum(values, axis=tuple(range(mask.ndim, values.ndim)))
+
+
 def softmax_cross_entropy(
     logits: jax.Array,
     labels: jax.Array,
@@ -121,7 +126,7 @@ def kl_divergence(
     Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network", section 2. Their
     factor T^2, which keeps the gradient's size when T changes, is left to the caller.
 
-    teacher_logits, student_logits (..., K); mask (...).
+    teacher_logits, student_logits (*U, ..., K); mask (*U,): the distributions of a unit are summed.
     """
     if teacher_logits.shape != student_logits.shape:
         raise ValueError(
@@ -129,24 +134,7 @@ def kl_divergence(
         )
     log_t = jax.nn.log_softmax(hide_masked(teacher_logits, mask) / temperature)
     log_s = jax.nn.log_softmax(hide_masked(student_logits, mask) / temperature)
-    return masked_sum(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1), mask)
-
-
-def bernoulli_kl(
-    teacher_logits: jax.Array,
-    student_logits: jax.Array,
-    mask: jax.Array,
-    temperature: float | jax.Array = 1.0,
-) -> Pair:
-    """sum_k KL(Bernoulli(s(t_k / T)) || Bernoulli(s(s_k / T))) in nats, s the logistic function.
-
-    teacher_logits, student_logits (B, K); mask (B,).
-    """
-    t, s = _same_shape(teacher_logits, student_logits, mask)
-    t, s = t / temperature, s / temperature
-    log = jax.nn.log_sigmoid
-    kl = jax.nn.sigmoid(t) * (log(t) - log(s)) + jax.nn.sigmoid(-t) * (log(-t) - log(-s))
-    return masked_sum(jnp.sum(kl, axis=-1), mask)
+    return masked_sum(sum_per_unit(jnp.exp(log_t) * (log_t - log_s), mask), mask)
 
 
 def scaled_similarity(

@@ -1,6 +1,6 @@
 """The door for methods: what is learned from a batch, and how its gradients are taken. Pure.
 
-A method is a frozen dataclass that answers some of seven questions; `Method` answers them all as plain
+A method is a frozen dataclass that answers some of these questions; `Method` answers them all as plain
 supervised training does. The step (`bigjax.core.steps`) asks them in the order in which they stand
 here, and gives every method accumulation, the guard, EMA, precision and any mesh for nothing.
 Nothing here knows a device, a file or a config.
@@ -58,6 +58,21 @@ class Reference:
     preprocess: tuple[Any, ...]
 
 
+class Cached(NamedTuple):
+    """Where the outputs of references are kept, and how many of each distribution (None: all)."""
+
+    folder: str
+    top: int | None = None
+
+
+class Call(NamedTuple):
+    """A model with abstract variables and inputs, as shapes are found by `jax.eval_shape`."""
+
+    model: Any
+    variables: Any
+    inputs: tuple[Any, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Scope:
     """All that a method may read beside the parameters and the batch.
@@ -73,6 +88,8 @@ class Scope:
     references: name -> `Reference` whose variables are `frozen[name]`.
     views: name -> the batch as that reference's own preprocessing gives it.
     loss_scale: dynamic loss scaling's state, or None.
+    total_steps: of the whole run.
+    own: the method's own trained leaves (`Method.parameters`).
     """
 
     model: Any
@@ -87,6 +104,8 @@ class Scope:
     references: Mapping[str, Reference] = dataclasses.field(default_factory=dict)
     views: Mapping[str, Batch] = dataclasses.field(default_factory=dict)
     loss_scale: LossScale | None = None
+    total_steps: int = 1
+    own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def replace(self, **changes: Any) -> Scope:
         return dataclasses.replace(self, **changes)
@@ -118,6 +137,7 @@ class Facts:
     train, sharding, precision: the settings of these sections.
     total_steps: of the whole run.
     mesh: axis -> size.
+    calls: "model", and every reference by its name -> how it is called on a batch.
     """
 
     task: Any
@@ -130,6 +150,7 @@ class Facts:
     precision: Any
     total_steps: int
     mesh: Mapping[str, int]
+    calls: Mapping[str, Call]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +163,16 @@ class Method:
         Raises:
           UserError: says what does not go together, and what would.
         """
+
+    @property
+    def cached(self) -> Cached | None:
+        """Where the outputs of the runs that it reads are written once, in place of reading the runs."""
+        return None
+
+    @property
+    def renamed(self) -> Mapping[str, str]:
+        """This run's name of a class -> that of the runs which the method reads, where they differ."""
+        return {}
 
     def order(
         self, source: Any, seed: int, batch_size: int, total_steps: int
@@ -173,6 +204,14 @@ class Method:
         mesh as a batch does; all else is on every device.
         """
         return None
+
+    def parameters(self, rng: jax.Array, facts: Facts) -> Any:
+        """Trained leaves of the method's own, a nested dict; none by default.
+
+        They are in `Scope.own`, in the optimizer and in checkpoints as the model's are, and never in what
+        is evaluated, exported or read by other runs.
+        """
+        return {}
 
     def view(self, batch: Batch, rng: jax.Array) -> Batch:
         """What the model is shown of a batch outside training: at initialisation, in evaluation."""

@@ -42,6 +42,7 @@ class Recipe:
     distribute: how the sums over a batch are taken: as they stand, or by `mesh.sharding.per_device`.
     ema_decay: decay of the moving average of the trained leaves.
     check: which numbers are bad, and then not applied (`bigjax.core.guard`); None applies all.
+    total_steps: of the whole run, for schedules.
     """
 
     method: Method
@@ -58,6 +59,7 @@ class Recipe:
     distribute: Callable[..., Any] = lambda sums: sums
     ema_decay: float | None = None
     check: Check | None = None
+    total_steps: int = 1
 
     def params(self, trained: Any, frozen: Frozen, step: jax.Array) -> Any:
         """The parameters that the model sees."""
@@ -141,8 +143,9 @@ def build_sums(recipe: Recipe) -> Callable[..., Sums]:
         scope = scope.replace(collections=collections, memory=memory)
 
         def loss(trained: Any, batch: Batch, scope: Scope):
-            params = recipe.params(optimizer.merge(trained, fixed), frozen, state.step)
-            return method.loss(params, batch, scope)
+            leaves = optimizer.merge(trained, fixed)
+            params = recipe.params(leaves, frozen, state.step)
+            return method.loss(params, batch, scope.replace(own=recipe.adaptation.own(leaves)))
 
         return method.gradients(loss, trained, batch, scope)
 
@@ -227,6 +230,7 @@ def scope_of(
         task=recipe.task,
         rng=rng,
         step=state.step,
+        total_steps=recipe.total_steps,
         collections=state.collections,
         ema=state.ema,
         memory=state.memory,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, to_install
 from bigjax.core.transforms import Example, example_keys
-from bigjax.data.transforms import at_least
+from bigjax.data.transforms import Mixing, at_least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class RandomErasing:
 
 
 @dataclasses.dataclass(frozen=True)
-class CutMix:
+class CutMix(Mixing):
     """Pastes a window of the neighbour in the batch into each picture (Yun et al. 2019, section 3.1).
 
     The window's area is 1 - r of the picture's, r ~ Beta(alpha, alpha) drawn for each example from its
@@ -111,29 +111,12 @@ class CutMix:
     picture. A masked example is never pasted.
     """
 
-    alpha: float
-    num_classes: int
-    key: str = "image"
-    label: str = "label"
-    batch_level: ClassVar[bool] = True
-
-    def __post_init__(self):
-        if self.alpha <= 0:
-            raise UserError(f"cutmix: alpha must be > 0, got {self.alpha}")
-        at_least("cutmix: num_classes", self.num_classes, 1)
-
     def __call__(self, batch: Example, key: jax.Array) -> Example:
-        x, label = batch[self.key], batch[self.label]
+        x = batch[self.key]
         pasted = jax.vmap(lambda k: self._window(k, x.shape[1:]))(example_keys(batch, key))
         pasted &= (jnp.roll(batch["mask"], -1) > 0)[:, None, None]
-        if label.ndim == 1:
-            label = jax.nn.one_hot(label, self.num_classes)
-        kept = 1 - jnp.mean(pasted, axis=(1, 2), dtype=jnp.float32)[:, None]
-        return {
-            **batch,
-            self.key: jnp.where(pasted[..., None], jnp.roll(x, -1, axis=0), x),
-            self.label: kept * label + (1 - kept) * jnp.roll(label, -1, axis=0),
-        }
+        kept = 1 - jnp.mean(pasted, axis=(1, 2), dtype=jnp.float32)
+        return self.mixed(batch, jnp.where(pasted[..., None], jnp.roll(x, -1, axis=0), x), kept)
 
     def _window(self, key: jax.Array, shape: Sequence[int]) -> jax.Array:
         """Which pixels of one picture are pasted over, bool (H, W)."""
@@ -254,7 +237,7 @@ def _dm_pix() -> Any:
     try:
         return importlib.import_module("dm_pix")
     except ImportError:
-        raise UserError("rand_augment needs dm-pix: pip install dm-pix") from None
+        raise UserError(f"rand_augment needs dm-pix: {to_install('dm-pix')}") from None
 
 
 def _resample(x: jax.Array, size: int, corner: Any, sides: Any) -> jax.Array:

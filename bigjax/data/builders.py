@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -140,6 +142,40 @@ def prepare(builder_class: type[ArraysBuilder], data_dir: str | os.PathLike, **k
                 raise
     finally:
         shutil.rmtree(private, ignore_errors=True)
+
+
+def opened(folder: Path) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared data set, which may be a stranger's.
+
+    Raises:
+      UserError: it is damaged, or its features.json names features that are not TFDS's own: TFDS
+        would import their module.
+    """
+    try:
+        named = _types(json.loads((folder / "features.json").read_text()))
+        strange = sorted(name for name in named if not name.startswith("tensorflow_datasets."))
+        if not strange:
+            return tfds.builder_from_directory(folder)
+    except Exception as error:  # of damaged files TFDS makes many kinds
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder}: not a readable TFDS data set ({why})") from None
+    raise UserError(
+        f"{folder / 'features.json'}: names '{strange[0]}', which would be imported and run; only "
+        "TFDS's own features are read"
+    )
+
+
+def _types(node: Any) -> set[str]:
+    """The names of classes in a features.json, also in JSON that is text inside it."""
+    if isinstance(node, str) and node.lstrip().startswith("{"):
+        node = json.loads(node)
+    if isinstance(node, list):
+        return set().union(*map(_types, node))
+    if not isinstance(node, dict):
+        return set()
+    keys = ("type", "pythonClassName", "python_class_name")
+    own = {node[key] for key in keys if isinstance(node.get(key), str)}
+    return own.union(*map(_types, node.values()))
 
 
 def _rows(columns: dict[str, np.ndarray]) -> Iterator[tuple[int, dict]]:

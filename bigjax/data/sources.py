@@ -270,7 +270,9 @@ class TFDS:
         """The TFDS builder of the prepared data set; UserError if it is not there or not readable."""
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(self._find())
+        from bigjax.data import builders
+
+        builder = builders.opened(self._find())
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise UserError(
                 f"TFDS {self.name!r} is prepared as {builder.info.file_format.value}, which cannot "

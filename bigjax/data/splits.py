@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, to_install
 
 Files = dict[str, tuple[Path, ...]]
 
@@ -172,7 +172,7 @@ def _from_hub(name: str, suffixes: Sequence[str]) -> Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"hub:{name}: needs a library: pip install huggingface_hub") from None
+        raise UserError(f"hub:{name}: needs a library: {to_install('huggingface_hub')}") from None
     try:
         patterns = [f"*{suffix}" for suffix in suffixes]
         return Path(

@@ -100,12 +100,21 @@ class TextSource:
         name, which = subsplit(split, length)
         return rows, which, corpus.fingerprint(name)
 
-    def ids_of(
-        self, tokenizer: Tokenizer, texts: Sequence[str], fingerprint: str
-    ) -> list[np.ndarray]:
-        """The token ids of each text, from the cache."""
-        tokens = tokenize_once(tokenizer, lambda: iter(texts), fingerprint, data_dir=self.data_dir)
-        return np.split(np.asarray(tokens.flat), tokens.offsets[1:-1])
+    def read_texts(
+        self, tokenizer: Tokenizer, split: str
+    ) -> tuple[list[Row], list[tuple[str, ...]], list[list[np.ndarray]]]:
+        """The rows of a split, the texts of each, and of each field the token ids, from the cache."""
+        rows, which, fingerprint = self.read_rows(split)
+        fields = self.text_fields()
+        texts = [tuple(text_of(row, field, where) for field in fields) for where, row in rows]
+        ids = []
+        for field, column in zip(fields, zip(*texts, strict=True), strict=True):
+            mark = f"{fingerprint} {field}"
+            tokens = tokenize_once(
+                tokenizer, lambda c=column: iter(c), mark, data_dir=self.data_dir
+            )
+            ids.append(np.split(np.asarray(tokens.flat), tokens.offsets[1:-1])[which])
+        return rows[which], texts[which], ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,24 +157,17 @@ class LabelledText(TextSource):
     def open_with(self, split: str, labels: Labels) -> TextRows:
         """Opens a split or a part of one; raises UserError naming the row of a bad field."""
         tokenizer = self.open_tokenizer()
-        rows, which, fingerprint = self.read_rows(split)
-        fields = self.text_fields()
-        texts = [tuple(text_of(row, field, where) for field in fields) for where, row in rows]
-        numbers = _numbered(labels, rows[which], self.label)
+        rows, texts, ids = self.read_texts(tokenizer, split)
+        numbers = _numbered(labels, rows, self.label)
         if labels.dtype.kind == "i" and numbers.min() < 0:
             first = int(numbers.argmin())
-            raise UserError(f"{rows[which][first][0]}: {self.label!r} should be a class from 0 up")
-        columns = zip(*texts, strict=True)
-        ids = [
-            self.ids_of(tokenizer, column, f"{fingerprint} {field}")[which]
-            for field, column in zip(fields, columns, strict=True)
-        ]
+            raise UserError(f"{rows[first][0]}: {self.label!r} should be a class from 0 up")
         return TextRows(
             {**self._assemble(tokenizer, *ids), "label": numbers},
             tokenizer,
-            [one if self.pair else one[0] for one in texts[which]],
+            [one if self.pair else one[0] for one in texts],
             lambda lines: self._encode(tokenizer, lines, labels.dtype),
-            fields,
+            self.text_fields(),
             labels.names,
         )
 
@@ -268,7 +270,7 @@ class TextPairs(TextSource):
     def open(self, split: str) -> TextRows:
         """Opens a split or a part of one; raises UserError naming the row of a bad field."""
         tokenizer = self.open_tokenizer()
-        texts, (sources, targets) = _two_texts(self, tokenizer, split)
+        _, texts, (sources, targets) = self.read_texts(tokenizer, split)
         return TextRows(
             self._assemble(tokenizer, sources, targets),
             tokenizer,
@@ -320,11 +322,10 @@ class SentencePairs(TextSource):
     def open(self, split: str) -> TextRows:
         """Opens a split or a part of one; raises UserError naming the row of a bad field."""
         tokenizer = self.open_tokenizer()
-        texts, ids = _two_texts(self, tokenizer, split)
+        rows, texts, ids = self.read_texts(tokenizer, split)
         columns = self._assemble(tokenizer, *ids)
         if self.label is not None:
-            rows, which, _ = self.read_rows(split)
-            columns["label"] = _numbered(Labels("number"), rows[which], self.label)
+            columns["label"] = _numbered(Labels("number"), rows, self.label)
         return TextRows(
             columns,
             tokenizer,
@@ -366,19 +367,6 @@ class _TrainedOn:
 
     def fingerprint(self) -> str:
         return f"{self.corpus.fingerprint('train')} {' '.join(self.fields)}"
-
-
-def _two_texts(config: TextSource, tokenizer: Tokenizer, split: str) -> tuple[list, list]:
-    """The pairs of texts of a split, and the token ids of the firsts and of the seconds."""
-    rows, which, fingerprint = config.read_rows(split)
-    fields = config.text_fields()
-    texts = [tuple(text_of(row, field, where) for field in fields) for where, row in rows]
-    columns = zip(*texts, strict=True)
-    ids = [
-        config.ids_of(tokenizer, column, f"{fingerprint} {field}")[which]
-        for field, column in zip(fields, columns, strict=True)
-    ]
-    return texts[which], ids
 
 
 def _numbered(labels: Labels, rows: list[Row], field: str) -> np.ndarray:

@@ -83,8 +83,15 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens around it; on all CPU cores."""
-        encoded = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        """Ids of each text, without special tokens around it; on all CPU cores.
+
+        Raises:
+          UserError: the tokenizer knows no token for a text, and none for what is unknown.
+        """
+        try:
+            encoded = self._library.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"the tokenizer cannot encode the text: {error}") from None
         return [one.ids for one in encoded]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
@@ -164,10 +171,6 @@ def open_tokenizer(
 def _read(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer as Library
 
-    try:
-        library = Library.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is no tokenizer.json that can be read: {error}") from None
     names = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         try:
@@ -182,7 +185,10 @@ def _read(path: Path) -> Tokenizer:
             token = settings.get(f"{key}_token")
             token = token.get("content") if isinstance(token, dict) else token
             names.update({key: token} if isinstance(token, str) and token else {})
-    return Tokenizer(library, names)
+    try:
+        return Tokenizer(Library.from_file(str(path)), names)
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path} is no tokenizer.json that can be read: {error}") from None
 
 
 def _trained(kind: str, size: int, corpus: TrainingText, cache: Path) -> Tokenizer:

@@ -149,12 +149,8 @@ class Flip:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixup:
-    """Mixes each example with its neighbour in the batch (Zhang et al. 2018, eq. 1).
-
-    x_i <- r x_i + (1 - r) x_{i+1}, labels likewise as probabilities, with r ~ Beta(alpha, alpha)
-    drawn for each example from its own key. A masked example is never mixed in.
-    """
+class Mixing:
+    """What `Mixup` and `augment.CutMix` share: pairs of neighbours in the batch, labels as probabilities."""
 
     alpha: float
     num_classes: int
@@ -163,24 +159,38 @@ class Mixup:
     batch_level: ClassVar[bool] = True
 
     def __post_init__(self):
+        name = type(self).__name__.lower()
         if self.alpha <= 0:
-            raise UserError(f"mixup: alpha must be > 0, got {self.alpha}")
-        at_least("mixup: num_classes", self.num_classes, 1)
+            raise UserError(f"{name}: alpha must be > 0, got {self.alpha}")
+        at_least(f"{name}: num_classes", self.num_classes, 1)
+
+    def mixed(self, batch: Example, x: jax.Array, ratio: jax.Array) -> Example:
+        """The batch with inputs `x`, and of each label the share `ratio` (B,), the neighbour's the rest."""
+        label = batch[self.label]
+        if label.ndim == 1:
+            label = jax.nn.one_hot(label, self.num_classes)
+        return {**batch, self.key: x, self.label: of_both(label, ratio)}
+
+
+def of_both(x: jax.Array, ratio: jax.Array) -> jax.Array:
+    """r x_i + (1 - r) x_{i+1}, with one r (B,) for each example."""
+    r = ratio.reshape(-1, *[1] * (x.ndim - 1))
+    return r * x + (1 - r) * jnp.roll(x, -1, axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixup(Mixing):
+    """Mixes each example with its neighbour in the batch (Zhang et al. 2018, eq. 1).
+
+    x_i <- r x_i + (1 - r) x_{i+1}, labels likewise as probabilities, with r ~ Beta(alpha, alpha)
+    drawn for each example from its own key. A masked example is never mixed in.
+    """
 
     def __call__(self, batch: Example, key: jax.Array) -> Example:
         keys = example_keys(batch, key)
         ratio = jax.vmap(lambda k: jax.random.beta(k, self.alpha, self.alpha))(keys)
         ratio = jnp.where(jnp.roll(batch["mask"], -1) > 0, ratio, 1.0)
-
-        def mix(x):
-            r = ratio.reshape(-1, *[1] * (x.ndim - 1))
-            return r * x + (1 - r) * jnp.roll(x, -1, axis=0)
-
-        label = batch[self.label]
-        if label.ndim == 1:
-            label = jax.nn.one_hot(label, self.num_classes)
-        x = batch[self.key].astype(jnp.float32)
-        return {**batch, self.key: mix(x), self.label: mix(label)}
+        return self.mixed(batch, of_both(batch[self.key].astype(jnp.float32), ratio), ratio)
 
 
 def at_least(what: str, value: int, minimum: int) -> None:

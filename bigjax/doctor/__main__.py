@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigjax.config.flags import expanded
 from bigjax.doctor import answers, families, finding, machine, versions
 
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bigjax.doctor", allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument(
-        "--folder", type=Path, default=Path.cwd(), help="whose disk is measured (default: here)"
+        "--folder", type=expanded, default=Path.cwd(), help="whose disk is measured (default: here)"
     )
     options = parser.parse_args(arguments)
     return examine(options.folder, as_json=options.json)

@@ -14,9 +14,9 @@ import numpy as np
 
 from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.config.values import TRUST_ALL
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, to_install
 from bigjax.core.state import TrainState
 from bigjax.data import inputs
 from bigjax.data.sources import Arrays, Inputs
@@ -132,7 +132,7 @@ class Opened:
         try:
             import pandas
         except ImportError:
-            raise UserError("metrics as a table need pandas: pip install pandas") from None
+            raise UserError(f"metrics as a table need pandas: {to_install('pandas')}") from None
         rows: dict[int, dict[str, Any]] = {}
         for line in read_metrics(self.workdir / "metrics.jsonl"):
             rows.setdefault(line["step"], {}).update(line)

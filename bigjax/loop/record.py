@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from bigjax.data import pipeline
 from bigjax.loop.evaluate import Metrics, evaluate_due
 from bigjax.mesh import distributed, sharding
 from bigjax.plan import flops
-from bigjax.report.page import LiveReport, write_report
+from bigjax.report.page import LiveReport
 from bigjax.run import clock as clocks
 from bigjax.run import ledger, manifest, trackers
 from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.clock import Clock
-from bigjax.run.files import read_json, write_json
+from bigjax.run.files import write_json
 from bigjax.run.writers import NoWriters, Writers, finalize, read_metrics
 
 log = logging.getLogger("bigjax")
@@ -85,13 +85,13 @@ class Record:
         self._save_due = When(setup.checkpoint.every, setup.total_steps).due
         self._writers: Writers | None = None
 
-    def begin(self, start: int, base: str | None = None) -> None:
+    def begin(self, start: int, frozen: Mapping[str, str]) -> None:
         """Opens the writers; what was logged after step `start` is forgotten.
 
-        base: fingerprint of the leaves that a parametrization freezes.
+        frozen: fingerprints of what is read and not trained, by name.
         """
         if self._leader:
-            manifest.record(self.workdir, self.setup, self._session, start, base)
+            manifest.record(self.workdir, self.setup, self._session, start, frozen)
         self._writers = (Writers if self._leader else NoWriters)(
             self.workdir,
             tensorboard=self.setup.log.tensorboard,
@@ -183,7 +183,7 @@ class Record:
         """Writes `result.json` and the report."""
         if self._leader:
             write_json(self.workdir / "result.json", result)
-            write_report(self.workdir)
+            self._report.write()
 
 
 def result_of(
@@ -242,14 +242,6 @@ def since_best(scores: Sequence[float], mode: str) -> int:
         ahead = best is None or (score > best if mode == "max" else score < best)
         best, since = (score, 0) if ahead and not math.isnan(score) else (best, since + 1)
     return since
-
-
-def recorded_result(workdir: Path) -> dict[str, Any] | None:
-    """What `result.json` holds; None if it is not there, or damaged."""
-    found = read_json(workdir / "result.json")
-    if found is None or not isinstance(found.get("metrics"), dict) or "fingerprint" not in found:
-        return None
-    return found
 
 
 def describe(setup: Setup, workdir: Path) -> str:

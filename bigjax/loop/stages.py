@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.config.values import TRUST_ALL, plain
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.loop.train import train

@@ -19,9 +19,9 @@ import numpy as np
 
 from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.build.together import stack, together
-from bigjax.build.weights import base_fingerprint
-from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.build.weights import contents
+from bigjax.config.config import Config
+from bigjax.config.values import canonical, flatten
 from bigjax.config.when import When
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
@@ -41,8 +41,8 @@ ORDER_BLOCK = 64  # steps whose sample ids are computed together
 def group_key(config: Config) -> str:
     """Runs of one key can train together."""
     apart = ("seed", *config.traced, *config.references)
-    flat = configs.flatten(config.values)
-    return configs.canonical({key: value for key, value in flat.items() if key not in apart})
+    flat = flatten(config.values)
+    return canonical({key: value for key, value in flat.items() if key not in apart})
 
 
 def train_together(
@@ -74,6 +74,10 @@ def train_together(
         assemble(config, folder, sources=sources)
         for config, folder in zip(trials, folders, strict=True)
     ]
+    if setups[0].cached:
+        raise UserError(
+            "--vectorize: config.method.cache holds one teacher's outputs; run one by one"
+        )
     batch = Together(setups, folders[0])
     check_evaluators(batch.setup, folders[0])
     states, frozen = batch.start([config.references for config in trials])
@@ -95,7 +99,7 @@ def train_together(
         }
         results.append(result)
         kept = None if i in batch.failures else result
-        _write(setup, folder, about, batch.lines[i], kept, state, batch.bases[i])
+        _write(setup, folder, about, batch.lines[i], kept, state, batch.frozen[i])
     return results, batch.failures
 
 
@@ -104,7 +108,7 @@ class Together:
 
     lines: for each run (step, metrics), as its metrics.jsonl will hold them.
     failures: position -> why the run was halted.
-    bases: for each run the fingerprint of its frozen leaves, or None.
+    frozen: for each run the fingerprints of what it reads and does not train, by name.
     """
 
     def __init__(self, setups: Sequence[Setup], workdir: Path) -> None:
@@ -112,7 +116,7 @@ class Together:
         self.setup = setup = _of_all(setups)
         self.lines: list[list[tuple[int, Metrics]]] = [[] for _ in setups]
         self.failures: dict[int, Exception] = {}
-        self.bases: list[str | None] = []
+        self.frozen: list[dict[str, str]] = []
         self._log_due = When(setup.log.every, setup.total_steps).due
         self._of_seed = {one.seed: one for one in setups}  # one run for each distinct seed
         self._losses = np.zeros((2, len(setups)))  # sums and weights since the last line
@@ -123,7 +127,7 @@ class Together:
         references: of each run, path in its config -> folder that it names.
         """
         begun = [one.initial() for one in self.setups]
-        self.bases = [base_fingerprint({BASE: base} if base else {}) for _, base in begun]
+        self.frozen = [contents({BASE: base} if base else {}) for _, base in begun]
         which, trees = {}, {}
         for name in self.setup.program.frozen:
             if name == BASE:
@@ -134,7 +138,11 @@ class Together:
             distinct = list(dict.fromkeys(named))
             readers = [self.setups[named.index(folder)] for folder in distinct]
             which[name] = jnp.asarray([distinct.index(folder) for folder in named])
-            trees[name] = stack([reader.read_frozen()[name] for reader in readers])
+            read = [reader.read_frozen()[name] for reader in readers]
+            trees[name] = stack(read)
+            prints = [contents({name: tree}) for tree in read]
+            for own, folder in zip(self.frozen, named, strict=True):
+                own |= prints[distinct.index(folder)]
         return stack([state for state, _ in begun]), (which, trees)
 
     def batches(self, start: int) -> Iterator[tuple[jax.Array, dict]]:
@@ -223,13 +231,13 @@ def _write(
     lines: Sequence[tuple[int, Metrics]],
     result: dict[str, Any] | None,
     state: Any,
-    base: str | None,
+    frozen: dict[str, str],
 ) -> None:
     """Writes a run's folder; without a result, of one that failed."""
     about = {**about, "seed": setup.seed, "config_fingerprint": setup.fingerprint}
     session = manifest.begin(folder, about, [])
     with Record(setup, folder, session, progress=False) as record:
-        record.begin(0, base)
+        record.begin(0, frozen)
         for step, values in lines:
             record.write(step, values)
         if result is None:

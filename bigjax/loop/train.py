@@ -16,19 +16,21 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.build.assemble import Setup, assemble
-from bigjax.build.weights import base_fingerprint, with_hyper
-from bigjax.config.resolve import Config
+from bigjax.build.weights import contents, with_hyper
+from bigjax.config.config import Config
 from bigjax.config.when import When
 from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.doctor.short import trusted
 from bigjax.loop.bits import check_again
 from bigjax.loop.evaluate import Metrics, is_due, logged_evaluation
 from bigjax.loop.evaluators import check_evaluators
-from bigjax.loop.record import Callback, Record, describe, is_over, recorded_result, result_of
+from bigjax.loop.record import Callback, Record, describe, is_over, result_of
 from bigjax.mesh import distributed
 from bigjax.run import ledger, manifest
 from bigjax.run.clock import Clock
 from bigjax.run.files import workdir_lock
+from bigjax.run.public import public_all
+from bigjax.run.result import read_result
 
 log = logging.getLogger("bigjax")
 
@@ -97,7 +99,7 @@ def _sitting(
     check_evaluators(setup, workdir)
     about = manifest.describe(setup, setup.program.mesh, setup.sources) | {
         "doctor": doctor,
-        **{key: manifest.public_all(key, value) for key, value in label.items()},
+        **{key: public_all(key, value) for key, value in label.items()},
     }
     session = manifest.begin(workdir, about, changes, allow_changed)
     asked = Asked(stop)
@@ -105,7 +107,7 @@ def _sitting(
     with Record(setup, workdir, session, asked, callbacks=callbacks) as record:
         # State: this run's newest good checkpoint, or other weights, or scratch.
         start, state = record.checkpoints.restore_newest(setup.program.state) or (0, None)
-        result = recorded_result(workdir) if is_over(setup, workdir, start) else None
+        result = read_result(workdir) if is_over(setup, workdir, start) else None
         if result is not None:
             length = next(k for k in ("steps", "epochs", "examples") if getattr(setup.train, k))
             log.info(
@@ -123,7 +125,10 @@ def _sitting(
             state = with_hyper(state, setup.hyper) if changes else state
             frozen = setup.frozen()
         log.info("%s", describe(setup, workdir))
-        record.begin(start, base_fingerprint(frozen))
+        bound = contents(frozen) | (setup.cached.prints if setup.cached else {})
+        if start:
+            manifest.check_frozen(workdir, bound, allow_changed)
+        record.begin(start, bound)
 
         clock.begin(start)
         with clock:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, to_install
 
 
 class Transition(NamedTuple):
@@ -77,7 +77,7 @@ def _made(name: str) -> tuple[Any, Any]:
     try:
         import gymnax  # with matplotlib: over a second
     except ImportError:
-        raise UserError("environment: needs gymnax: pip install 'bigjax[rl]'") from None
+        raise UserError(f"environment: needs gymnax: {to_install('gymnax six')}") from None
     if name not in gymnax.registered_envs:
         known = gymnax.registered_envs
         raise UserError(

@@ -20,7 +20,6 @@ from bigjax.models.attention import positions
 from bigjax.models.blocks import (
     check_context,
     dense,
-    head_width,
     layer_norm,
     named,
     stack,
@@ -28,7 +27,7 @@ from bigjax.models.blocks import (
     unembed,
 )
 from bigjax.models.common import choose
-from bigjax.models.transformer import ACTIVATIONS, Block, Form, Where, flops_by_formula, size
+from bigjax.models.transformer import ACTIVATIONS, Block, Where, flops_by_formula, form_of, size
 
 HEADS = ("none", "mlm", "sequence", "tokens", "embedding")
 PRESETS = {
@@ -104,28 +103,17 @@ class BERT(nn.Module):
         choose("model.head", self.head, HEADS)
         if (self.head in ("sequence", "tokens")) != (self.outputs is not None):
             raise UserError("model.outputs: heads 'sequence' and 'tokens' need it, the others not")
-        form = Form(
-            heads=self.heads,
-            head_width=head_width(self.width, self.heads),
-            mlp_width=self.mlp_width or 4 * self.width,
-            causal=False,
-            norm_epsilon=self.norm_epsilon,
-            norm_places="sum",
-            activation=self.activation,
-            dropout=self.dropout,
-        )
+        form = form_of(self, causal=False, norm_places="sum")
         embedding_VD = table(self, "embedding", self.vocab, "vocab")
         x_BTD = self._embed(embedding_VD, tokens_BT, segments_BT, types_BT)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         x_BTD = drop(layer_norm("embedding_norm", self.norm_epsilon)(x_BTD))
         x_BTD = stack(
+            self,
             Block,
             dict(form=form, train=train),
             x_BTD,
             Where(segments=segments_BT, keys=segments_BT),
-            layers=self.layers,
-            remat=self.remat,
-            scan=self.scan_layers,
         )
         if self.head == "mlm":
             if places_BP is not None:  # much of the work of a small model are its logits

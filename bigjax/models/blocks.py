@@ -36,31 +36,29 @@ def branch(x: jax.Array) -> jax.Array:
 
 
 def stack(
+    model: nn.Module,
     block: type[nn.Module],
     fields: Mapping[str, Any],
     x: jax.Array,
     *shared: Any,
-    layers: int,
-    remat: str,
-    scan: bool,
     each: Any = None,
 ) -> jax.Array:
-    """`layers` blocks one after the other. Call inside a compact method.
+    """A model's blocks, one after the other. Call inside its compact method.
 
     Args:
+      model: its fields say how many there are (`layers`), what of them is computed twice (`remat`, a
+        key of `REMAT`), and whether one block is compiled and looped over (`scan_layers`). Their
+        parameters are then one subtree "blocks" whose leaves have a leading axis of `layers`, named
+        "layers", in place of the subtrees block_0, block_1, ...; the checkpoint has the same layout,
+        and so has the collection "cache".
       block: a module with `__call__(x, *shared) -> x`, shape and dtype kept; with `each`, its part of
         that comes last.
       fields: its fields.
       x: what goes through the blocks.
       shared: trees of arrays that every block reads (segments, positions), or None.
-      layers: how many blocks.
-      remat: a key of `REMAT`.
-      scan: one block compiled once and looped over, in place of `layers` copies in the program. The
-        parameters are then one subtree "blocks" whose leaves have a leading axis of `layers`, named
-        "layers", in place of the subtrees block_0, block_1, ...; the checkpoint has the same layout,
-        and so has the collection "cache".
       each: a tree of arrays with a leading axis of `layers`, in which the blocks differ; None: in none.
     """
+    layers, remat, scan = model.layers, model.remat, model.scan_layers
     choose("model.remat", remat, tuple(REMAT))
     if remat != "none":
         # A loop keeps the two passes apart by itself; unrolled, XLA must be kept from joining them.
@@ -73,7 +71,7 @@ def stack(
     own = () if each is None else (each,)
     loop = nn.scan(
         lambda module, x, *rest: (module(x, *rest), None),
-        variable_axes={"params": 0, "cache": 0},
+        variable_axes={"params": 0, "cache": 0, "intermediates": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * len(shared) + (0,) * len(own),
         length=layers,

@@ -68,13 +68,11 @@ class DiT(nn.Module):
             activation="gelu",
         )
         x_BTD = stack(
+            self,
             Block,
             dict(form=form),
             x_BTD,
             c_BD,
-            layers=self.layers,
-            remat=self.remat,
-            scan=self.scan_layers,
         )
         shift, scale = modulation("modulation", 2)(c_BD)
         x_BTD = modulated(bare_norm(x_BTD), shift, scale)

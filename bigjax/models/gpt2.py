@@ -16,14 +16,13 @@ import jax
 
 from bigjax.models.blocks import (
     check_context,
-    head_width,
     last_token,
     layer_norm,
     stack,
     table,
     unembed,
 )
-from bigjax.models.transformer import Block, Form, flops_by_formula, size, stand
+from bigjax.models.transformer import Block, flops_by_formula, form_of, size, stand
 
 # Radford et al. 2019, table 2 (124m there says 117M, 350m says 345M), and Brown et al. 2020, table 2.1,
 # "GPT-3 XL", with GPT-2's vocabulary and 16 heads of 128 in place of 24: a multiple of what GPUs like.
@@ -89,16 +88,7 @@ class GPT2(nn.Module):
         """
         T = tokens_BT.shape[1]
         check_context(self.context, max(T, cache))
-        form = Form(
-            heads=self.heads,
-            head_width=head_width(self.width, self.heads),
-            mlp_width=self.mlp_width or 4 * self.width,
-            activation=self.activation,
-            norm_epsilon=self.norm_epsilon,
-            depth=self.layers,
-            dropout=self.dropout,
-            implementation=self.attention,
-        )
+        form = form_of(self, depth=self.layers, implementation=self.attention)
         embedding_VD = table(self, "embedding", self.vocab, "vocab")
         positions_CD = table(self, "positions", self.context, "position")
         where = stand(self, T, segments_BT, cache)
@@ -106,13 +96,11 @@ class GPT2(nn.Module):
         x_BTD = embedding_VD[tokens_BT] + x_BTD
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         x_BTD = stack(
+            self,
             Block,
             dict(form=form, train=train, cache=cache),
             x_BTD,
             where,
-            layers=self.layers,
-            remat=self.remat,
-            scan=self.scan_layers,
         )
         if cache:
             x_BTD = last_token(x_BTD, segments_BT)

@@ -148,13 +148,11 @@ class Llama(nn.Module):
         if self.scaled_embedding:
             x_BTD = x_BTD * jnp.asarray(self.width**0.5, x_BTD.dtype)
         x_BTD = stack(
+            self,
             Block,
             dict(form=form, train=train, cache=cache),
             x_BTD,
             where,
-            layers=self.layers,
-            remat=self.remat,
-            scan=self.scan_layers,
             each=self._layers(form.head_width, jnp.max(where.at) + 1),
         )
         if cache:

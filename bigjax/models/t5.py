@@ -206,6 +206,7 @@ class Stack(nn.Module):
             cache=cache,
         )
         x_BTD = stack(
+            self,
             Block,
             fields,
             drop(x_BTD),
@@ -215,9 +216,6 @@ class Stack(nn.Module):
             slot,
             memory_BSD,
             memory_segments_BS,
-            layers=self.layers,
-            remat=self.remat,
-            scan=self.scan_layers,
         )
         return drop(rms_norm("norm", self.norm_epsilon)(x_BTD))
 

@@ -24,6 +24,7 @@ from bigjax.models.attention import attend, cached_keys, cached_segments, positi
 from bigjax.models.blocks import (
     branch,
     dense,
+    head_width,
     join_heads,
     layer_norm,
     named,
@@ -95,6 +96,19 @@ class Form:
         ):
             choose(f"model.{what}", word, known)
         object.__setattr__(self, "biases", tuple(self.biases))  # hashable, as Linen wants fields
+
+
+def form_of(model: nn.Module, **more: Any) -> Form:
+    """The form of a model whose heads share its width evenly, from its fields of these names."""
+    return Form(
+        heads=model.heads,
+        head_width=head_width(model.width, model.heads),
+        mlp_width=model.mlp_width or 4 * model.width,
+        norm_epsilon=model.norm_epsilon,
+        activation=model.activation,
+        dropout=model.dropout,
+        **more,
+    )
 
 
 class Where(NamedTuple):

@@ -17,10 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.models.blocks import dense, head_width, layer_norm, named, normal, stack, table
+from bigjax.models.blocks import dense, layer_norm, named, normal, stack, table
 from bigjax.models.common import choose
 from bigjax.models.convolution import check_images
-from bigjax.models.transformer import MLP, Attention, Block, Form, Where, flops_by_formula, size
+from bigjax.models.transformer import (
+    MLP,
+    Attention,
+    Block,
+    Form,
+    Where,
+    flops_by_formula,
+    form_of,
+    size,
+)
 
 # Table 1 of the paper; Ti and S from Touvron et al. 2021 (DeiT).
 PRESETS = {
@@ -85,24 +94,13 @@ class ViT(nn.Module):
         x_BRCD = dense("patches", self.width, "patch", "embed")(patches(x, self.patch))
         x_BTD = self._with_positions(x_BRCD)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
-        form = Form(
-            heads=self.heads,
-            head_width=head_width(self.width, self.heads),
-            mlp_width=self.mlp_width or 4 * self.width,
-            causal=False,
-            norm_epsilon=self.norm_epsilon,
-            activation=self.activation,
-            biases=self.biases,
-            dropout=self.dropout,
-        )
+        form = form_of(self, causal=False, biases=self.biases)
         x_BTD = stack(
+            self,
             Block,
             dict(form=form, train=train),
             x_BTD,
             Where(),
-            layers=self.layers,
-            remat=self.remat,
-            scan=self.scan_layers,
         )
         x_BTD = layer_norm("norm", self.norm_epsilon)(x_BTD)
         if self.pool == "cls":

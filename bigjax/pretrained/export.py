@@ -84,6 +84,31 @@ def export_folder(
     publish(folder, write)
 
 
+def export_own(
+    variables: Any, model: Mapping[str, Any], folder: Path, about: Mapping[str, Any]
+) -> None:
+    """Writes variables under our own names, for a model that has no published layout.
+
+    model.safetensors holds each leaf by its path ("params/dense_0/kernel"), in our layout; config.json
+    the values of `config.model`, and what else there is to say.
+
+    Raises:
+      UserError: the folder is there or cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {path: np.ascontiguousarray(leaf) for path, leaf in paths(variables).items()}
+    if folder.exists():
+        raise UserError(f"--output={folder}: is there already")
+
+    def write(private: Path) -> None:
+        save_file(tensors, private / "model.safetensors")
+        write_json(private / "config.json", {"model": dict(model), **about})
+        shutil.copymode(private / "config.json", private / "model.safetensors")
+
+    publish(folder, write)
+
+
 def special_ids(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, int | None]:
     """The ids of config.json that say where a text begins and ends, as the run's data has them."""
     ids = dict(

@@ -94,11 +94,11 @@ def family_of_config(published: Mapping[str, Any]) -> str | None:
     return next((name for name, (_, kinds) in FAMILIES.items() if kind in kinds), None)
 
 
-def family_of_model(model: Mapping[str, Any], where: str = "config.model.type") -> str:
-    """The first family whose layout can say a model of these values.
+def family_of_model(model: Mapping[str, Any]) -> str | None:
+    """The first family whose layout can say a model of these values; None for a type of no family.
 
     Raises:
-      UserError: no published layout is known for it; the first one's reason.
+      UserError: families of its type cannot say it; the first one's reason.
     """
     reasons = []
     for name in FAMILIES:
@@ -112,4 +112,4 @@ def family_of_model(model: Mapping[str, Any], where: str = "config.model.type") 
             reasons.append(reason)
     if reasons:
         raise reasons[0]
-    raise UserError(f"{where}: no published layout is known for the model '{model['type']}'")
+    return None

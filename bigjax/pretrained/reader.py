@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, to_install
 from bigjax.data.sources import default_data_dir
 from bigjax.pretrained.gguf_header import read_header
 
@@ -183,7 +183,7 @@ def _from_hub(source: str, where: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise UserError(
-            f"{where}: no folder '{source}'; to take it from the Hub: pip install huggingface_hub"
+            f"{where}: no folder '{source}'; to take it from the Hub: {to_install('huggingface_hub')}"
         ) from None
     try:
         patterns = ["*.json", "*.safetensors"]
@@ -204,12 +204,11 @@ def _only_weights(folder: Path, where: str) -> list[Path]:
 
 def _inside(folder: Path, name: str) -> Path:
     """A file that an index names; one outside the folder is refused."""
-    path = folder / name
     if Path(name).name != name:
         raise UserError(f"{folder / INDEX}: '{name}' is not a file name")
-    if not path.exists():
-        raise UserError(f"{folder / INDEX} names {name}, which is not there")
-    return path
+    if name not in os.listdir(folder):  # which takes a name of any length
+        raise UserError(f"{folder / INDEX} names '{name[:80]}', which is not there")
+    return folder / name
 
 
 def _is_text(value: Any) -> bool:

@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from bigjax.config.values import flatten
 from bigjax.report import charts
 from bigjax.run import clock, pictures
 from bigjax.run.files import read_json, write_atomic
-from bigjax.run.manifest import public
+from bigjax.run.public import public
+from bigjax.run.result import read_result
 from bigjax.run.text import cell, clip, duration
 from bigjax.run.writers import read_metrics
 
@@ -43,10 +45,11 @@ def write_report(workdir: Folder, problem: str = "") -> Path:
     `problem` says why a run without a result has ended.
     """
     workdir = Path(workdir)
-    files = ("config", "manifest", "result")
-    config, manifest, result = (read_json(workdir / f"{n}.json") or {} for n in files)
+    config, manifest = (read_json(workdir / f"{n}.json") or {} for n in ("config", "manifest"))
+    result = read_result(workdir) or {}
     lines = read_metrics(workdir / "metrics.jsonl")
-    names = manifest.pop("class_names", None) or []
+    names = manifest.pop("class_names", None)
+    names = names if isinstance(names, list) else []
     final = result.get("metrics") or {k: v for x in lines for k, v in x.items() if k != "step"}
     matrices = {k: v for k, v in final.items() if k.rpartition("/")[2] == "confusion_matrix"}
     return write_page(
@@ -80,7 +83,7 @@ class LiveReport:
 
     def refresh(self) -> None:
         if time.monotonic() >= self._next:
-            self._write("")
+            self.write()
 
     def __enter__(self) -> LiveReport:
         return self
@@ -89,9 +92,9 @@ class LiveReport:
         if error is not None:
             text = str(error).strip().partition("\n")[0]
             ours = type(error).__module__.startswith("bigjax.") and text
-            self._write(text if ours else f"{type(error).__name__}: {text}")
+            self.write(text if ours else f"{type(error).__name__}: {text}")
 
-    def _write(self, problem: str) -> None:
+    def write(self, problem: str = "") -> None:
         began = time.monotonic()
         try:
             write_report(self._workdir, problem)
@@ -262,18 +265,16 @@ def _sections(tree: dict) -> dict[str, list[tuple[str, str]]]:
     """The nested dict as one list per top-level section; loose values come first, under ""."""
     nested = {key: value for key, value in tree.items() if isinstance(value, dict) and value}
     loose = {key: value for key, value in tree.items() if key not in nested}
-    return {key: _flat(value) for key, value in {"": loose, **nested}.items() if value}
+    return {
+        key: [(name, _shown(name, item)) for name, item in flatten(value).items()]
+        for key, value in {"": loose, **nested}.items()
+        if value
+    }
 
 
-def _flat(tree: dict, prefix: str = "") -> list[tuple[str, str]]:
-    flat = []
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat += _flat(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            flat.append((f"{prefix}{key}", public(f"{prefix}{key}", text)))
-    return flat
+def _shown(name: str, value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return public(name, text)
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> dict[str, Any] | None:

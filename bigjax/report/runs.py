@@ -14,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bigjax.config.flags import read_options
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.settings import Train
 from bigjax.run.files import read_json
+from bigjax.run.result import read_result
 from bigjax.run.text import amount, duration, table
 from bigjax.run.writers import read_metrics
 
@@ -73,30 +75,28 @@ def main(arguments: Sequence[str]) -> int:
         "--sort", default="run", metavar="COLUMN", help=f"{', '.join(COLUMNS)}, or -COLUMN"
     )
     try:
-        options, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            raise UserError(f"unknown argument {unknown[0]}{did_you_mean(unknown[0], ['--sort'])}")
+        options = read_options(parser, arguments)
         if not options.folder.is_dir():
             raise UserError(f"{options.folder}: no such folder")
         rows = find(options.folder)
         if not rows:
             raise UserError(f"{options.folder} holds no run")
         print(text(rows, options.sort))
-    except (UserError, argparse.ArgumentError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
 def _row(folder: Path, name: str) -> dict[str, Any]:
-    config, manifest, result = (
-        read_json(folder / f"{file}.json") or {} for file in ("config", "manifest", "result")
-    )
+    config, manifest = (read_json(folder / f"{name}.json") for name in ("config", "manifest"))
+    result = read_result(folder) or {}
     lines = read_metrics(folder / "metrics.jsonl")
-    checkpoints = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
+    checkpoints = [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdecimal()]
     evaluated = {k: v for x in lines for k, v in x.items() if k.startswith("eval/")}
     metric = _main_metric(config, result.get("metrics") or evaluated)
     value = (result.get("metrics") or evaluated).get(metric)
+    value = None if value is None or isinstance(value, list) else float(value)
     sizes, times = zip(*_files(folder), strict=True)
     return {
         "run": name,
@@ -104,7 +104,7 @@ def _row(folder: Path, name: str) -> dict[str, Any]:
         "step": max([line["step"] for line in lines] + checkpoints, default=0),
         "steps": result.get("step") or _total_steps(config, manifest),
         "metric": metric,
-        "value": None if value is None else float(value),
+        "value": value,
         "size": sum(sizes),
         "age": max(0.0, time.time() - max(times)),
     }
@@ -131,10 +131,10 @@ def _is_locked(path: Path) -> bool:
         return any("FLOCK" in line and inode in line for line in locks)
 
 
-def _main_metric(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str | None:
+def _main_metric(config: Any, metrics: Mapping[str, Any]) -> str | None:
     """`config.checkpoint.best`, or the best known of the last split that is evaluated."""
-    best = (config.get("checkpoint") or {}).get("best")
-    if best in metrics:
+    best = _at(config, "checkpoint", "best")
+    if isinstance(best, str) and best in metrics:
         return best
     for name in MAIN:
         found = [key for key in metrics if key.rpartition("/")[2] == name]
@@ -143,12 +143,20 @@ def _main_metric(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> str |
     return None
 
 
-def _total_steps(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> int | None:
-    examples = manifest.get("data", {}).get("train", {}).get("examples")
-    with contextlib.suppress(TypeError, UserError):  # of another version, or damaged
-        settings = Train(**config.get("train"))
+def _total_steps(config: Any, manifest: Any) -> int | None:
+    examples = _at(manifest, "data", "train", "examples")
+    with contextlib.suppress(TypeError, ValueError, ArithmeticError, UserError):
+        # of another version, or damaged
+        settings = Train(**_at(config, "train"))
         return settings.steps or settings.total_steps(examples)
     return None
+
+
+def _at(node: Any, *keys: str) -> Any:
+    """A value in what JSON says; None where that is not what it should be."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def _files(folder: Path) -> Iterator[tuple[int, float]]:

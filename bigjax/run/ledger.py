@@ -142,14 +142,26 @@ def read_ledger(workdir: Path) -> list[dict[str, Any]]:
     if path.exists() and not (path.read_bytes() or b"\n").endswith(b"\n"):
         problems.append("its last line is cut")  # it is written in one move
     for line in lines:
-        if not isinstance(line.get("step"), int) or not all(
-            isinstance(pair, list) and list(map(type, pair)) == [int, int]
-            for pair in line.get("examples", [None])
-        ):
-            problems.append(f"a line without step and examples: {str(line)[:60]}")
+        if not _is_rewind(line):
+            problems.append(f"a line that tells of no rewind: {str(line)[:60]}")
     if problems:
         raise UserError(f"{path}: {problems[0]}; put back a whole one, or use a new --workdir")
     return lines
+
+
+def _is_rewind(line: dict[str, Any]) -> bool:
+    """Whether a line of the ledger can be what `append_to_ledger` wrote."""
+    examples = line.get("examples")
+    if type(line.get("step")) is not int or not isinstance(examples, list) or not examples:
+        return False
+    if not all(isinstance(pair, list) and list(map(type, pair)) == [int, int] for pair in examples):
+        return False
+    samples = {sample for _, sample in examples}
+    return all(
+        isinstance(line.get(key, []), list)
+        and all(type(sample) is int and sample in samples for sample in line.get(key, []))
+        for key in ("suspects", "for_good")
+    )
 
 
 def left_out(workdir: Path) -> LeftOut:

@@ -12,9 +12,7 @@ import hashlib
 import logging
 import os
 import platform
-import re
 import secrets
-import shlex
 import subprocess
 import sys
 import time
@@ -29,9 +27,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.core.errors import UserError
 from bigjax.run.files import RUN_ID, plain, read_json, write_json
+from bigjax.run.public import PROJECT, command, shown
 
 log = logging.getLogger("bigjax")
 
@@ -46,7 +45,6 @@ PACKAGES = (
     "tensorflow-datasets",
 )
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION")
-PROJECT = Path(__file__).resolve().parents[2]
 
 BITWISE = "bitwise: the run goes on as if it had never stopped"
 OTHER_MESH = (
@@ -58,16 +56,23 @@ UNLESS = "; as far as what changed computes the same"
 NOT_THE_SAME = "state bitwise after restore; from there on another run, as allowed"
 LOST = "state bitwise after restore; manifest.json was lost, so nobody knows what else changed"
 
+# Keys that say where, how often and how fast, never what: free to change between resumes.
+FREE_ON_RESUME = (
+    "mesh",
+    "sharding.rules",
+    "sharding.logical",
+    "sharding.offload_optimizer",
+    "log",
+    "check",
+    "checkpoint",
+    "evaluate",
+    "evaluators",
+    "data.source.data_dir",
+    "data.workers",
+)
 LENGTHS = {"train.steps", "train.epochs", "train.examples"}
 
 _ABSENT = "(absent)"
-_SECRET_KEY = re.compile(
-    r"(^|[_.-])(token|secret|passw(or)?d|passphrase|credentials?|(api|access|private)_?key)$"
-)
-_SECRET_VALUE = re.compile(
-    r"(hf|ghp|gho|glpat|sk|xox[a-z])[_-]\w{12,}|AKIA\w{12,}|://[^/\s:@]+:[^/\s@]+@"
-)
-_PATH = re.compile(r"(?:(?<=[\s=,'\"(\[])|^)/[^\s,'\")\]]*[^\s,'\")\]/]")
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def describe(config: Config, mesh: Any, sources: dict[str, Any]) -> dict[str, An
         },
         "class_names": sources["train"].class_names,
         "fitted": getattr(sources["train"], "fitted", None),
+        "tokenizer": getattr(getattr(sources["train"], "tokenizer", None), "fingerprint", None),
     }
 
 
@@ -137,7 +143,7 @@ def check_config(config: Config, workdir: Path, allowed: Sequence[str] = ()) -> 
             )
         return []
     old = configs.load(path, trusted=config.trusted)
-    free = (*configs.FREE_ON_RESUME, *allowed)
+    free = (*FREE_ON_RESUME, *allowed)
     if changed := differences(old.values, config.values, ignore=free):
         keys = [line.partition(":")[0] for line in changed]
         allow = " ".join(f"--allow_changed={key}" for key in keys[:3]) + " ..." * (len(keys) > 3)
@@ -169,7 +175,7 @@ def begin(
             log.warning("%s is lost: made anew", workdir / "manifest.json")
             return Session(saved["run"], about, None, LOST)
         return Session(_new_id(), about, None, BITWISE)
-    before = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+    before = newest_start(first)
     data = _changed("data", before, about)
     data = [line for line in data if _ABSENT not in line]  # a split more or less is no change
     others = [
@@ -177,7 +183,7 @@ def begin(
     ]
     if data and not _covers(allowed, "data"):
         raise UserError(f"{workdir}: the data is not the run's: {'; '.join(data)}")
-    broken = [c for c in config_changes if not _covers(configs.FREE_ON_RESUME, c.split(":")[0])]
+    broken = [c for c in config_changes if not _covers(FREE_ON_RESUME, c.split(":")[0])]
     contract = _contract(before["devices"], about["devices"])
     if broken or data:
         contract = NOT_THE_SAME
@@ -200,14 +206,18 @@ def read_manifest(workdir: Path) -> dict[str, Any] | None:
     return found
 
 
+def newest_start(first: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of the newest start; what a start does not say is as it was before."""
+    return {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+
+
 def check_fitted(workdir: Path, source: Any) -> None:
     """Refuses a train split by which a run's predictions would be read wrongly.
 
     Raises:
       UserError: its class names, or what else a source fits to it, are not those of the run.
     """
-    first = read_manifest(workdir) or {"resumes": []}
-    known = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+    known = newest_start(read_manifest(workdir) or {"resumes": []})
     for part in ("class_names", "fitted"):
         old, new = known.get(part), plain(getattr(source, part, None))
         if old is not None and old != new:
@@ -231,23 +241,43 @@ def _is_start(about: Any) -> bool:
     )
 
 
+def check_frozen(workdir: Path, now: Mapping[str, str], allowed: Sequence[str] = ()) -> None:
+    """Refuses to go on with another teacher, or whatever else a run reads and does not train.
+
+    Args:
+      now: name -> fingerprint. What is under one of `allowed`, such as "method.teacher", may differ.
+
+    Raises:
+      UserError: one is not what the run's newest start had.
+    """
+    known = newest_start(read_manifest(workdir) or {"resumes": []}).get("frozen") or {}
+    for name, fingerprint in now.items():
+        then = known.get(name, fingerprint)
+        if then != fingerprint and not _covers(allowed, f"method.{name}"):
+            raise UserError(
+                f"{workdir}: '{name}' is not the one that this run began with: contents {then[:12]} "
+                f"then, {fingerprint[:12]} now; bring it back, use another --workdir, or go on with "
+                f"the new one: --allow_changed=method.{name}"
+            )
+
+
 def record(
-    workdir: Path, config: Config, session: Session, step: int, base: str | None = None
+    workdir: Path, config: Config, session: Session, step: int, frozen: Mapping[str, str]
 ) -> None:
     """Writes `config.json`, and this start into `manifest.json`: the first as it is, others below it.
 
-    base: fingerprint of the leaves that are neither trained nor saved.
+    frozen: name -> fingerprint of what is read, and neither trained nor saved.
     """
     path = workdir / "manifest.json"
+    bound = {"frozen": dict(frozen)} if frozen else {}
     if session.changed is None:
         if path.exists():  # damaged
             path.replace(path.with_name("manifest.json.damaged"))
-        bound = {"base": base} if base else {}
         write_json(path, {"run": session.run, **session.about, **bound, "resumes": []})
     else:
         first = read_manifest(workdir)
         contract = {"step": step, "contract": session.contract, "changed": session.changed}
-        first["resumes"].append({**contract, **session.about})
+        first["resumes"].append({**contract, **session.about, **bound})
         write_json(path, first)
     write_json(workdir / "config.json", config.values)
 
@@ -276,42 +306,6 @@ def differences(
         for key in sorted(before.keys() | after.keys())
         if before.get(key, _ABSENT) != after.get(key, _ABSENT) and not _covers(ignore, key)
     ]
-
-
-def public(key: str, value: Any) -> str:
-    """A value as others may see it: no secret, and no path outside the project."""
-    text = str(value)
-    if (isinstance(value, str) and _SECRET_KEY.search(key.lower())) or _SECRET_VALUE.search(text):
-        return "(secret)"
-    return _PATH.sub(_shown_path, text)
-
-
-def public_all(key: str, value: Any) -> Any:
-    """As `public`, of each item of a list."""
-    return (
-        [public(key, x) for x in value] if isinstance(value, list | tuple) else public(key, value)
-    )
-
-
-def shown(key: str, value: Any) -> str:
-    """As `public`, for a line of text; of a hash, the first digits tell enough."""
-    text = public(key, value)
-    return text[:12] if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", text) else text
-
-
-def command(arguments: Sequence[str]) -> str:
-    """A command line as others may see it, see `shown`."""
-    said = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        said.append(f"{key}={shown(key, value)}" if equals else shown("", argument))
-    return shlex.join(said)
-
-
-def _shown_path(match: re.Match[str]) -> str:
-    path = Path(match[0])
-    inside = path.is_relative_to(PROJECT)
-    return path.relative_to(PROJECT).as_posix() if inside else f".../{path.name}"
 
 
 def code_revision() -> dict[str, Any]:

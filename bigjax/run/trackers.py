@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bigjax.config.resolve import flatten
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, to_install
 
 
 class Tracker(NamedTuple):
@@ -40,7 +40,7 @@ def check(names: Sequence[str]) -> None:
         if name not in TRACKERS:
             raise UserError(f"config.log.trackers: no '{name}'{did_you_mean(name, TRACKERS)}")
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"config.log.trackers: '{name}' needs pip install 'bigjax[{name}]'")
+            raise UserError(f"config.log.trackers: '{name}' needs {to_install(name)}")
 
 
 def _wandb(workdir: Path, values: Mapping[str, Any]) -> Tracker:

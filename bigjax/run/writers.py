@@ -135,7 +135,7 @@ class Writers:
             marks = {
                 int(at): [float(total), float(weight)] for at, (total, weight) in marks.items()
             }
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             log.warning("%s is damaged and counts as lost (%s)", self._marks_path, error)
             marks = {}
         self._marks = {str(at): sums for at, sums in marks.items() if at <= step}
@@ -298,7 +298,9 @@ def read_metrics(path: str | Path) -> list[dict]:
         except ValueError as error:
             problems.append(f"of step {line.get('step')}: {error}; left out")
             continue
-        if type(values.get("step")) is int:
+        if strange := [k for k, v in values.items() if not isinstance(v, int | float | list)]:
+            problems.append(f"of step {line.get('step')}: {strange[0]} is no number; left out")
+        elif type(values.get("step")) is int:
             found.append(values)
         else:
             problems.append("a line without its step; left out")

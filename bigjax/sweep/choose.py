@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.sweep.describe import Sweep
 from bigjax.tasks import scores

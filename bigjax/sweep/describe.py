@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bigjax.config.values import literal
 from bigjax.core.errors import UserError
 
 Point = dict[str, Any]
@@ -64,7 +65,7 @@ def parse_values(text: str) -> list[Any]:
     try:
         return list(ast.literal_eval(f"[{text}]"))
     except (ValueError, SyntaxError):
-        return [_value(word.strip()) for word in text.split(",")]
+        return [literal(word.strip()) for word in text.split(",")]
 
 
 def parse_points(text: str) -> list[Point]:
@@ -77,13 +78,6 @@ def parse_points(text: str) -> list[Point]:
     if not (key and equals and values):
         raise UserError(f"'{text}': write KEY=VALUE,VALUE,...")
     return over(key.removeprefix("config."), parse_values(values))
-
-
-def _value(word: str) -> Any:
-    try:
-        return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(word.lower(), word)
 
 
 def _merged(points: Iterable[Point]) -> Point:
@@ -154,6 +148,7 @@ class Sweep:
       select_on_test: says that choosing by a test metric is meant.
       search: draws points instead of listing them.
       note: said under the table.
+      config: the experiment's config, where `experiment` is a mere name and no module.
     """
 
     experiment: str
@@ -170,6 +165,7 @@ class Sweep:
     select_on_test: bool = False
     search: Search | None = None
     note: str = ""
+    config: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("max", "min", None):
@@ -185,3 +181,26 @@ class Sweep:
                 raise UserError("seed: say `seeds`, not a point's 'seed'")
         if not self.points:
             raise UserError("the sweep has no points")
+
+
+@dataclass(frozen=True)
+class How:
+    """How trials are run: nothing here changes a number.
+
+    Attributes:
+      vectorize: most small trials that train together in one program; 64 where no number is said.
+      retry_failed: run again what failed.
+      prune: stop weak trials early, by the median of the others or by successive halving.
+    """
+
+    vectorize: int | bool | None = None
+    retry_failed: bool = False
+    prune: Literal["median", "halving"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.vectorize is True:
+            object.__setattr__(self, "vectorize", 64)
+        if self.vectorize is not None and self.vectorize < 1:
+            raise UserError(f"--vectorize={self.vectorize}: at least 1")
+        if self.vectorize and self.prune:
+            raise UserError("--vectorize runs trials in step: it cannot prune them")

@@ -1,36 +1,31 @@
-"""Runs a sweep: what is missing, wave by wave, on an executor, with a live table; then the results."""
+"""Runs a sweep, `run`: what is missing, on an executor, with a live table; then the results."""
 
 from __future__ import annotations
 
-import json
-import logging
+import contextlib
+import dataclasses
 import math
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from bigjax.loop.train import Stopped
-from bigjax.run.files import write_json
-from bigjax.sweep import page, results
-from bigjax.sweep.describe import Sweep
-from bigjax.sweep.executors import Executor, Job, Pruning
+from bigjax.run.files import workdir_lock
+from bigjax.sweep import page, record, results, search
+from bigjax.sweep.describe import How, Sweep
+from bigjax.sweep.executors import Executor, Job, Local
 from bigjax.sweep.progress import Progress
 from bigjax.sweep.results import Results
-from bigjax.sweep.trials import Trial, status, waves
-
-log = logging.getLogger("bigjax")
+from bigjax.sweep.trials import Trial, check_data, complete, expand, status
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """How trials are run: nothing here changes a number.
+    """Where and how trials are run: nothing here changes a number.
 
     Attributes:
-      vectorize: most trials that run together, or None to run each alone.
-      retry_failed: run again what failed.
-      pruning: early stopping, or None.
+      pruning: the arguments of `search.Watch` but the folder, or None.
     """
 
     executor: Executor
@@ -38,7 +33,56 @@ class Plan:
     stop: Callable[[], bool]
     vectorize: int | None = None
     retry_failed: bool = False
-    pruning: Pruning | None = None
+    pruning: dict[str, Any] | None = None
+
+
+def run(
+    sweep: Sweep,
+    workdir: Path,
+    how: How = How(),  # noqa: B008 (frozen)
+    executor: Callable[[], Executor] = Local,
+    stop: Callable[[], bool] = lambda: False,
+) -> Results:
+    """Checks every trial, runs what is missing and writes the manifest, the table and the page.
+
+    Args:
+      workdir: the sweep's folder; trials that have ended there are not run again.
+      executor: makes what they are run on.
+      stop: once true, running trials save, and `Stopped` is raised.
+
+    Raises:
+      UserError: a config is wrong, data or a package is missing; nothing was run.
+      Stopped: the same call goes on.
+    """
+    sweep, trials = complete(sweep), []
+    if sweep.search is None:
+        trials = expand(sweep)
+        check_data(sweep, trials)
+    else:
+        search.check_search(sweep)
+    pruning = None
+    if how.prune:
+        search.import_optuna()
+        journal = str(workdir.absolute() / "pruning.journal")
+        pruning = dict(rule=how.prune, metric=sweep.metric, mode=sweep.mode, journal=journal)
+    with workdir_lock(workdir), executor() as place:
+        start = record.new_start({**place.said, "vectorize": how.vectorize})
+        plan = Plan(place, workdir, stop, how.vectorize, how.retry_failed, pruning)
+        found = None
+        try:
+            if sweep.search is None:
+                run_trials(trials, plan)
+            else:
+                once = iter([plan])  # what failed before is run again, but not with every batch
+                later = dataclasses.replace(plan, retry_failed=False)
+                trials = search.run_search(
+                    sweep, workdir, lambda drawn: run_trials(drawn, next(once, later))
+                )
+        finally:
+            if trials:  # an interrupted search tells none
+                record.record(sweep, trials, workdir, start)
+                found = conclude(sweep, trials, workdir)
+    return found
 
 
 def run_trials(trials: Sequence[Trial], plan: Plan) -> None:
@@ -47,39 +91,37 @@ def run_trials(trials: Sequence[Trial], plan: Plan) -> None:
     Raises:
       Stopped: `plan.stop()` came true; what had begun is saved.
     """
-    states = {trial.name: status(trial.folder(plan.workdir)) for trial in trials}
     if plan.retry_failed:
         for trial in trials:
-            if states[trial.name] == "failed":
-                (trial.folder(plan.workdir) / "failure.json").unlink()
-                states[trial.name] = "missing"
-    progress = Progress(trials, states, plan.workdir, sys.stderr)
-    for wave in waves(trials):
-        missing = [trial for trial in wave if states[trial.name] == "missing"]
-        ready = [t for t in missing if all(states.get(n, "done") == "done" for n in t.needs)]
-        for trial in missing:
-            if trial not in ready:
+            (trial.folder(plan.workdir) / "failure.json").unlink(missing_ok=True)
+    states = {trial.name: status(trial.folder(plan.workdir)) for trial in trials}
+    how = {"vectorize": bool(plan.vectorize), "pruning": plan.pruning}
+
+    def ready() -> list[Trial]:
+        missing = [trial for trial in trials if states[trial.name] == "missing"]
+        return [t for t in missing if all(states.get(n, "done") == "done" for n in t.needs)]
+
+    with contextlib.closing(Progress(trials, states, plan.workdir, sys.stderr)) as progress:
+        while wave := ready():
+            for event in plan.executor.run(jobs(wave, plan), plan.workdir, plan.stop, how):
+                if event is not None:
+                    if event.status not in ("started", "stopped"):
+                        states[event.trial] = event.status
+                    progress.note(event)
+                progress.show()
+            if plan.stop():
+                left = sum(state == "missing" for state in states.values())
+                raise Stopped(f"stopped on request, {left} of {len(trials)} trials left")
+        for trial in trials:
+            if states[trial.name] == "missing":
                 failed = [name for name in trial.needs if states.get(name) != "done"]
                 progress.line(f"not run: {trial.name} needs {', '.join(failed)}")
-        for event in plan.executor.run(jobs(ready, plan), plan.workdir, plan.stop):
-            if event is not None:
-                if event.status == "started":
-                    _record_start(plan, event.trial)
-                elif event.status != "stopped":
-                    states[event.trial] = event.status
-                progress.note(event)
-            progress.show()
-        if plan.stop():
-            progress.close()
-            left = sum(state == "missing" for state in states.values())
-            raise Stopped(f"stopped on request, {left} of {len(trials)} trials left")
-    progress.close()
 
 
 def jobs(trials: Sequence[Trial], plan: Plan) -> list[Job]:
     """The trials as jobs: each alone, or those that can run together, together."""
     if not plan.vectorize:
-        return [Job((trial,), pruning=plan.pruning) for trial in trials]
+        return [(trial,) for trial in trials]
     from bigjax.loop.together import group_key
 
     groups: dict[str, list[Trial]] = {}
@@ -90,7 +132,7 @@ def jobs(trials: Sequence[Trial], plan: Plan) -> list[Job]:
         count = math.ceil(len(group) / plan.vectorize)
         size = math.ceil(len(group) / count)
         parts += [tuple(group[i : i + size]) for i in range(0, len(group), size)]
-    return [Job(part, vectorize=True) for part in parts]
+    return parts
 
 
 def conclude(sweep: Sweep, trials: Sequence[Trial], workdir: Path) -> Results:
@@ -100,26 +142,3 @@ def conclude(sweep: Sweep, trials: Sequence[Trial], workdir: Path) -> Results:
     results.write_markdown(found, workdir / "sweep.md")
     page.write(found, workdir)
     return found
-
-
-def write_description(sweep: Sweep, trials: Iterable[Trial], workdir: Path) -> None:
-    """Writes sweep.json: the sweep, and every trial's folder, point, seed and needs."""
-    rows = [
-        {"name": t.name, "point": t.point, "seed": t.seed, "needs": t.needs, "in_table": t.in_table}
-        for t in trials
-    ]
-    write_json(workdir / "sweep.json", {"sweep": asdict(sweep), "trials": rows})
-
-
-def _record_start(plan: Plan, name: str) -> None:
-    """Appends to starts.jsonl: the order in which trials began, over all starts of the sweep."""
-    line = {"trial": name, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    with open(plan.workdir / "starts.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def start_order(workdir: Path) -> list[str]:
-    """The trials' names in the order in which they began, over all starts of the sweep."""
-    path = workdir / "starts.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["trial"] for line in lines]

@@ -8,7 +8,6 @@ on: without it they save and stop. So a worker runs on any machine that sees the
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -17,55 +16,22 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bigjax.core.compilers import for_children
 from bigjax.core.errors import UserError
 from bigjax.run.files import write_json
-from bigjax.sweep.trials import Trial, status
+from bigjax.sweep.trials import Trial, status, why_failed
 
 TICK = 0.1  # seconds between two looks into the sweep's folder
 
-
-@dataclass(frozen=True)
-class Pruning:
-    """Early stopping: optuna's rule, over the values of one metric (see `bigjax.sweep.search`)."""
-
-    rule: Literal["median", "halving"]
-    metric: str
-    mode: Literal["max", "min"]
-    journal: str  # path of optuna's journal file
+Job = Sequence[Trial]
+"""Trials for one worker: one, or several that it runs all at once."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """Trials for one worker: one, or several that it runs all at once."""
-
-    trials: tuple[Trial, ...]
-    vectorize: bool = False
-    pruning: Pruning | None = None
-
-    def message(self, workdir: Path) -> dict[str, Any]:
-        """The job as plain JSON, all that a worker needs."""
-        return {
-            "trials": [
-                {
-                    "folder": str(t.folder(workdir)),
-                    "config": t.config.values,
-                    "trusted": sorted(t.config.trusted),
-                }
-                for t in self.trials
-            ],
-            "vectorize": self.vectorize,
-            "pruning": self.pruning and asdict(self.pruning),
-        }
-
-
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """Something that happened to a trial; `reason` says why it failed."""
 
     trial: str
@@ -79,14 +45,17 @@ class Executor:
     Attributes:
       at_once: most workers at once; None: as many as there are jobs.
       jobs_each: jobs that a worker runs before it ends; None: it waits for more.
+      said: what a sweep's manifest keeps of it.
     """
 
     at_once: int | None = None
     jobs_each: int | None = None
+    said: Mapping[str, int | None] = {}
 
     def __init__(self) -> None:
         self.room: Path | None = None  # workers/START
         self._workers: dict[Hashable, int] = {}  # handle -> number
+        self._able: set[int] = set()  # workers that have taken a job
         self._programs: dict[str, int] = {}  # fingerprint -> number
         self._jobs = self._started = 0
 
@@ -101,48 +70,51 @@ class Executor:
                 shutil.rmtree(self.room, ignore_errors=True)
 
     def run(
-        self, jobs: Sequence[Job], workdir: Path, stop: Callable[[], bool]
+        self,
+        jobs: Sequence[Job],
+        workdir: Path,
+        stop: Callable[[], bool],
+        how: Mapping[str, Any] | None = None,
     ) -> Iterator[Event | None]:
         """Yields every trial's events, and None now and then, until all jobs have ended.
 
-        Once `stop()` is true no job is begun, running trials save and end "stopped".
+        Once `stop()` is true no job is begun, running trials save and end "stopped". `how` goes to
+        `worker.run_job` with each job.
         """
         workdir, stopping = workdir.absolute(), False
         self._open(workdir)
-        left = {self._put(job, workdir): job for job in jobs}  # file name -> job that has not ended
+        left = {
+            self._put(job, workdir, how or {}): job for job in jobs
+        }  # file -> job that has not ended
         begun: set[str] = set()
-        able: set[int] = set()  # workers that have taken a job
         while left:
+            lost: list[tuple[Path, str | None]] = []  # (file, why its job ended without a word)
             if stop() and not stopping:
                 stopping = True
                 (self.room / "open").unlink()
-                for name in self._listed("waiting"):
-                    if self._take(name):
-                        yield from (Event(trial.name, "stopped") for trial in left.pop(name).trials)
-                self.cancel([handle for handle, n in self._workers.items() if n not in able])
+                lost = [(path, None) for path in self._files("waiting")]
+                self.cancel([handle for handle, n in self._workers.items() if n not in self._able])
             elif not stopping:
                 self._start(min(self.at_once or len(left), len(left)) - len(self._workers))
-            ended = self.ended(list(self._workers))  # asked before the last look into the folders
+            gone = self.ended(list(self._workers))  # asked before the last look into the folders
             for folder in ("taken", "ended"):
-                for path, name, worker in self._held(folder):
-                    able.add(worker)
+                for path in self._files(folder):
+                    name, worker = path.stem, int(path.suffix[1:])
+                    self._able.add(worker)
                     if name not in begun:
                         begun.add(name)
-                        yield from (Event(trial.name, "started") for trial in left[name].trials)
+                        yield from (Event(trial.name, "started") for trial in left[name])
                     if folder == "ended":
-                        path.unlink(missing_ok=True)
-                        yield from _endings(left.pop(name), workdir, None)
-            for handle, how in ended.items():
-                worker = self._workers.pop(handle)
-                lost = [(path, name) for path, name, n in self._held("taken") if n == worker]
-                if not lost and worker not in able and not stopping:  # it cannot even start
-                    lost = [
-                        (None, name) for name in self._listed("waiting")[:1] if self._take(name)
-                    ]
-                for path, name in lost:
-                    if path:
-                        path.unlink(missing_ok=True)
-                    yield from _endings(left.pop(name), workdir, None if stopping else how)
+                        lost.append((path, None))
+            for handle, why in gone.items():
+                number, why = self._workers.pop(handle), None if stopping else why
+                held = [path for path in self._files("taken") if path.suffix == f".{number}"]
+                if not held and number not in self._able:  # it cannot even start
+                    held = self._files("waiting")[:1]
+                lost += [(path, why) for path in held]
+            for path, why in lost:
+                if _removed(path):  # else a worker was faster, and takes it or has ended it
+                    yield from _endings(left.pop(path.stem), workdir, why)
             yield None
             if left:
                 time.sleep(TICK)
@@ -168,29 +140,26 @@ class Executor:
                 (self.room / name).mkdir(parents=True)
             (self.room / "open").touch()
 
-    def _put(self, job: Job, workdir: Path) -> str:
+    def _put(self, job: Job, workdir: Path, how: Mapping[str, Any]) -> str:
         """Writes a job's file; its name says its turn, and which program its trials share."""
-        program = job.trials[0].config.program_fingerprint
+        program = job[0].config.program_fingerprint
         number = self._programs.setdefault(program, len(self._programs))
         name, self._jobs = f"{self._jobs:06d}-{number}", self._jobs + 1
-        (self.room / name).write_text(json.dumps(job.message(workdir)))
+        trials = [
+            {
+                "folder": str(trial.folder(workdir)),
+                "config": trial.config.values,
+                "trusted": sorted(trial.config.trusted),
+            }
+            for trial in job
+        ]
+        (self.room / name).write_text(json.dumps({"trials": trials, **how}))
         os.rename(self.room / name, self.room / "waiting" / name)
         return name
 
-    def _take(self, name: str) -> bool:
-        """Takes a waiting job out; False if a worker was faster."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.room / "waiting" / name).unlink()
-            return True
-        return False
-
-    def _listed(self, folder: str) -> list[str]:
-        return sorted(os.listdir(self.room / folder))
-
-    def _held(self, folder: str) -> list[tuple[Path, str, int]]:
-        """(file, its job's name, number of the worker) of the jobs taken, or ended."""
-        names = self._listed(folder)
-        return [(self.room / folder / n, n.split(".")[0], int(n.split(".")[1])) for n in names]
+    def _files(self, folder: str) -> list[Path]:
+        """The jobs that wait (NAME), are taken, or have ended (NAME.WORKER)."""
+        return [self.room / folder / name for name in sorted(os.listdir(self.room / folder))]
 
     def _start(self, count: int) -> None:
         numbers = range(self._started, self._started + max(0, count))
@@ -202,16 +171,22 @@ class Executor:
             self._started += len(commands)
 
 
+def _removed(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _endings(job: Job, workdir: Path, lost: str | None) -> Iterator[Event]:
     """How each trial of a job ended, by its folder; an open one failed if its worker was `lost`."""
-    for trial in job.trials:
+    for trial in job:
         folder = trial.folder(workdir)
         if lost and status(folder) == "missing":
             write_json(folder / "failure.json", {"reason": lost})
-        state, reason = status(folder), ""
-        if state == "failed":
-            reason = json.loads((folder / "failure.json").read_text())["reason"]
-        yield Event(trial.name, "stopped" if state == "missing" else state, reason)
+        state = status(folder)
+        yield Event(trial.name, "stopped" if state == "missing" else state, why_failed(folder))
 
 
 class Local(Executor):
@@ -225,6 +200,7 @@ class Local(Executor):
     def __init__(self, workers: int | None = None, devices: int = 1):
         super().__init__()
         at_least_one(workers=workers, devices=devices)
+        self.said = {"workers": workers, "devices": devices}
         self._accelerators, self._cores = accelerators(), cores()
         there = len(self._accelerators) or len(self._cores)
         self.at_once, self._devices = workers or max(1, there // devices), devices
@@ -251,13 +227,15 @@ class Local(Executor):
     def _process(self, command: list[str]) -> subprocess.Popen:
         slot = next(i for i in range(self.at_once) if i not in self._slots.values())
         variables, mine = self._share(slot)
+        # A script's own folder is on its path, not on its workers'; the config may name what lies there.
+        path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with open(self._log(slot), "a") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**for_children(os.environ), **variables},
+                env={**for_children(os.environ), **path, **variables},
                 start_new_session=True,  # a Ctrl-C in the terminal is for the sweep to pass on
             )
         if mine and hasattr(os, "sched_setaffinity"):

@@ -7,48 +7,31 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
+import functools
 import re
 import typing
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from bigjax.config.flags import parsed
+from bigjax.config.flags import expanded, parsed
 from bigjax.config.signature import convert, parameters
 from bigjax.core.errors import UserError
 from bigjax.sweep import describe
 from bigjax.sweep.clusters import Ray, Slurm
-from bigjax.sweep.describe import Search, Sweep, parse_points, parse_values
+from bigjax.sweep.describe import How, Search, Sweep, parse_points, parse_values
 from bigjax.sweep.executors import Executor, Local
+from bigjax.sweep.trials import load_module
 
 EXECUTORS: Mapping[str, type[Executor]] = {"local": Local, "ray": Ray, "slurm": Slurm}
-NO_FLAGS = ("experiment", "points", "overrides", "search", "space", "seed")  # said in another way
-
-
-@dataclasses.dataclass(frozen=True)
-class How:
-    """How trials are run.
-
-    Attributes:
-      vectorize: most small trials that train together in one program; 64 where no number is said.
-      retry_failed: run again what failed.
-      prune: stop weak trials early, by the median of the others or by successive halving.
-      executor: where.
-    """
-
-    vectorize: int | bool | None = None
-    retry_failed: bool = False
-    prune: Literal["median", "halving"] | None = None
-    executor: Literal["local", "ray", "slurm"] = "local"
-
-    def __post_init__(self) -> None:
-        if self.vectorize is True:
-            object.__setattr__(self, "vectorize", 64)
-        if self.vectorize is not None and self.vectorize < 1:
-            raise UserError(f"--vectorize={self.vectorize}: at least 1")
-        if self.vectorize and self.prune:
-            raise UserError("--vectorize runs trials in step: it cannot prune them")
+NO_FLAGS = (
+    "experiment",
+    "points",
+    "overrides",
+    "search",
+    "space",
+    "seed",
+    "config",
+)  # said in another way
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -64,7 +47,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         epilog="--config.KEY=VALUE is for every trial",
     )
     parser.add_argument("module", help="a sweep file (experiments.sweeps.NAME) or an experiment")
-    parser.add_argument("--workdir", type=Path, help="default: runs/sweeps/NAME")
+    parser.add_argument("--workdir", type=expanded, help="default: runs/sweeps/NAME")
     points = parser.add_argument_group("points (a sweep file says them itself)")
     for name, text in (
         ("grid", "KEY=V1,V2,...: all combinations"),
@@ -74,7 +57,9 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         points.add_argument(f"--{name}", action="append", default=[], help=text)
     _add(points, Search)
     _add(parser.add_argument_group("what (a sweep file says it itself)"), Sweep)
-    _add(parser.add_argument_group("how"), How)
+    where = parser.add_argument_group("how")
+    _add(where, How)
+    where.add_argument("--executor", choices=EXECUTORS, default="local", help="where")
     for name, kind in EXECUTORS.items():
         _add(parser.add_argument_group(f"--executor={name}"), kind)
     return parsed(parser, arguments)
@@ -86,12 +71,7 @@ def sweep_of(options: argparse.Namespace, overrides: Sequence[str]) -> Sweep:
     Raises:
       UserError: there is no such module, or the flags do not make a sweep.
     """
-    try:
-        module = importlib.import_module(options.module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not options.module.startswith(error.name):
-            raise
-        raise UserError(f"no module '{options.module}' ({error})") from None
+    module = load_module(options.module)
     changes = _given(Sweep, options)
     lists = [parse_points(text) for text in options.grid]
     if options.zip:
@@ -116,18 +96,18 @@ def how_of(options: argparse.Namespace) -> How:
     return How(**_given(How, options))
 
 
-def executor_of(name: str, options: argparse.Namespace) -> Executor:
-    """What --executor names.
+def executor_of(options: argparse.Namespace) -> Callable[[], Executor]:
+    """Makes what --executor names; a missing package is told when it is called.
 
     Raises:
-      UserError: a flag is for another executor, or a package is missing.
+      UserError: a flag is for another executor, or has no such value.
     """
-    own = parameters(EXECUTORS[name])
+    chosen, name = EXECUTORS[options.executor], options.executor
     for flag in dict.fromkeys(flag for kind in EXECUTORS.values() for flag in parameters(kind)):
-        if getattr(options, flag) is not None and flag not in own:
+        if getattr(options, flag) is not None and flag not in parameters(chosen):
             others = [other for other, kind in EXECUTORS.items() if flag in parameters(kind)]
             raise UserError(f"--{flag} is for --executor={' or '.join(others)}, not {name}")
-    return EXECUTORS[name](**_given(EXECUTORS[name], options))
+    return functools.partial(chosen, **_given(chosen, options))
 
 
 def _helps(target: type) -> dict[str, str]:

@@ -21,9 +21,8 @@ MOST_TRIALS = 500  # that are listed with links
 
 def write(found: Results, workdir: Path) -> Path:
     """Writes `sweep.html` in the sweep's folder; returns its path."""
-    sweep, sign = found.sweep, -1 if found.sweep.mode == "max" else 1
-    finite = [group for group in found.groups if math.isfinite(group.summary.mean)]
-    ranked = sorted(finite, key=lambda group: sign * group.summary.mean)
+    sweep = found.sweep
+    ranked = [group for group in results.ranked(found) if math.isfinite(group.summary.mean)]
     ended = sum(row.status == "done" for row in found.rows)
     failures: dict[str, list[str]] = {}
     for row in found.rows:

@@ -1,4 +1,4 @@
-"""A sweep's `manifest.json`, all that a stranger needs to run it again, and the comparison of two runs.
+"""A sweep run again from its `manifest.json`, and the comparison of the two.
 
 `python -m bigjax.sweep reproduce DIR/manifest.json --workdir=NEW`. The configs are the recorded ones:
 the experiment's file is not read. A run's folder does as well.
@@ -7,119 +7,32 @@ the experiment's file is not read. A run's folder does as well.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from importlib import metadata
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
-from bigjax.config.flags import parsed
-from bigjax.config.values import TRUST_ALL
+from bigjax.config.flags import expanded, parsed
+from bigjax.config.values import TRUST_ALL, check_trusted, fingerprint, flatten, plain
 from bigjax.core.errors import UserError
 from bigjax.run import manifest
-from bigjax.run.files import workdir_lock, write_json
+from bigjax.run.files import workdir_lock
 from bigjax.run.manifest import differences
 from bigjax.run.text import table
-from bigjax.run.writers import read_metrics
 from bigjax.sweep import drive
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.executors import Local
-from bigjax.sweep.trials import FOLDER, Trial, beside, status
+from bigjax.sweep.record import FORMAT, new_start, outcome, record
+from bigjax.sweep.trials import FOLDER, Trial, beside
 from bigjax.verbs.launch import FAILED, OK, Stop
 
-FORMAT = 1
-LONGEST_DIFF = 1_000_000  # characters; of a longer one the beginning is kept
-ENVIRONMENT = ("code", "versions", "devices", "flags", "data")  # parts of a run's manifest
 EQUAL, WITHIN, DIFFERENT, LEFT_OUT = "equal", "within tolerance", "different", "not run"
 RELATIVE = 1e-3  # tolerance of the final metrics
 ENDED = ("done", "failed")  # what is run again: where pruning stops a trial depends on the others
 ROW = ("name", "status", "point", "seed", "needs", "in_table", "config", "config_fingerprint")
-
-
-def new_start(how: Mapping[str, Any]) -> dict[str, Any]:
-    """What a start of a sweep is made of: command, code with its diff, every installed package.
-
-    Args:
-      how: the flags that say how trials are run.
-    """
-    diff = manifest.code_diff()
-    packages = {(d.metadata["Name"] or "").lower(): d.version for d in metadata.distributions()}
-    return {
-        "command": " ".join(sys.argv),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "how": dict(how),
-        "code": {
-            **manifest.code_revision(),
-            "diff": diff and diff[:LONGEST_DIFF],
-            "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-            "diff_complete": diff is None or len(diff) <= LONGEST_DIFF,
-        },
-        "packages": dict(sorted(item for item in packages.items() if item[0])),
-    }
-
-
-def record(
-    sweep: Sweep | Mapping[str, Any] | None,
-    trials: Iterable[Trial],
-    workdir: Path,
-    start: dict[str, Any],
-) -> dict[str, Any]:
-    """Writes `workdir/manifest.json`, in one move, from the trials' folders; returns what it holds.
-
-    Starts before this one are kept, and each trial keeps the start that it ended in.
-    """
-    path = workdir / "manifest.json"
-    before = json.loads(path.read_text()) if path.exists() else {"starts": [], "trials": []}
-    known = {trial["name"]: trial for trial in before["trials"]}
-    starts, order, rows = before["starts"], drive.start_order(workdir), []
-    for trial in trials:
-        said = ("name", "point", "seed", "needs", "in_table")
-        row = {name: getattr(trial, name) for name in said}
-        row |= {"config": trial.config.values, "config_fingerprint": trial.config.fingerprint}
-        row |= outcome(trial.folder(workdir))
-        row["order"] = [place for place, name in enumerate(order, 1) if name == trial.name]
-        then = known.get(trial.name)
-        if row["order"]:
-            same = then is not None and then["order"] == row["order"]
-            row["start"] = then["start"] if same else len(starts)
-        rows.append(row)
-    if any(row.get("start") == len(starts) for row in rows):
-        starts = [*starts, start]
-    said = asdict(sweep) if isinstance(sweep, Sweep) else sweep
-    write_json(path, {"format": FORMAT, "sweep": said, "starts": starts, "trials": rows})
-    return json.loads(path.read_text())
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """What a run's folder says of its environment (at the newest start) and its results."""
-    found: dict[str, Any] = {"status": status(folder)}
-    if (folder / "manifest.json").exists():
-        first = json.loads((folder / "manifest.json").read_text())
-        about = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
-        found["environment"] = {name: about[name] for name in ENVIRONMENT}
-        found["config_fingerprint"] = about["config_fingerprint"]
-        found["losses"] = loss_stream_hash(folder)
-    if (folder / "result.json").exists():
-        result = json.loads((folder / "result.json").read_text())
-        found |= {name: result[name] for name in ("step", "fingerprint", "metrics")}
-    if (folder / "failure.json").exists():
-        found["reason"] = json.loads((folder / "failure.json").read_text())["reason"]
-    return found
-
-
-def loss_stream_hash(folder: Path) -> str:
-    """sha256 over every recorded step and its training loss, as exact numbers."""
-    lines = read_metrics(folder / "metrics.jsonl")
-    losses = {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
-    text = "".join(f"{step}:{loss!r}\n" for step, loss in sorted(losses.items()))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -176,7 +89,7 @@ def read(path: Path) -> tuple[Path, dict[str, Any]]:
             if Path(row["name"]).name != row["name"]:
                 raise UserError(f"{path}: '{row['name']}' is no name of a trial")
             if row["status"] in ENDED:
-                configs.flatten(row["environment"]), row["losses"]
+                flatten(row["environment"]), row["losses"]
             if row["status"] == "done":
                 row["fingerprint"], row["metrics"].keys()
         if found["sweep"]:
@@ -204,7 +117,7 @@ def recorded_trials(
         if row["status"] not in ENDED:
             continue
         try:
-            configs.check_trusted(Path(row["name"]), row["config"], trusted)
+            check_trusted(Path(row["name"]), row["config"], trusted)
             config = configs.resolve(row["config"], overrides)
         except UserError as error:
             raise UserError(f"trial {row['name']}: {error}") from None
@@ -223,7 +136,7 @@ def check_workdir(workdir: Path, recorded: Path, trials: Sequence[Trial]) -> Non
         raise UserError(f"--workdir={workdir} is what is to be reproduced: choose a new folder")
     for trial in trials:
         path = trial.folder(workdir) / "config.json"
-        if path.exists() and configs.plain(json.loads(path.read_text())) != trial.config.values:
+        if path.exists() and plain(json.loads(path.read_text())) != trial.config.values:
             raise UserError(f"{path.parent} is of another config: choose a new --workdir")
 
 
@@ -261,23 +174,24 @@ def verdict(old: Mapping[str, Any], new: Mapping[str, Any], rtol: float) -> tupl
     if old["status"] != new["status"]:
         reason = f": {new['reason']}" if "reason" in new else ""
         return DIFFERENT, f"was {old['status']}, is {new['status']}{reason}"
-    if old["status"] == "failed":
-        same = old["losses"] == new["losses"]
-        return (EQUAL, "") if same else (DIFFERENT, "fails again, after other losses")
-    if all(old[name] == new[name] for name in ("fingerprint", "metrics", "losses")):
+    before, after = old.get("metrics", {}), new.get("metrics", {})
+    others = ("fingerprint", "losses")
+    found = differences(before, after)
+    found += differences(*({name: side.get(name) for name in others} for side in (old, new)))
+    if not found:
         return EQUAL, ""
-    before, after = old["metrics"], new["metrics"]
-    names = sorted(before.keys() | after.keys())
-    differing = [name for name in names if before.get(name) != after.get(name)]
-    scalars = [name for name in differing if not isinstance(before.get(name), list)]
-    for name in scalars:
+    if old["status"] == "failed":
+        return DIFFERENT, "fails again, after other losses"
+    for name in sorted(before.keys() | after.keys()):
         a, b = before.get(name), after.get(name)
-        if a is None or b is None or not math.isclose(float(a), float(b), rel_tol=rtol):
+        if not isinstance(a, list) and not _close(a, b, rtol):
             return DIFFERENT, f"{name}: {a} -> {b}"
-    if scalars:
-        return WITHIN, f"{scalars[0]}: {before[scalars[0]]} -> {after[scalars[0]]}"
-    what = "parameters" if old["fingerprint"] != new["fingerprint"] else "losses"
-    return WITHIN, differing[0] if differing else f"{what}; the metrics are the same"
+    return WITHIN, found[0]
+
+
+def _close(a: Any, b: Any, rtol: float) -> bool:
+    """Whether two scalar metrics are the same, or there and within tolerance; "NaN" is itself."""
+    return a == b or (None not in (a, b) and math.isclose(float(a), float(b), rel_tol=rtol))
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> list[str]:
@@ -303,11 +217,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], folder: Path) -> lis
 
 def _edited(row: Mapping[str, Any], folder: Path) -> list[str]:
     """Where a recorded config is not the one that was run, by its fingerprint: what was edited."""
-    if configs.fingerprint(row["config"]) == row["config_fingerprint"]:
+    if fingerprint(row["config"]) == row["config_fingerprint"]:
         return []
-    flat, path = configs.flatten(row["config"]), folder / FOLDER / row["name"] / "config.json"
+    flat, path = flatten(row["config"]), folder / FOLDER / row["name"] / "config.json"
     if path.exists():
-        was = configs.flatten(json.loads(path.read_text()))
+        was = flatten(json.loads(path.read_text()))
     else:
         was = {**flat, **{key: value for key, value in row["point"].items() if key in flat}}
     lines = differences({"config": was}, {"config": flat})
@@ -350,7 +264,7 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         epilog="--config.KEY=VALUE changes every trial, e.g. where the data lies",
     )
     parser.add_argument("manifest", type=Path, help="of a sweep; or the folder of a sweep or run")
-    parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
+    parser.add_argument("--workdir", type=expanded, required=True, help="a new folder")
     parser.add_argument("--rtol", type=float, default=RELATIVE, help="of final metrics, relative")
     parser.add_argument("--trust", action="store_true", help="run what code the configs name")
     for name in ("workers", "devices", "vectorize"):

@@ -16,8 +16,8 @@ from bigjax.run.files import write_atomic
 from bigjax.run.text import clip, interval, table
 from bigjax.sweep import statistics
 from bigjax.sweep.describe import Point, Sweep
-from bigjax.sweep.statistics import Paired, Summary
-from bigjax.sweep.trials import Trial, describe, short_names, status
+from bigjax.sweep.statistics import Summary
+from bigjax.sweep.trials import Trial, describe, short_names, status, why_failed
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Group:
     summary: Summary
     chosen: bool = False
     best: bool = False
-    difference: Paired | None = None
+    difference: Summary | None = None
     p_holm: float = math.nan
 
 
@@ -91,9 +91,7 @@ def _row(trial: Trial, folder: Path) -> Row:
     if state == "done":
         metrics = json.loads((folder / "result.json").read_text())["metrics"]
         return Row(trial, state, "", {k: float(v) for k, v in metrics.items() if _is_scalar(v)})
-    if state == "failed":
-        return Row(trial, state, json.loads((folder / "failure.json").read_text())["reason"])
-    return Row(trial, state)
+    return Row(trial, state, why_failed(folder))
 
 
 def _is_scalar(value: Any) -> bool:
@@ -171,20 +169,23 @@ def write_csv(results: Results, path: Path) -> None:
     write_atomic(path, text.getvalue())
 
 
-def table_rows(results: Results) -> list[dict[str, str]]:
-    """The table's rows, by column, as text; the best point first."""
-    sweep = results.sweep
-    keys = list(dict.fromkeys(key for group in results.groups for key in group.point))
-    names = short_names(keys)
-    sign = -1 if sweep.mode == "max" else 1
+def ranked(results: Results) -> list[Group]:
+    """The groups, the best mean first; those without a finite mean last."""
+    sign = -1 if results.sweep.mode == "max" else 1
 
     def place(group: Group) -> tuple[bool, bool, float]:
         mean = group.summary.mean
         finite = math.isfinite(mean)
         return not group.values, not finite, sign * mean if finite else 0.0
 
-    rows = []
-    for group in sorted(results.groups, key=place):
+    return sorted(results.groups, key=place)
+
+
+def table_rows(results: Results) -> list[dict[str, str]]:
+    """The table's rows, by column, as text; the best point first."""
+    keys = list(dict.fromkeys(key for group in results.groups for key in group.point))
+    names, rows = short_names(keys), []
+    for group in ranked(results):
         s, d = group.summary, group.difference
         others = {r.status for r in group.rows} - {"done"}
         counts = [f"{sum(r.status == w for r in group.rows)} {w}" for w in sorted(others)]

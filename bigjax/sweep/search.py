@@ -7,6 +7,7 @@ the search was interrupted. optuna is an optional extra, imported here alone; it
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from bigjax.core.errors import UserError, to_install
 from bigjax.run.writers import read_metrics
 from bigjax.sweep import results
 from bigjax.sweep.describe import Point, Search, Sweep
-from bigjax.sweep.drive import Plan, run_trials, write_description
-from bigjax.sweep.executors import Pruning
 from bigjax.sweep.trials import Trial, check_data, expand
 
 AT_ONCE = 4  # points drawn before the results of the ones before them are known
@@ -58,14 +57,13 @@ def check_search(sweep: Sweep) -> None:
         check_data(sweep, expand(sweep, [{**sweep.points[0], **point}]))
 
 
-def run_search(sweep: Sweep, plan: Plan) -> list[Trial]:
-    """Draws and runs points until there are as many as the search asks for; returns all trials.
+def run_search(sweep: Sweep, workdir: Path, run: Callable[[Sequence[Trial]], None]) -> list[Trial]:
+    """Draws points and has them run until there are as many as the search asks for.
 
-    Raises:
-      Stopped: as `drive.run_trials`; the next start goes on where this one was.
+    Returns all trials. If `run` raises, the next start goes on where this one was.
     """
     optuna, search = import_optuna(), sweep.search
-    study = open_study(optuna, plan.workdir / "search.journal", "search", sweep.mode)
+    study = open_study(optuna, workdir / "search.journal", "search", sweep.mode)
     while True:
         drawn = study.get_trials(deepcopy=False)
         open_ones = [t for t in drawn if t.state == optuna.trial.TrialState.RUNNING]
@@ -77,11 +75,10 @@ def run_search(sweep: Sweep, plan: Plan) -> list[Trial]:
         drawn = study.get_trials(deepcopy=False)
         open_ones = [t for t in drawn if t.state == optuna.trial.TrialState.RUNNING]
         trials = expand(sweep, [_point(sweep, t) for t in drawn])
-        write_description(sweep, trials, plan.workdir)
-        run_trials(trials, plan)
+        run(trials)
         if not open_ones:
             return trials
-        found = results.load(sweep, trials, plan.workdir)
+        found = results.load(sweep, trials, workdir)
         for one in open_ones:
             (group,) = (g for g in found.groups if g.point == _point(sweep, one))
             whole = all(row.status == "done" for row in group.rows)
@@ -117,36 +114,38 @@ def _values(kind: Any) -> list[Any]:
 
 
 class Watch:
-    """Watches one run and says when it is to be stopped.
+    """Watches one run, as a callback of `train`, and says when it is to be stopped.
 
     Args:
-      folder: the run's; its metrics.jsonl is read whenever it has grown.
+      folder: the run's; what it has evaluated before counts, too.
+      rule: "median" or "halving", optuna's MedianPruner or SuccessiveHalvingPruner.
+      metric, mode: judged by; whether more ("max") or less ("min") of it is better.
+      journal: path of optuna's journal file, which all trials share.
 
     Attributes:
       pruned: why, for pruned.json: step, metric and value; None while it goes on.
     """
 
-    def __init__(self, pruning: Pruning, folder: Path):
+    def __init__(self, folder: Path, rule: str, metric: str, mode: str, journal: str):
         optuna = import_optuna()
         rules = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner"}
-        pruner = getattr(optuna.pruners, rules[pruning.rule])()
+        pruner = getattr(optuna.pruners, rules[rule])()
         self._states = optuna.trial.TrialState
-        self._study = open_study(optuna, pruning.journal, "pruning", pruning.mode, pruner=pruner)
-        self._trial = self._study.ask()
-        self._metric = pruning.metric
-        self._path = folder / "metrics.jsonl"
-        self._size = 0
+        self._study = open_study(optuna, journal, "pruning", mode, pruner=pruner)
+        self._trial, self._metric = self._study.ask(), metric
         self._step, self._value = -1, math.nan  # the last that was reported
         self.pruned: dict[str, Any] | None = None
+        for line in read_metrics(folder / "metrics.jsonl"):
+            self(line["step"], line)
 
-    def is_pruned(self) -> bool:
-        """Cheap enough for every step: one look at the file's size."""
-        if self.pruned is None and self._path.exists():
-            size = self._path.stat().st_size
-            if size != self._size:
-                self._size = size
-                self._report()
-        return self.pruned is not None
+    def __call__(self, step: int, metrics: Mapping[str, Any], state: Any = None) -> None:
+        if self.pruned or self._metric not in metrics or step <= self._step:
+            return
+        value = float(metrics[self._metric])
+        self._step, self._value = step, value if math.isfinite(value) else math.nan
+        self._trial.report(self._value, step)  # both rules take NaN for the worst
+        if self._trial.should_prune():
+            self.pruned = {"step": step, self._metric: value}
 
     def close(self) -> None:
         """Tells the study how the run ended, for the judgement of later ones."""
@@ -156,14 +155,3 @@ class Watch:
             self._study.tell(self._trial, self._value)
         else:
             self._study.tell(self._trial, state=self._states.FAIL)
-
-    def _report(self) -> None:
-        for line in read_metrics(self._path):
-            step = line["step"]
-            if self._metric in line and step > self._step:
-                value = line[self._metric]
-                self._step, self._value = step, value if math.isfinite(value) else math.nan
-                self._trial.report(self._value, step)  # both rules take NaN for the worst
-                if self._trial.should_prune():
-                    self.pruned = {"step": step, self._metric: value}
-                    return

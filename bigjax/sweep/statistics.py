@@ -29,24 +29,19 @@ class Summary:
     low: float
     high: float
 
+    @property
+    def d_z(self) -> float:
+        """Mean / standard deviation; of paired differences, Cohen 1988, section 2.3.5."""
+        if self.sd == 0:
+            return math.copysign(math.inf, self.mean) if self.mean else 0.0
+        return self.mean / self.sd
 
-@dataclass(frozen=True)
-class Paired:
-    """Of the differences a - b over the seeds that both have.
+    @property
+    def p(self) -> float:
+        """Two-sided, of the t test that the mean is 0 (Student 1908)."""
+        from scipy.stats import t
 
-    Attributes:
-      n: pairs.
-      mean, low, high: of the differences, with the 95 % t interval.
-      p: two-sided, of the paired t test (Student 1908).
-      d_z: mean / standard deviation of the differences (Cohen 1988, section 2.3.5).
-    """
-
-    n: int
-    mean: float
-    low: float
-    high: float
-    p: float
-    d_z: float
+        return float(2 * t.sf(abs(self.d_z) * math.sqrt(self.n), self.n - 1))
 
 
 def summarize(values: Sequence[float], interval: Literal["t", "bootstrap"] = "t") -> Summary:
@@ -73,24 +68,9 @@ def summarize(values: Sequence[float], interval: Literal["t", "bootstrap"] = "t"
     return Summary(n, mean, sd, float(low), float(high))
 
 
-def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
-    """Compares two sets of results by seed.
-
-    Args:
-      a, b: seed -> result; seeds that only one of them has are left out.
-    """
-    both = sorted(a.keys() & b.keys())
-    found = summarize([a[seed] - b[seed] for seed in both])
-    p, d_z = math.nan, math.nan
-    if found.sd > 0:
-        from scipy.stats import ttest_rel
-
-        p = float(ttest_rel([a[seed] for seed in both], [b[seed] for seed in both]).pvalue)
-        d_z = found.mean / found.sd
-    elif found.sd == 0:  # the t statistic is 0 / 0 or infinite
-        same = found.mean == 0
-        p, d_z = (1.0, 0.0) if same else (0.0, math.copysign(math.inf, found.mean))
-    return Paired(found.n, found.mean, found.low, found.high, p, d_z)
+def paired(a: Mapping[int, float], b: Mapping[int, float]) -> Summary:
+    """The differences a - b of two sets of results, seed -> result, over the seeds that both have."""
+    return summarize([a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
+from bigjax.config.values import canonical, plain
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import open_splits
 from bigjax.loop import stages
@@ -51,20 +52,31 @@ class Trial:
         return workdir / FOLDER / self.name
 
 
-def load_experiment(module: str) -> Any:
-    """The raw config of an experiment, by module name.
+def load_module(name: str) -> Any:
+    """The module of an experiment or a sweep.
+
+    Raises:
+      UserError: there is none.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(error.name):
+            raise
+        raise UserError(f"no experiment '{name}' ({error})") from None
+
+
+def load_experiment(sweep: Sweep) -> Any:
+    """The raw config of a sweep's experiment.
 
     Raises:
       UserError: there is no such module, or it has no `get_config`.
     """
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise
-        raise UserError(f"no experiment '{module}' ({error})") from None
+    if sweep.config is not None:
+        return sweep.config
+    found = load_module(sweep.experiment)
     if not hasattr(found, "get_config"):
-        raise UserError(f"{module} has no get_config()")
+        raise UserError(f"{sweep.experiment} has no get_config()")
     return found.get_config()
 
 
@@ -74,7 +86,7 @@ def complete(sweep: Sweep) -> Sweep:
     Raises:
       UserError: the config of its first point is wrong, or the metric says too little.
     """
-    chosen, stages = _resolve(load_experiment(sweep.experiment), sweep, sweep.points[0])
+    chosen, stages = _resolve(load_experiment(sweep), sweep, sweep.points[0])
     return choose.filled(sweep, stages, chosen)
 
 
@@ -87,7 +99,7 @@ def expand(sweep: Sweep, points: Sequence[Point] | None = None) -> list[Trial]:
     Raises:
       UserError: a config is wrong, a metric is not there, or a choice would be made on test data.
     """
-    raw = load_experiment(sweep.experiment)
+    raw = load_experiment(sweep)
     trials: dict[str, Trial] = {}
     for point in sweep.points if points is None else points:
         try:
@@ -116,7 +128,7 @@ def check_data(sweep: Sweep, trials: Iterable[Trial]) -> None:
     for trial in trials:
         config = trial.config
         splits = dict.fromkeys(("train", *config.get("evaluate.splits")))
-        key = configs.canonical([config.get("data"), tuple(splits)])
+        key = canonical([config.get("data"), tuple(splits)])
         if key not in lengths:
             opened = open_splits(config.section("data"), splits)
             lengths[key] = len(opened["train"])
@@ -135,21 +147,15 @@ def status(folder: Path) -> str:
     return "missing"
 
 
+def why_failed(folder: Path) -> str:
+    """The reason, one line, of a trial that failed; "" of another."""
+    path = folder / "failure.json"
+    return json.loads(path.read_text())["reason"] if path.exists() else ""
+
+
 def describe(point: Mapping[str, Any]) -> str:
     """A point for people: "sgd", "learning_rate=0.001 temperature=2"."""
     return " ".join(f"{short}={text}" for short, text in _short(point))
-
-
-def waves(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """The trials in groups, each of which needs only trials of earlier groups."""
-    left, finished, groups = list(trials), set(), []
-    known = {trial.name for trial in trials}
-    while left:
-        ready = [t for t in left if all(n in finished or n not in known for n in t.needs)]
-        groups.append(ready)
-        finished |= {trial.name for trial in ready}
-        left = [trial for trial in left if trial.name not in finished]
-    return groups
 
 
 def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Config]]:
@@ -159,7 +165,7 @@ def _resolve(raw: Any, sweep: Sweep, point: Point) -> tuple[str, dict[str, Confi
         if "stage" in point or sweep.stage:
             raise UserError(f"{sweep.experiment} is no pipeline: it has no stages")
         return "", {"": configs.resolve(raw, _texts({**sweep.overrides, **point}))}
-    names = list(configs.plain(raw)["stages"])
+    names = list(plain(raw)["stages"])
     chosen = point.pop("stage", sweep.stage or names[-1])
     if chosen not in names:
         raise UserError(f"no stage '{chosen}'{did_you_mean(str(chosen), names)}")
@@ -184,7 +190,7 @@ def _runs(resolved: Mapping[str, Config], chosen: str, point: Point, seed: int) 
         runs = _runs(resolved, stage, {"stage": stage}, seed)
         needed += [replace(trial, in_table=False) for trial in runs]
         config = config.with_value(path, f"../{runs[-1].name}")
-    digest = hashlib.sha256(configs.canonical(config.values).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(canonical(config.values).encode()).hexdigest()[:8]
     readable = ",".join(
         text if short == "stage" else f"{short}={text}"
         for short, text in [*_short(point), ("seed", str(seed))]

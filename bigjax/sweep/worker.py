@@ -23,7 +23,6 @@ from bigjax.core import compilers
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop.train import Stopped, train
 from bigjax.run.files import workdir_lock, write_json
-from bigjax.sweep.executors import Pruning
 
 log = logging.getLogger("bigjax")
 
@@ -75,31 +74,40 @@ def _take(room: Path, number: int, workers: int, waiting: list[str]) -> str | No
 
 
 def run_job(job: Mapping[str, Any], stop: Callable[[], bool]) -> None:
-    """Runs the trials of a job, which `executors.Job.message` describes.
+    """Runs the trials of a job.
 
-    `stop` is asked every step: once true, the running trial saves and the others are not begun.
+    Args:
+      job: "trials", each its folder, config and what that may import; "vectorize": run them all at
+        once; "pruning": the arguments of `search.Watch`, or None.
+      stop: asked every step; once true, the running trial saves and the others are not begun.
     """
     trials = job["trials"]
     for trial in trials:
         _wait_until_free(Path(trial["folder"]), stop)
-    if job["vectorize"]:
+    if job.get("vectorize"):
         _run_together(trials, stop)
         return
-    pruning = job["pruning"] and Pruning(**job["pruning"])
     for trial in trials:
         if not stop():
-            _run_alone(trial, stop, pruning)
+            _run_alone(trial, stop, job.get("pruning"))
 
 
-def _run_alone(trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Pruning | None) -> None:
+def _run_alone(
+    trial: Mapping[str, Any], stop: Callable[[], bool], pruning: Mapping[str, str] | None
+) -> None:
     folder, watch = Path(trial["folder"]), None
     try:
         config = configs.resolve(trial["config"], trusted=trial["trusted"])
         if pruning:
             from bigjax.sweep.search import Watch
 
-            watch = Watch(pruning, folder)
-        train(config, folder, stop=lambda: stop() or bool(watch and watch.is_pruned()))
+            watch = Watch(folder=folder, **pruning)
+        train(
+            config,
+            folder,
+            stop=lambda: stop() or bool(watch and watch.pruned),
+            callbacks=[watch] if watch else [],
+        )
     except Stopped:
         if watch and watch.pruned:
             write_json(folder / "pruned.json", watch.pruned)

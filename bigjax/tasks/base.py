@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair
+from bigjax.core.losses import Pair, kl_divergence
 from bigjax.tasks import scores
 
 
@@ -94,21 +94,50 @@ class Task:
         """
         return dict(predicted)
 
+    def distributions(self, outputs: Any, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """What the outputs say of each unit that the loss counts, as the logits of a softmax.
+
+        Returns:
+          (logits (*U, ..., K), mask (*U,)): the units are examples or tokens; axes between are several
+          distributions of one unit, such as its labels.
+
+        Raises:
+          UserError: the outputs are no distributions.
+        """
+        raise UserError(
+            f"config.method: the outputs of the task {type(self).__name__} are no distributions; "
+            "objectives that need some: use 'soft', 'logits' or one of features"
+        )
+
+    def units(self, outputs: Any, batch: dict) -> jax.Array:
+        """The mask (*U,) of what the loss counts one by one: examples, or tokens."""
+        if type(self).distributions is Task.distributions:
+            return batch["mask"]
+        return self.distributions(outputs, batch)[1]
+
+    def targets(self, outputs: Any, batch: dict) -> jax.Array:
+        """The right class in each of `distributions`, int (*U, ...)."""
+        raise NotImplementedError
+
     def divergence(
         self, teacher: Any, student: Any, batch: dict, temperature: jax.Array | float
     ) -> Pair:
         """How far the student's outputs are from the teacher's, as (sum, weight); 0 where equal.
 
+        By default KL(softmax(t / T) || softmax(s / T)) of `distributions`, summed over those of a unit.
+
         Raises:
           UserError: the task has none.
         """
         self.check_divergence()
-        raise NotImplementedError
+        (t, _), (s, mask) = (self.distributions(x, batch) for x in (teacher, student))
+        return kl_divergence(t, s, mask, temperature)
 
     def check_divergence(self) -> None:
         """Refuses a task for which distillation has no meaning yet."""
-        if type(self).divergence is Task.divergence:
+        own = type(self)
+        if own.divergence is Task.divergence and own.distributions is Task.distributions:
             raise UserError(
-                f"config.method: the task {type(self).__name__} has no divergence between a teacher's "
-                "outputs and a student's; define `divergence` in it (see bigjax/tasks/base.py)"
+                f"config.method: the task {own.__name__} has no divergence between a teacher's "
+                "outputs and a student's; define `distributions` in it (see bigjax/tasks/base.py)"
             )

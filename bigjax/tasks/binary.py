@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from bigjax.core.errors import UserError
 from bigjax.core.losses import (
     Pair,
-    bernoulli_kl,
     hide_masked,
     is_probability,
     masked_sum,
@@ -74,10 +73,12 @@ class Binary(Task):
         result["ece"] = scores.calibration_error(statistics["calibration"])
         return result
 
-    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
-        """KL between the two Bernoulli distributions, of logits over T."""
-        one = (len(batch["mask"]), 1)
-        return bernoulli_kl(teacher.reshape(one), student.reshape(one), batch["mask"], temperature)
+    def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """The sigmoid of a logit as the softmax of (0, logit)."""
+        return scores.two_classes(outputs.reshape(batch["mask"].shape)), batch["mask"]
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return (self._read(outputs, batch)[1] > 0.5).astype(jnp.int32)
 
     def predict(self, outputs: jax.Array) -> dict:
         """The predicted class, 0 or 1, and the probability of that class; both (B,)."""

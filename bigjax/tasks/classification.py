@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair, hide_masked, kl_divergence, masked_sum, softmax_cross_entropy
+from bigjax.core.losses import Pair, hide_masked, masked_sum, softmax_cross_entropy
 from bigjax.tasks import scores
 from bigjax.tasks.base import Task
 
@@ -78,9 +78,11 @@ class Classification(Task):
             "ece": scores.calibration_error(statistics["calibration"]),
         }
 
-    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
-        """KL(softmax(t / T) || softmax(s / T)) (Hinton et al. 2015, section 2)."""
-        return kl_divergence(teacher, student, batch["mask"], temperature)
+    def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        return outputs, batch["mask"]
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return _hard(self._labels(outputs, batch))
 
     def predict(self, outputs: jax.Array) -> dict:
         """The most likely class (B,) and its probability (B,)."""

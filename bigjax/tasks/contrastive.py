@@ -15,7 +15,6 @@ from bigjax.core.errors import UserError
 from bigjax.core.losses import (
     Pair,
     hide_masked,
-    kl_divergence,
     masked_sum,
     scaled_similarity,
     softmax_cross_entropy,
@@ -104,11 +103,13 @@ class Contrastive(Task):
             result["spearman"] = float(spearmanr(collected["cosine"], collected["label"])[0])
         return result
 
-    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
-        """KL between the rows of the two similarity matrices, as distributions over the batch."""
-        mask, scale = batch["mask"], self.temperature * temperature
-        rows = [scaled_similarity(*_pairs(x), mask, scale) for x in (teacher, student)]
-        return kl_divergence(*rows, mask)
+    def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """Of each first text over the second texts of the batch: (B, B)."""
+        mask = batch["mask"]
+        return scaled_similarity(*_pairs(outputs), mask, self.temperature), mask
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return jnp.arange(len(batch["mask"]))
 
     def predict(self, outputs: jax.Array) -> dict:
         """The embedding of each first text, (B, D)."""

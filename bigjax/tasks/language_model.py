@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from bigjax.config.signature import bind, parameters
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair, kl_divergence
+from bigjax.core.losses import Pair
 from bigjax.models.blocks import last_token
 from bigjax.models.generate import Sampling, generate
 from bigjax.tasks import scores, tokens
@@ -75,10 +75,11 @@ class LanguageModel(Task):
             result["bits_per_byte"] = bits / float(statistics["bytes"])
         return result
 
-    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
-        """KL(softmax(t / T) || softmax(s / T)) at each token that the loss counts."""
-        _, mask_BT = self._labels(student, batch)
-        return kl_divergence(teacher, student, mask_BT, temperature)
+    def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        return outputs, self._labels(outputs, batch)[1]
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return self._labels(outputs, batch)[0]
 
     def predict(self, outputs: jax.Array) -> dict:
         return {}

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.core.losses import Pair, kl_divergence
+from bigjax.core.losses import Pair
 from bigjax.tasks import scores, tokens
 from bigjax.tasks.base import Task
 
@@ -51,11 +51,12 @@ class MaskedLM(Task):
             "accuracy": scores.mean(statistics["accuracy"]),
         }
 
-    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
-        """KL(softmax(t / T) || softmax(s / T)) at each hidden token."""
+    def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         labels_BT = scores.field(batch, self.labels, "task.labels")
-        _, mask_BT = tokens.scored(student, labels_BT, batch["mask"])
-        return kl_divergence(teacher, student, mask_BT, temperature)
+        return outputs, tokens.scored(outputs, labels_BT, batch["mask"])[1]
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return scores.field(batch, self.labels, "task.labels")
 
     def predict(self, outputs: jax.Array) -> dict:
         """The most likely token at every place, (B, T)."""

@@ -13,7 +13,6 @@ import numpy as np
 from bigjax.core.errors import UserError
 from bigjax.core.losses import (
     Pair,
-    bernoulli_kl,
     hide_masked,
     is_probability,
     masked_sum,
@@ -90,9 +89,12 @@ class MultiLabel(Task):
             "roc_auc_per_class": areas,
         }
 
-    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
-        """The sum of the labels' KLs between Bernoulli distributions, of logits over T."""
-        return bernoulli_kl(teacher, student, batch["mask"], temperature)
+    def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        """The sigmoid of each logit as the softmax of (0, logit): (B, K, 2)."""
+        return scores.two_classes(outputs), batch["mask"]
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return (self._read(outputs, batch)[1] > 0.5).astype(jnp.int32)
 
     def predict(self, outputs: jax.Array) -> dict:
         """Each label, 0 or 1, and the probability that it holds; both (B, K)."""

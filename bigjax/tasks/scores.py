@@ -118,6 +118,11 @@ def confusion_scores(confusion: np.ndarray) -> dict:
     }
 
 
+def two_classes(logits):
+    """Logits (...) of sigmoids as logits (..., 2) of softmaxes with the same probabilities."""
+    return jnp.stack([jnp.zeros_like(logits), logits], axis=-1)
+
+
 def mean(pair) -> float:
     """sum / weight of a pair, in float64."""
     return float(np.float64(pair[0]) / np.float64(pair[1]))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.core.losses import Pair, kl_divergence, softmax_cross_entropy
+from bigjax.core.losses import Pair, softmax_cross_entropy
 from bigjax.models.common import choose
 from bigjax.models.generate import Sampling, decode
 from bigjax.tasks import scores, tokens
@@ -113,10 +113,11 @@ class Seq2Seq(Task):
             result.update(TEXT_SCORES[name](collected["text"], collected["reference"]))
         return result
 
-    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
-        """KL(softmax(t / T) || softmax(s / T)) at each token that the loss counts."""
-        _, mask_BT = self._labels(batch)
-        return kl_divergence(teacher, student, mask_BT, temperature)
+    def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        return outputs, self._labels(batch)[1]
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return self._labels(batch)[0]
 
     def predict(self, outputs: jax.Array) -> dict:
         return {}

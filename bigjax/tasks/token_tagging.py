@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bigjax.core.losses import Pair, hide_masked, kl_divergence
+from bigjax.core.losses import Pair, hide_masked
 from bigjax.tasks import scores, tokens
 from bigjax.tasks.base import Task
 
@@ -53,10 +53,11 @@ class TokenTagging(Task):
             **scores.confusion_scores(statistics["confusion"]),
         }
 
-    def divergence(self, teacher, student, batch: dict, temperature) -> Pair:
-        """KL(softmax(t / T) || softmax(s / T)) at each token that the loss counts."""
-        _, mask_BT = self._labels(student, batch)
-        return kl_divergence(teacher, student, mask_BT, temperature)
+    def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
+        return outputs, self._labels(outputs, batch)[1]
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return self._labels(outputs, batch)[0]
 
     def predict(self, outputs: jax.Array) -> dict:
         """The most likely tag at every token, (B, T)."""

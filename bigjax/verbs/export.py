@@ -10,7 +10,7 @@ import jax
 
 from bigjax.core.errors import UserError
 from bigjax.mesh import distributed
-from bigjax.pretrained.export import export_folder
+from bigjax.pretrained.export import export_folder, export_own
 from bigjax.pretrained.families import family_of_model
 from bigjax.verbs.predict import asked_run
 
@@ -18,7 +18,7 @@ from bigjax.verbs.predict import asked_run
 def export_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
-    """Writes the run's newest weights as a folder that `transformers` loads."""
+    """Writes the run's newest weights as a folder that `transformers` loads, if their layout is published."""
     if options.format != "safetensors":
         raise UserError(f"--format={options.format}: export writes safetensors")
     run = asked_run(raw, overrides, options)
@@ -28,5 +28,11 @@ def export_verb(
     variables = jax.tree.map(distributed.whole, run.variables)
     if distributed.is_leader():
         source, preprocess = run.setup.sources["train"], run.config.make("data.preprocess")
-        export_folder(variables, model, family, folder, source, preprocess)
-        print(f"{folder}: {family}, {sum(x.size for x in jax.tree.leaves(variables)):,} numbers")
+        if family is None:
+            data = {"preprocess": run.config.get("data.preprocess")}
+            export_own(variables, model, folder, data | {"class_names": source.class_names})
+        else:
+            export_folder(variables, model, family, folder, source, preprocess)
+        print(
+            f"{folder}: {family or 'names of our own'}, {sum(x.size for x in jax.tree.leaves(variables)):,} numbers"
+        )

@@ -11,7 +11,7 @@ from bigjax.build.assemble import assemble, open_sources
 from bigjax.build.program import build_program
 from bigjax.build.weights import reference_configs
 from bigjax.config import resolve as configs
-from bigjax.config.resolve import Config
+from bigjax.config.config import Config
 from bigjax.config.values import TRUST_ALL, flatten
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop import stages

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
-from bigjax.config.flags import parsed
+from bigjax.config.flags import expanded, parsed
 from bigjax.config.values import flatten
 from bigjax.core import compilers
 from bigjax.core.errors import RunFailed, UserError, did_you_mean
@@ -177,10 +177,6 @@ def _near_flag(flag: str, flags: Sequence[str], keys: Sequence[str]) -> str:
     return f" (did you mean '--config.{leaves[found[0]]}'?)"
 
 
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))
-
-
 def parse(
     name: str, arguments: Sequence[str], keys: Callable[[], Sequence[str]] = list
 ) -> tuple[argparse.Namespace, list[str]]:
@@ -200,16 +196,16 @@ def parse(
     )
     parser.add_argument("verb", nargs="?", default="train", help=", ".join(VERBS))
     parser.add_argument(
-        "--workdir", type=_path, default=Path("runs", short), help="the run's folder"
+        "--workdir", type=expanded, default=Path("runs", short), help="the run's folder"
     )
     parser.add_argument("--stage", help="of a pipeline: NAME (of seed 0), or seed1/NAME")
     parser.add_argument("--split", help="evaluate: which split (default: evaluate.splits)")
     parser.add_argument(
-        "--input", type=_path, help="predict: .npz, .csv, .txt, or a folder of png/jpg"
+        "--input", type=expanded, help="predict: .npz, .csv, .txt, or a folder of png/jpg"
     )
     parser.add_argument(
         "--output",
-        type=_path,
+        type=expanded,
         help="predict: JSON lines go here, not to the terminal; export: folder; plan: .html",
     )
     parser.add_argument(

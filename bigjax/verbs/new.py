@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from bigjax.config.flags import read_options
 from bigjax.core.errors import UserError, did_you_mean
 
 # Source -> (its section, the tasks it can have, the first being the default, and the model's section).
@@ -139,13 +140,7 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--source", default="table", help=", ".join(SOURCES))
     parser.add_argument("--task", help="default: the first that goes with the source")
-    try:
-        options, unknown = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from None
-    if unknown:
-        near = did_you_mean(unknown[0].partition("=")[0], ["--source", "--task"])
-        raise UserError(f"unknown argument {unknown[0]}{near}")
+    options = read_options(parser, arguments)
     if not options.name or not options.name.isidentifier():
         raise UserError("give a name that Python can import: python -m bigjax new my_experiment")
     path = Path(f"{options.name}.py")

@@ -20,7 +20,7 @@ LINEN = ("parent", "name")  # fields that every Linen module has
 
 
 def train(
-    config: Mapping[str, Any],
+    config: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     workdir: str | Path,
     *,
     overrides: Sequence[str] = (),
@@ -31,7 +31,7 @@ def train(
     """Trains a run in its folder, or goes on with the one that is there; returns it opened.
 
     Args:
-      config: an experiment's config: a ConfigDict, or a dict. Its model may be a Linen module of
+      config: an experiment's config: a ConfigDict, a dict, or its `get_config`. Its model may be a Linen module of
         yours, `dict(model=Net(width=8), ...)`, whose fields are plain values.
       workdir: the run's folder.
       overrides: "KEY=VALUE", as after `--config.`.
@@ -44,7 +44,7 @@ def train(
       BadNumbers, CheckpointError: see `bigjax.loop.train.train`.
     """
     folder = Path(os.path.expanduser(workdir))
-    raw = _by_name(config)
+    raw = by_name(config)
     loop.train(
         resolve(raw, overrides),
         folder,
@@ -55,12 +55,13 @@ def train(
     return opened.open_run(folder, raw=raw)
 
 
-def _by_name(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with a Linen module in place of its model section as the section that names it.
+def by_name(config: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """A config, or what `get_config` gives, with a Linen module as the section that names it.
 
     Raises:
       UserError: it is no config; the module's class cannot be imported by name.
     """
+    config = config() if callable(config) else config
     try:
         raw = dict(config.items())
     except AttributeError:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from scripts.fault_injection.readers import READERS, fuzz
 from scripts.fault_injection.runs import Harness
 
 KINDS: dict[str, Callable[[Harness, int, str], tuple[int, int]]] = {
-    **dict.fromkeys(("kill", "sigterm", "exception", "save_kill"), interruptions),
+    **dict.fromkeys(("kill", "sigterm", "sighup", "exception", "save_kill"), interruptions),
     "save_kill_pair": pairs,
     **dict.fromkeys(CORRUPTIONS, corruptions),
     "disk_full": disk_full,
@@ -52,7 +53,13 @@ def run(kinds: list[str], times: int, seed: int) -> list[dict[str, Any]]:
     """The rows of the table: for each kind how often it was tried and how often all was well."""
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         harness = Harness(Path(folder), seed)
-        return [_forked(harness, kind, times, seed) for kind in kinds]
+        if not all(kind.startswith("fuzz_") for kind in kinds):
+            harness.prepare()
+        rows = []
+        for kind in kinds:
+            rows.append(_forked(harness, kind, times, seed))
+            print(f"{kind}: {rows[-1]['good']} of {rows[-1]['times']}", file=sys.stderr, flush=True)
+        return rows
 
 
 def _forked(harness: Harness, kind: str, times: int, seed: int) -> dict[str, Any]:
@@ -85,11 +92,16 @@ def _forked(harness: Harness, kind: str, times: int, seed: int) -> dict[str, Any
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", default=",".join(KINDS), help=f"one or more of {','.join(KINDS)}")
+    parser.add_argument(
+        "--kind",
+        default=",".join(KINDS),
+        help=f"one or more of {','.join(KINDS)}; fuzz: all of fuzz_NAME",
+    )
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    kinds = options.kind.split(",")
+    fuzzers = ",".join(f"fuzz_{name}" for name in READERS)
+    kinds = re.sub(r"\bfuzz\b", fuzzers, options.kind).split(",")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         parser.error(f"no such kind: {', '.join(unknown)}")
     logging.getLogger("bigjax").setLevel(logging.CRITICAL)  # each run logs into a file of its own

@@ -19,10 +19,11 @@ from scripts.fault_injection.runs import (
     SAVE_EVERY,
     STEPS,
     Harness,
+    at_batch,
     difference,
+    fail,
     last_lines,
     outcome,
-    raising,
     start,
     wait,
 )
@@ -43,7 +44,7 @@ def _half(harness: Harness, kind: str) -> Path:
     """A run that failed in its middle, with checkpoints."""
     pattern = harness.folder / "half"
     if not pattern.exists():
-        assert wait(start(pattern, tamper=raising(STEPS // 2 + 3))) == 1
+        assert wait(start(pattern, tamper=at_batch(STEPS // 2 + 3, fail))) == 1
     workdir = harness.fresh(kind)
     shutil.copytree(pattern, workdir)
     shutil.copy(f"{pattern}.samples", f"{workdir}.samples")

@@ -18,9 +18,10 @@ from scripts.fault_injection.runs import (
     BATCH,
     STEPS,
     Harness,
+    at_batch,
+    fail,
     get_config,
     outcome,
-    raising,
     start,
     wait,
 )
@@ -47,7 +48,11 @@ def mesh(harness: Harness, times: int, kind: str) -> tuple[int, int]:
             assert wait(start(workdir, *_mesh_flags(a), devices=MESHES[a][0])) == 0
             staying[a] = outcome(workdir)
         workdir = harness.fresh(kind)
-        wait(start(workdir, *_mesh_flags(a), devices=MESHES[a][0], tamper=raising(stop_at + 1)))
+        wait(
+            start(
+                workdir, *_mesh_flags(a), devices=MESHES[a][0], tamper=at_batch(stop_at + 1, fail)
+            )
+        )
         began = time.monotonic()
         code = wait(start(workdir, *_mesh_flags(b), devices=MESHES[b][0]))
         harness.seconds.append(time.monotonic() - began)

@@ -18,10 +18,12 @@ from bigjax.run.checkpoint import manager
 from scripts.fault_injection.runs import (
     STEPS,
     Harness,
+    at_batch,
     difference,
+    fail,
+    hang_up,
     last_lines,
     outcome,
-    raising,
     start,
     wait,
 )
@@ -35,7 +37,9 @@ def interruptions(harness: Harness, times: int, kind: str) -> tuple[int, int]:
         for _ in range(min(5, times - done)):
             tamper = lambda: None  # noqa: E731
             if kind == "exception":
-                tamper = raising(harness.random.randint(1, STEPS))
+                tamper = at_batch(harness.random.randint(1, STEPS), fail)
+            if kind == "sighup":
+                tamper = at_batch(harness.random.randint(1, STEPS * 3 // 4), hang_up)
             if kind == "save_kill":
                 tamper = _dying(harness.random.randint(1, 3), harness.random.random() * 0.25)
             child = start(workdir, tamper=tamper)
@@ -48,8 +52,8 @@ def interruptions(harness: Harness, times: int, kind: str) -> tuple[int, int]:
             if code == 0:
                 break  # too late: nothing was interrupted
             here += 1
-            expected = {"kill": (-9,), "save_kill": (-9,), "exception": (1,), "sigterm": (75, -15)}
-            fine &= code in expected[kind] or harness.note(
+            expected = {"exception": (1,), "sighup": (75,), "sigterm": (75, -15)}
+            fine &= code in expected.get(kind, (-9,)) or harness.note(
                 f"{workdir}: exit {code}: {last_lines(workdir)}"
             )
             if kind == "sigterm":

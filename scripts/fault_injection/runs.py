@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -155,17 +156,22 @@ def last_lines(workdir: Path) -> str:
 
 
 class Harness:
-    """A folder with the data, a reference run, and how the trials went."""
+    """A folder with the data and a reference run, once prepared, and how the trials went."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.random = folder, random.Random(seed)
         self.count, self.problems, self.seconds = 0, [], []
+
+    def prepare(self) -> None:
+        """Makes the data and the reference run, and compiles what all runs share."""
+        folder = self.folder
         (folder / "data").mkdir(parents=True)
         make_data(folder / "data")
         os.environ["FAULTS_DATA"] = str(folder / "data")
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        # JAX is imported, and would not look at the environment any more.
+        jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         for name in ("compiling", "reference"):  # the second knows how long a start takes
             began = time.monotonic()
             code = wait(start(folder / name))
@@ -196,18 +202,26 @@ class Harness:
         return False
 
 
-def raising(step: int) -> Callable[[], None]:
-    """A failure of the input after so many batches of this start."""
+def at_batch(number: int, act: Callable[[], None]) -> Callable[[], None]:
+    """Does something when the input comes to so many batches of this start."""
 
     def tamper() -> None:
         recorded = pipeline.train_batches
 
-        def failing(*positional: Any, **options: Any) -> Iterator[Any]:
-            for number, batch in enumerate(recorded(*positional, **options), 1):
-                if number == step:
-                    raise RuntimeError("injected failure")
+        def acting(*positional: Any, **options: Any) -> Iterator[Any]:
+            for count, batch in enumerate(recorded(*positional, **options), 1):
+                if count == number:
+                    act()
                 yield batch
 
-        pipeline.train_batches = failing
+        pipeline.train_batches = acting
 
     return tamper
+
+
+def fail() -> None:
+    raise RuntimeError("injected failure")
+
+
+def hang_up() -> None:
+    os.kill(os.getpid(), signal.SIGHUP)

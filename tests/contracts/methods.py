@@ -1,8 +1,22 @@
-"""One tiny config for each method and adapter: NAME -> what it changes of `tests.small.small_config`."""
+"""One tiny config for each method and adapter: NAME -> what it changes of `tests.small.small_config`.
+
+NAME+VARIANT is another config of a method, that adds a promise of its own.
+"""
 
 METHODS = {
     "supervised": {},
     "distill": dict(method=dict(type="distill", teacher="../teacher", temperature=3.0)),
+    "distill+features": dict(
+        method=dict(
+            type="distill",
+            teacher="../teacher",
+            alpha=0.7,
+            objectives=dict(
+                kd=dict(type="dkd", temperature=3.0, schedule=dict(type="linear")),
+                hint=dict(type="hint", student_feature="dense_0", teacher_feature="dense_0"),
+            ),
+        ),
+    ),
     "lora": dict(
         adapt=(dict(type="lora", rank=2, rules=((".*kernel", "adapt"), (".*", None))),),
     ),

@@ -145,7 +145,7 @@ def test_a_run_saves_adapters_alone_and_starts_as_its_base(run):
 def test_another_base_is_refused(run, tmp_path):
     folder, _ = run
     recorded = json.loads((folder / "manifest.json").read_text())
-    assert len(recorded["base"]) == 64
+    assert len(recorded["frozen"]["base"]) == 64
     started = tmp_path / "from"
     train(small(), started)
     config = small(**LORA, init=dict(source=str(started)))

@@ -226,5 +226,5 @@ def test_without_gymnax_the_command_that_installs_it_is_named(monkeypatch, tmp_p
 
     monkeypatch.setitem(__import__("sys").modules, "gymnax", None)
     environments._made.cache_clear()
-    with pytest.raises(UserError, match=r"config.method.environment: .*pip install 'bigjax\[rl\]'"):
+    with pytest.raises(UserError, match=r"config.method.environment: .*-m pip install gymnax six"):
         PPO("CartPole-v1").init(jax.random.key(0), None, 2)

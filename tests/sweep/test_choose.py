@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import experiments
+from bigjax.config.config import target_of
 from bigjax.config.names import NAMES
-from bigjax.config.resolve import target_of
 from bigjax.core.errors import UserError
 from bigjax.sweep import Sweep, over
 from bigjax.sweep.choose import cut

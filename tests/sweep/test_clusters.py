@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from bigjax.core.errors import UserError
+from bigjax.run.files import write_json
 from bigjax.sweep import flags, worker
-from bigjax.sweep.executors import Executor, Job
+from bigjax.sweep.executors import Executor
 from bigjax.sweep.trials import expand, status
 from tests.sweep.test_run import run, tables
 from tests.sweep.toy import rates
@@ -58,7 +59,7 @@ def test_a_scheduler_gives_the_same_table_and_what_it_loses_is_run_again_when_as
 
 
 def test_when_a_sweep_stops_what_waits_is_taken_back_and_not_failed(tmp_path):
-    jobs = [Job((trial,)) for trial in expand(rates(1e-2))]
+    jobs = [(trial,) for trial in expand(rates(1e-2))]
 
     class Busy(AtOnce):
         def ended(self, handles):
@@ -74,7 +75,25 @@ def test_when_a_sweep_stops_what_waits_is_taken_back_and_not_failed(tmp_path):
                 events.append(event)
         assert cluster.cancelled == [0, 1]
     assert [event.status for event in events] == ["stopped", "stopped"]
-    assert status(jobs[0].trials[0].folder(tmp_path)) == "missing"
+    assert status(jobs[0][0].folder(tmp_path)) == "missing"
+
+
+def test_a_task_whose_end_is_told_late_fails_no_job_of_the_next_wave(tmp_path, monkeypatch):
+    class Late(AtOnce):
+        told = ()
+
+        def ended(self, handles):
+            known, self.told = self.told, handles
+            return {handle: "it ended" for handle in handles if handle in known}
+
+    def done(job, stop):
+        write_json(Path(job["trials"][0]["folder"]) / "result.json", {})
+
+    monkeypatch.setattr(worker, "run_job", done)
+    with Late() as cluster:
+        for trial in expand(rates(1e-2)):
+            events = list(filter(None, cluster.run([(trial,)], tmp_path, lambda: False)))
+            assert [event.status for event in events] == ["started", "done"]
 
 
 def test_workers_of_an_earlier_start_stop(tmp_path):
@@ -104,7 +123,7 @@ def test_a_flag_of_another_executor_is_refused():
     for words in (["--slurm_time=9"], ["--executor=ray", "--workers=2"]):
         options, _ = flags.parse(["tests.sweep.toy", *words])
         with pytest.raises(UserError, match="is for --executor"):
-            flags.executor_of(flags.how_of(options).executor, options)
+            flags.executor_of(options)
 
 
 @pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
@@ -112,7 +131,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setitem(sys.modules, package, None)
     options, _ = flags.parse(["tests.sweep.toy", f"--executor={name}"])
     with pytest.raises(UserError, match=rf"bin/python\S* -m pip install {package}$"):
-        flags.executor_of(name, options)
+        flags.executor_of(options)()
 
 
 GRID = [

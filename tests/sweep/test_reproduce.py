@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bigjax.core.errors import UserError
-from bigjax.sweep import drive, reproduce
+from bigjax.sweep import drive, record, reproduce
 from bigjax.sweep.__main__ import main
 from bigjax.sweep.trials import expand
 from tests.sweep.test_run import Here
@@ -19,10 +19,9 @@ HOW = {"workers": None, "devices": 1, "vectorize": None}
 def run(sweep, workdir, **how):
     """The sweep's manifest, after a start of it."""
     workdir.mkdir(exist_ok=True)
-    trials, start = expand(sweep), reproduce.new_start(HOW)
+    trials, start = expand(sweep), record.new_start(HOW)
     drive.run_trials(trials, drive.Plan(Here(), workdir, lambda: False, **how))
-    drive.write_description(sweep, trials, workdir)
-    return reproduce.record(sweep, trials, workdir, start)
+    return record.record(sweep, trials, workdir, start)
 
 
 def again(path, new):
@@ -32,7 +31,7 @@ def again(path, new):
     reproduce.check_workdir(new, folder, trials)
     new.mkdir(exist_ok=True)
     plan = drive.Plan(Here(), new, lambda: False)
-    found = reproduce.run(old, trials, plan, reproduce.new_start(HOW))
+    found = reproduce.run(old, trials, plan, record.new_start(HOW))
     rows, _ = reproduce.verdict_rows(old, found)
     by_trial = {row["trial"]: row["result"] for row in rows}
     why = [row["first difference"] for row in rows]
@@ -93,7 +92,8 @@ def test_the_manifest_says_what_every_trial_was_made_of(original):
     (start,) = found["starts"]
     assert start["packages"]["jax"] and start["packages"]["numpy"] == np.__version__
     assert {"revision", "modified", "source", "diff", "diff_complete"} <= start["code"].keys()
-    assert [row["order"] for row in found["trials"]] == [[1], [2]]
+    began = [row["started"] for row in found["trials"]]
+    assert start["time"] <= began[0] <= began[1]
     for row in found["trials"]:
         folder = original / "trials" / row["name"]
         result = json.loads((folder / "result.json").read_text())

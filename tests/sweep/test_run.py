@@ -1,6 +1,7 @@
 """Running sweeps: what is missing and no more, failures, interruptions, one compilation."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -15,7 +16,7 @@ from bigjax.build import program
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped
 from bigjax.run.files import workdir_lock
-from bigjax.sweep import Sweep, drive, flags, worker
+from bigjax.sweep import Sweep, describe, drive, flags, worker
 from bigjax.sweep.executors import Event, Executor, Local
 from bigjax.sweep.trials import expand, status
 from tests.sweep.toy import rates, temperatures
@@ -46,16 +47,20 @@ class Here(Executor):
 def run(sweep, workdir, *, stop=lambda: False, executor=None, **how):
     workdir.mkdir(exist_ok=True)
     trials = expand(sweep)
-    started = (workdir / "starts.jsonl").read_text().count("\n") if _ran(workdir) else 0
+    executor, given = executor or Here(stop), []
+    put = executor._put
+    executor._put = lambda job, *more: given.extend(job) or put(job, *more)
     try:
-        drive.run_trials(trials, drive.Plan(executor or Here(stop), workdir, stop, **how))
+        drive.run_trials(trials, drive.Plan(executor, workdir, stop, **how))
     finally:
         found = drive.conclude(sweep, trials, workdir)
-    return found, (workdir / "starts.jsonl").read_text().count("\n") - started
+    return found, len(given)
 
 
-def _ran(workdir):
-    return (workdir / "starts.jsonl").exists()
+def stop_after(calls):
+    """A `stop` that is true from so many questions on."""
+    asked = itertools.count(1)
+    return lambda: next(asked) >= calls
 
 
 def tables(workdir):
@@ -96,20 +101,26 @@ def test_interrupted_at_random_a_sweep_ends_in_the_same_table(tmp_path):
     for number in range(2):
         workdir, stops = tmp_path / str(number), 0
         while True:
-            left = chance.randrange(1, 60)
-
-            def stop():
-                nonlocal left
-                left -= 1
-                return left <= 0
-
             try:
-                run(sweep, workdir, stop=stop)
+                run(sweep, workdir, stop=stop_after(chance.randrange(1, 60)))
                 break
             except Stopped:
                 stops += 1
         assert stops > 0
         assert tables(workdir) == tables(tmp_path / "whole")
+
+
+def test_a_trial_whose_worker_alone_is_told_to_stop_goes_on_in_another(tmp_path):
+    sweep, calls = rates(1e-2, seeds=1, overrides={"checkpoint.every": 4}), []
+
+    def stop():  # as a scheduler that wants its machine back
+        calls.append(1)
+        return len(calls) == 12
+
+    run(sweep, tmp_path / "whole")
+    found, given = run(sweep, tmp_path / "s", executor=Here(stop))
+    assert given == 2 and [row.status for row in found.rows] == ["done"]
+    assert tables(tmp_path / "s") == tables(tmp_path / "whole")
 
 
 def test_a_failed_trial_is_reported_stops_no_other_and_is_run_again_only_when_asked(tmp_path):
@@ -187,7 +198,7 @@ def test_the_command_line_runs_a_grid_and_refuses_with_code_2(tmp_path):
     )  # fmt: skip
     assert good.returncode == 0, good.stderr
     assert "best" in good.stdout and "trials 4/4" in good.stderr
-    assert {"sweep.csv", "sweep.md", "sweep.html", "sweep.json"} <= {
+    assert {"sweep.csv", "sweep.md", "sweep.html", "manifest.json"} <= {
         path.name for path in (tmp_path / "s").iterdir()
     }
     bad = call("tests.sweep.toy", "--metric=eval/test/accuracy", f"--workdir={tmp_path / 'no'}")
@@ -211,7 +222,8 @@ def test_a_wrong_command_line_is_refused(word, says):
     with pytest.raises(UserError, match=says):
         options, overrides = flags.parse(["tests.sweep.toy", word])
         flags.sweep_of(options, overrides)
-        flags.executor_of(flags.how_of(options).executor, options)
+        flags.how_of(options)
+        flags.executor_of(options)()
 
 
 def test_the_flags_are_the_attributes_of_the_sweep_and_their_values_its_types():
@@ -232,8 +244,8 @@ def test_the_flags_are_the_attributes_of_the_sweep_and_their_values_its_types():
         select_on_test=True,
         overrides={"model.widths": (9,)},
     )
-    assert flags.how_of(options) == flags.How(vectorize=64)
-    assert flags.executor_of("local", options).at_once == 2
+    assert flags.how_of(options) == describe.How(vectorize=64)
+    assert flags.executor_of(options)().at_once == 2
     one, _ = flags.parse(["tests.sweep.toy", "--seeds=3,", "--vectorize=5"])
     assert flags.sweep_of(one, ()).seeds == (3,) and flags.how_of(one).vectorize == 5
     many, _ = flags.parse(["tests.sweep.toy", "--seeds=3"])

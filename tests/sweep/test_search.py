@@ -7,11 +7,11 @@ import pytest
 
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped
-from bigjax.sweep import Search, search
-from bigjax.sweep.drive import Plan, conclude
-from bigjax.sweep.executors import Pruning
+from bigjax.sweep import Search, drive, search
+from bigjax.sweep.describe import How
+from bigjax.sweep.drive import Plan, conclude, run_trials
 from bigjax.sweep.trials import status
-from tests.sweep.test_run import Here, run, tables
+from tests.sweep.test_run import Here, run, stop_after, tables
 from tests.sweep.toy import rates
 
 SPACE = {"optimizer.learning_rate": ("log", 1e-4, 1e-1), "optimizer.weight_decay": [0.0, 1e-3]}
@@ -21,7 +21,8 @@ def drawn(workdir, *, stop=lambda: False, **more):
     workdir.mkdir(exist_ok=True)
     sweep = rates(points=[{}], seeds=1, search=Search(SPACE, **{"trials": 6, **more}))
     search.check_search(sweep)
-    trials = search.run_search(sweep, Plan(Here(stop), workdir, stop))
+    plan = Plan(Here(stop), workdir, stop)
+    trials = search.run_search(sweep, workdir, lambda drawn: run_trials(drawn, plan))
     conclude(sweep, trials, workdir)
     return trials
 
@@ -35,19 +36,28 @@ def test_a_search_interrupted_at_random_draws_the_same_points(tmp_path, sampler)
         assert 1e-4 <= trial.point["optimizer.learning_rate"] <= 1e-1
     chance, stops = random.Random(3), 0
     while True:
-        left = chance.randrange(5, 90)
-
-        def stop():
-            nonlocal left
-            left -= 1
-            return left <= 0
-
+        stop = stop_after(chance.randrange(5, 90))
         try:
             drawn(tmp_path / "cut", stop=stop, sampler=sampler)
             break
         except Stopped:
             stops += 1
     assert stops > 0 and tables(tmp_path / "cut") == tables(tmp_path / "whole")
+
+
+def test_what_failed_before_is_run_again_once_and_not_with_every_batch(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    asked = []
+    monkeypatch.setattr(drive, "run_trials", lambda trials, plan: asked.append(plan.retry_failed))
+
+    def two_batches(sweep, workdir, run):
+        run([]), run([])
+        return []
+
+    monkeypatch.setattr(search, "run_search", two_batches)
+    sweep = rates(points=[{}], seeds=1, search=Search(SPACE, 6))
+    drive.run(sweep, tmp_path / "s", How(retry_failed=True), executor=Here)
+    assert asked == [True, False]
 
 
 def test_another_seed_draws_other_points(tmp_path):
@@ -69,7 +79,9 @@ def test_weak_trials_are_stopped_early_and_the_others_are_not(tmp_path):
     workdir = tmp_path / "s"
     # Good rates first: the median of five finished trials is what the sixth is held against.
     sweep = rates(3e-2, 2e-2, 1e-2, 9e-3, 8e-3, 0.0, seeds=1, overrides={"evaluate.every": 2})
-    pruning = Pruning("median", sweep.metric, sweep.mode, str(tmp_path / "pruning.journal"))
+    pruning = dict(
+        rule="median", metric=sweep.metric, mode=sweep.mode, journal=str(tmp_path / "journal")
+    )
     found, _ = run(sweep, workdir, pruning=pruning)
     assert [row.status for row in found.rows] == 5 * ["done"] + ["pruned"]
     folder = found.rows[-1].trial.folder(workdir)
@@ -83,17 +95,16 @@ def test_weak_trials_are_stopped_early_and_the_others_are_not(tmp_path):
 @pytest.mark.parametrize("mode", ["max", "min"])
 def test_a_trial_whose_metric_is_no_number_is_never_preferred(tmp_path, rule, mode):
     optuna = pytest.importorskip("optuna")
-    pruning = Pruning(rule, "m", mode, str(tmp_path / "journal"))
+    pruning = dict(rule=rule, metric="m", mode=mode, journal=str(tmp_path / "journal"))
 
     def watched(name, values):
         folder = tmp_path / name
         folder.mkdir()
-        watch, lines = search.Watch(pruning, folder), []
-        for step, value in enumerate(values, 1):
-            lines.append(json.dumps({"step": step, "m": value}))
-            (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-            if watch.is_pruned():
-                break
+        lines = [json.dumps({"step": step, "m": v}) for step, v in enumerate(values[:4], 1)]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        watch = search.Watch(folder, **pruning)  # goes on after four evaluations
+        for step, value in enumerate(values[3:], 4):
+            watch(step, {"m": float(value)})
         watch.close()
         return watch
 
@@ -101,5 +112,5 @@ def test_a_trial_whose_metric_is_no_number_is_never_preferred(tmp_path, rule, mo
         watched(f"good{i}", [0.5] * 8)
     for bad in ("NaN", "Infinity", "-Infinity"):
         assert watched(f"bad{bad}", [bad] * 8).pruned
-    study = search.open_study(optuna, pruning.journal, "pruning", mode)
+    study = search.open_study(optuna, pruning["journal"], "pruning", mode)
     assert study.best_value == 0.5

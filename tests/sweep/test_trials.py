@@ -6,7 +6,7 @@ import pytest
 
 from bigjax.core.errors import UserError
 from bigjax.sweep import Search, Sweep, over
-from bigjax.sweep.trials import check_data, describe, expand, waves
+from bigjax.sweep.trials import check_data, describe, expand
 from tests.sweep.toy import SPLITS, rates, temperatures
 
 
@@ -48,9 +48,6 @@ def test_trials_of_a_pipeline_share_the_runs_that_they_need():
             (teacher,) = (t for t in teachers if t.seed == trial.seed)
             assert trial.needs == (teacher.name,)
             assert trial.config.references == {"method.teacher": f"../{teacher.name}"}
-    first, second = waves(trials)
-    assert {t.name for t in teachers} <= {t.name for t in first}
-    assert all(t.needs for t in second) and len(first) + len(second) == len(trials)
 
 
 def test_another_teacher_makes_other_students():

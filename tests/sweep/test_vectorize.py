@@ -13,7 +13,7 @@ from bigjax.loop.together import train_together
 from bigjax.loop.train import Stopped, train
 from bigjax.run.writers import read_metrics
 from bigjax.sweep.drive import Plan, jobs
-from bigjax.sweep.trials import expand, waves
+from bigjax.sweep.trials import expand
 from tests.sweep.test_run import Here, run, tables
 from tests.sweep.toy import rates, temperatures
 
@@ -93,9 +93,9 @@ def test_jobs_hold_what_can_run_together_and_no_more_than_asked(tmp_path):
     points = [
         {"model.widths": w, "optimizer.learning_rate": r} for w in ((8,), (9,)) for r in (1, 2)
     ]
-    (trials,) = waves(expand(rates(points=points, seeds=3)))
+    trials = expand(rates(points=points, seeds=3))
     plan = Plan(Here(), tmp_path, lambda: False, vectorize=4)
-    found = [[(t.point["model.widths"], t.seed) for t in job.trials] for job in jobs(trials, plan)]
+    found = [[(t.point["model.widths"], t.seed) for t in job] for job in jobs(trials, plan)]
     assert [len(job) for job in found] == [3, 3, 3, 3]
     assert all(len({widths for widths, _ in job}) == 1 for job in found)
 

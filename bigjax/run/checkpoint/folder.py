@@ -40,10 +40,11 @@ def folder_of(workdir: Path | str, run: str | None = None) -> epath.Path:
     pointer = epath.Path(workdir) / POINTER
     if not pointer.exists():
         return (epath.Path(workdir) / "checkpoints").absolute()
-    folder = epath.Path(pointer.read_text().strip())
-    if not RUN_ID.fullmatch(folder.name) or run not in (None, folder.name):
+    said = pointer.read_bytes().decode(errors="replace").strip()
+    folder = epath.Path(said)
+    if not (said.isprintable() and RUN_ID.fullmatch(folder.name)) or run not in (None, folder.name):
         raise UserError(
-            f"{pointer}: '{folder}' is not where this run keeps checkpoints"
+            f"{pointer}: {said[:200]!r} is not where this run keeps checkpoints"
             + (f" (its name would be {run})" if run else "")
         )
     return folder
@@ -115,7 +116,7 @@ def clean_up(folder: epath.Path, run: str | None) -> None:
         if path.name.startswith(f"{DOOMED}{run}-"):
             _remove(path)
             log.info("%s: removed the rest of a checkpoint that was being removed", path)
-        elif path.name.startswith(SAVING) and path.is_file() and path.read_text().strip() == run:
+        elif path.name.startswith(SAVING) and path.is_file() and _says(path, run):
             if step.isdecimal() and not (folder / step / MANIFEST).exists():
                 _remove_half(folder / step)
             path.unlink()
@@ -188,6 +189,10 @@ def _listed(folder: epath.Path) -> list[epath.Path]:
         return []
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _says(path: epath.Path, run: str | None) -> bool:
+    return path.read_bytes().decode(errors="replace").strip() == run
 
 
 def _is_saved(path: epath.Path) -> bool:

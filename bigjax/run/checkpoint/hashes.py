@@ -222,9 +222,13 @@ def _malformed(content: dict[str, Any]) -> str | None:
     for path, about in content["arrays"].items():
         try:
             shape, blocks = about["shape"], about["blocks"].items()
-            np.dtype(about["dtype"])
-            if not all(
-                len(_bounds(name)) == len(shape) and type(crc) is str for name, crc in blocks
+            dtype = np.dtype(about["dtype"])
+            if (
+                dtype.kind not in "biufcV"
+                or dtype.name != about["dtype"]
+                or not all(
+                    len(_bounds(name)) == len(shape) and type(crc) is str for name, crc in blocks
+                )
             ):
                 return path
         except (AttributeError, KeyError, TypeError, ValueError):

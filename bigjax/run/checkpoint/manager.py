@@ -17,7 +17,6 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax._src.distributed import global_state  # no public name leads to its key-value store
 from jax.experimental import multihost_utils
 
 from bigjax.core import settings
@@ -40,11 +39,10 @@ from bigjax.run.checkpoint.folder import (
     sync_folders,
 )
 from bigjax.run.checkpoint.hashes import MANIFEST, PARTIAL, BadCheckpoint
+from bigjax.run.checkpoint.processes import agree, from_first, gathered, is_mine, owner
 from bigjax.run.files import write_atomic, write_json
 
 log = logging.getLogger("bigjax")
-
-EXCHANGE_SECONDS = 600  # how long the first process waits for the hashes of the others
 
 
 @dataclass(frozen=True)
@@ -246,9 +244,9 @@ class Checkpoints:
         try:
             contents = hashes.block_hashes(blocks)
             self._checkpointer.wait_until_finished()
-            names = filter(_is_mine, sorted(hashes.files_of(folder), key=_owner))
+            names = filter(is_mine, sorted(hashes.files_of(folder), key=owner))
             files = hashes.file_hashes(folder, names, sync=True)
-            parts = _gathered(f"{self._run}/{step}", {"arrays": contents, "files": files})
+            parts = gathered(f"{self._run}/{step}", {"arrays": contents, "files": files})
             if jax.process_index() != 0:
                 return
             for part in parts:
@@ -316,7 +314,7 @@ class Checkpoints:
             problem = str(bad)
             if manifest is not None and jax.process_count() == 1:
                 problem += leaves.damage(folder, manifest)
-        _agree(problem)
+        agree(problem)
         wanted = {path: leaf for path, leaf in paths(abstract_state).items() if leaf is not None}
         if differences := hashes.check_layout(wanted, manifest["arrays"]):
             raise UserError(
@@ -330,16 +328,16 @@ class Checkpoints:
             raise BadCheckpoint("removed while it was read") from None
         arrays = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
         wrong = hashes.wrong_arrays(arrays, manifest["arrays"]) if verify else []
-        _agree(f"arrays differ from what was saved: {hashes.some(wrong)}" if wrong else "")
+        agree(f"arrays differ from what was saved: {hashes.some(wrong)}" if wrong else "")
         leaves.check_step(arrays, step)
         return state
 
     def _newest_first(self) -> list[int]:
         # One list for all processes: the others may look while the first still clears up.
-        return _from_first(sorted(all_steps(self._folder), reverse=True))
+        return from_first(sorted(all_steps(self._folder), reverse=True))
 
     def _is_gone(self, step: int) -> bool:
-        return bool(_from_first([int(not (self._folder / str(step)).exists())])[0])
+        return bool(from_first([int(not (self._folder / str(step)).exists())])[0])
 
     def _check_files(self, step: int, manifest: dict[str, Any]) -> None:
         count, index = jax.process_count(), jax.process_index()
@@ -366,52 +364,6 @@ def _write_manifest(folder: epath.Path, content: dict[str, Any]) -> None:
     sync_folders(folder)
     partial.replace(folder / MANIFEST)
     sync_folders(folder)
-
-
-def _from_first(numbers: list[int]) -> list[int]:
-    """The first process's whole numbers, on every process."""
-    if jax.process_count() == 1:
-        return numbers
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
-    mine = np.asarray(numbers if jax.process_index() == 0 else [0] * length, np.int32)
-    return multihost_utils.broadcast_one_to_all(mine).tolist()
-
-
-def _agree(problem: str) -> None:
-    """Raises `BadCheckpoint` on every process if any one has a problem."""
-    if jax.process_count() > 1:
-        bad = multihost_utils.process_allgather(np.asarray(bool(problem)))
-        if bad.any() and not problem:
-            problem = f"process {int(bad.argmax())} found it bad"
-    if problem:
-        raise BadCheckpoint(problem)
-
-
-def _gathered(key: str, part: Any) -> list[Any]:
-    """On the first process: what every other one passed. Uses no devices, so any thread may call."""
-    client = global_state.client
-    if jax.process_count() == 1:
-        return [part]
-    if jax.process_index() != 0:
-        client.key_value_set(f"bigjax/{key}/{jax.process_index()}", json.dumps(part))
-        return []
-    others = [
-        client.blocking_key_value_get(f"bigjax/{key}/{i}", EXCHANGE_SECONDS * 1000)
-        for i in range(1, jax.process_count())
-    ]
-    return [part, *map(json.loads, others)]
-
-
-def _owner(name: str) -> int:
-    """The process that hashes a file: the one that wrote it, where Orbax's name for it says so."""
-    for part in name.split("/"):
-        if part.startswith("ocdbt.process_"):
-            return int(part.removeprefix("ocdbt.process_")) % jax.process_count()
-    return 0
-
-
-def _is_mine(name: str) -> bool:
-    return _owner(name) == jax.process_index()
 
 
 def _age(seconds: float) -> str:

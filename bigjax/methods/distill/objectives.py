@@ -1,0 +1,246 @@
+"""The objectives that `config.method.objectives` names, each with its weight. Pure.
+
+`dict(NAME=dict(type=..., weight=..., ...))`: a name of the user's, by which it is overridden, swept and
+logged ("train/objectives/NAME"). The mathematics is in `losses`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+
+from bigjax.core.errors import UserError
+from bigjax.core.losses import Pair, kl_divergence
+from bigjax.core.marks import Traced
+from bigjax.core.method import Batch, Facts
+from bigjax.methods.distill import losses
+from bigjax.tasks.base import Task
+
+ONLY_TEACHER = "teacher"
+
+
+class Seen(NamedTuple):
+    """What an objective compares, of teacher and student on the same examples.
+
+    teacher, student: their outputs. features: (teacher's, student's), for those that ask.
+    own: the objective's own trained leaves.
+    """
+
+    task: Any
+    batch: Batch
+    teacher: Any
+    student: Any
+    features: tuple[jax.Array, jax.Array] | None = None
+    own: Any = None
+
+    @property
+    def units(self) -> jax.Array:
+        """The mask (*U,) of the units that the task's loss counts."""
+        return self.task.units(self.student, self.batch)
+
+    def distributions(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(teacher's logits, student's, mask): see `Task.distributions`."""
+        (t, _), (s, mask) = (
+            self.task.distributions(x, self.batch) for x in (self.teacher, self.student)
+        )
+        if t.shape != s.shape:
+            raise UserError(f"config.method: the teacher gives {t.shape}, the student {s.shape}")
+        return t, s, mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The base class.
+
+    weight: of its mean over the units; schedule: what the weight is multiplied by, over the run.
+    teacher: a name in `method.teachers`; default the one of `method.teacher`.
+    COMPARES_EXAMPLES: whether what it says of an example depends on the others of its batch.
+    NEEDS_ALL: whether it has no meaning with some of the teacher's outputs only.
+    """
+
+    COMPARES_EXAMPLES: ClassVar[bool] = False
+    NEEDS_ALL: ClassVar[bool] = False
+
+    weight: Traced = 1.0
+    schedule: Any = None
+    teacher: str = ONLY_TEACHER
+
+    def check(self, facts: Facts) -> None:
+        """Refuses, by name, what it cannot be told of.
+
+        Raises:
+          UserError: says what does not go together.
+        """
+        if self.schedule is not None:
+            self.schedule.check(facts.total_steps)
+        if self.COMPARES_EXAMPLES and facts.train.accumulate > 1:
+            raise UserError("compares the examples of a batch: config.train.accumulate must be 1")
+        if self.COMPARES_EXAMPLES and facts.sharding.mode == "shard_map":
+            raise UserError("compares the examples of a batch: config.sharding.mode must be jit")
+
+    def at(self, step: jax.Array, total_steps: int, temperature: jax.Array) -> Objective:
+        """The objective of a step; temperature: the method's, for those that say none."""
+        if self.schedule is None:
+            return self
+        return dataclasses.replace(self, weight=self.weight * self.schedule(step, total_steps))
+
+    @property
+    def scale(self) -> Any:
+        """What the gradient is multiplied by beside the weight."""
+        return 1.0
+
+    @property
+    def features(self) -> tuple[str, str] | None:
+        """Paths of the modules in teacher and student whose outputs it compares, if it does."""
+        return None
+
+    def check_shapes(self, teacher: Any, student: Any) -> None:
+        """Refuses features of shapes that cannot be compared.
+
+        Raises:
+          UserError: says which they are.
+        """
+
+    def parameters(self, rng: jax.Array, teacher: Any, student: Any) -> dict[str, jax.Array]:
+        """Trained leaves of its own, for features of these shapes."""
+        return {}
+
+    def pair(self, seen: Seen) -> Pair:
+        """(sum over the units of the task's loss, their weight), without weight and scale."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels(Objective):
+    """The task's own loss, where objectives are mixed with it as a paper says; see method.alpha."""
+
+    def pair(self, seen: Seen) -> Pair:
+        return seen.task.loss(seen.student, seen.batch)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfDistributions(Objective):
+    """Compares softmax outputs: classes, tokens, labels one by one, similarities."""
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        if type(facts.task).distributions is Task.distributions:
+            raise UserError(
+                f"the outputs of the task {type(facts.task).__name__} are no distributions; "
+                "use 'soft', the task's own divergence"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Softened(Objective):
+    """Compares softmax(logits / T), times T^2, so that gradients keep their size (Hinton et al. 2015, 2).
+
+    temperature: T; default the method's. temperature_schedule: what it is multiplied by, over the run.
+    """
+
+    temperature: Traced | None = None
+    temperature_schedule: Any = None
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        if self.temperature is not None and self.temperature <= 0:
+            raise UserError(f"temperature: {self.temperature!r} must be more than 0")
+        if self.temperature_schedule is not None:
+            self.temperature_schedule.check(facts.total_steps)
+
+    def at(self, step: jax.Array, total_steps: int, temperature: jax.Array) -> Objective:
+        now = super().at(step, total_steps, temperature)
+        temperature = temperature if self.temperature is None else self.temperature
+        if self.temperature_schedule is not None:
+            temperature = temperature * self.temperature_schedule(step, total_steps)
+        return dataclasses.replace(now, temperature=temperature)
+
+    @property
+    def scale(self) -> Any:
+        return self.temperature**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Soft(Softened):
+    """The task's own divergence, for classes KL(teacher || student) (Hinton et al. 2015, section 2)."""
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        facts.task.check_divergence()
+
+    def pair(self, seen: Seen) -> Pair:
+        return seen.task.divergence(seen.teacher, seen.student, seen.batch, self.temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReverseKL(Softened, OfDistributions):
+    """KL(student || teacher): seeks modes (Gu et al. 2024, "MiniLLM", eq. 1)."""
+
+    NEEDS_ALL: ClassVar[bool] = True
+
+    def pair(self, seen: Seen) -> Pair:
+        teacher, student, mask = seen.distributions()
+        return kl_divergence(student, teacher, mask, self.temperature)
+
+
+@dataclasses.dataclass(frozen=True)
+class JSD(Softened, OfDistributions):
+    """Generalised Jensen-Shannon divergence, `losses.jensen_shannon`."""
+
+    beta: Traced = 0.5
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        if not 0 < self.beta < 1:
+            raise UserError(f"beta: {self.beta} must lie between 0 and 1, both excluded")
+
+    def pair(self, seen: Seen) -> Pair:
+        return losses.jensen_shannon(*seen.distributions(), self.temperature, self.beta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits(OfDistributions):
+    """Squared distance of the logits, `losses.logit_matching`."""
+
+    NEEDS_ALL: ClassVar[bool] = True
+
+    def pair(self, seen: Seen) -> Pair:
+        return losses.logit_matching(*seen.distributions())
+
+
+@dataclasses.dataclass(frozen=True)
+class DKD(Softened, OfDistributions):
+    """`losses.decoupled`; alpha and beta as in the paper's experiments on CIFAR-100."""
+
+    alpha: Traced = 1.0
+    beta: Traced = 8.0
+
+    def pair(self, seen: Seen) -> Pair:
+        teacher, student, mask = seen.distributions()
+        labels = seen.task.targets(seen.student, seen.batch)
+        return losses.decoupled(
+            teacher, student, labels, mask, self.temperature, self.alpha, self.beta
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DIST(Softened, OfDistributions):
+    """`losses.correlation`; beta weighs the relations between classes, gamma those within one."""
+
+    COMPARES_EXAMPLES: ClassVar[bool] = True
+
+    beta: Traced = 1.0
+    gamma: Traced = 1.0
+
+    def pair(self, seen: Seen) -> Pair:
+        return losses.correlation(*seen.distributions(), self.temperature, self.beta, self.gamma)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hard(OfDistributions):
+    """Cross-entropy against the teacher's likeliest class, `losses.hard_labels`."""
+
+    def pair(self, seen: Seen) -> Pair:
+        return losses.hard_labels(*seen.distributions())

@@ -1,0 +1,93 @@
+"""A sweep from a script or a notebook: what `python -m bigjax.sweep` does, in one line."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigjax.config.signature import convert, parameters
+from bigjax.config.values import plain, targets
+from bigjax.core.errors import UserError, did_you_mean, to_install
+from bigjax.sweep import drive, results
+from bigjax.sweep.describe import How, Point, Sweep, over, product
+from bigjax.sweep.executors import Local
+from bigjax.verbs.notebook import by_name
+
+NOT_FLAGS = ("experiment", "config", "executor")  # said in another way, or only on the command line
+
+
+def sweep(
+    config: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    workdir: str | Path,
+    grid: Mapping[str, Iterable[Any]] | None = None,
+    **flags: Any,
+) -> Any:
+    """Trains every point of a grid, or of a search, in processes of this machine; prints the table.
+
+        bigjax.sweep(get_config, "runs/rates", {"optimizer.learning_rate": [1e-3, 1e-2]}, seeds=3)
+        space = {"optimizer.learning_rate": ("log", 1e-4, 1)}
+        bigjax.sweep(get_config, "runs/drawn", search=bigjax.sweep.Search(space, trials=20))
+
+    The folder holds what the command line leaves; the same call again runs what is missing.
+
+    Args:
+      config: an experiment's config, or its `get_config`; see `bigjax.train`.
+      workdir: the sweep's folder.
+      grid: config key -> its values; all combinations.
+      **flags: those of the command line: attributes of `Sweep` (seeds, search, points, metric,
+        baseline, ...), of `describe.How` (vectorize, prune, retry_failed), of `executors.Local`
+        (workers, devices).
+
+    Returns:
+      sweep.csv as a pandas table: a row a trial, with its status, seed, point and metrics.
+
+    Raises:
+      UserError: the input is wrong; the message is the line that the command line prints.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise UserError(f"a sweep's table needs pandas: {to_install('pandas')}") from None
+    what, how, where = _given(flags)
+    if grid is not None:
+        if "points" in what:
+            raise UserError("sweep: give grid or points, not both")
+        what["points"] = product(*(_points(key, values) for key, values in grid.items()))
+    folder, raw = Path(os.path.expanduser(workdir)), plain(by_name(config))
+    if here := next((name for name in targets(raw) if name.startswith("__main__:")), None):
+        name = here.partition(":")[2]
+        raise UserError(f"config: a sweep runs in other processes: import {name} from a file")
+    whole = Sweep(folder.name, config=raw, **what)
+    found = drive.run(whole, folder, How(**how), functools.partial(Local, **where))
+    print(results.text_table(found))
+    return pandas.read_csv(folder / "sweep.csv")
+
+
+def _given(flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The flags of `Sweep`, of `How` and of `Local`, each as its annotation asks for.
+
+    Raises:
+      UserError: an unknown flag, or a value that it does not take.
+    """
+    kinds = [parameters(kind) for kind in (Sweep, How, Local)]
+    known = {name: i for i, kind in enumerate(kinds) for name in kind if name not in NOT_FLAGS}
+    found: list[dict[str, Any]] = [{}, {}, {}]
+    for name, value in flags.items():
+        if name not in known:
+            raise UserError(f"sweep: no '{name}'{did_you_mean(name, known)}; {', '.join(known)}")
+        try:
+            found[known[name]][name] = convert(value, kinds[known[name]][name].annotation)
+        except TypeError:
+            raise UserError(f"sweep: {name}={value!r} will not do") from None
+    return found
+
+
+def _points(key: str, values: Iterable[Any]) -> list[Point]:
+    """One point a value; what NumPy made becomes Python's own."""
+    own = [value.item() if isinstance(value, np.generic) else value for value in values]
+    return over(key.removeprefix("config."), own)

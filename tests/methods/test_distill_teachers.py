@@ -1,0 +1,92 @@
+"""Teachers: which outputs are which classes, several of them, and one that changed."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax.build.assemble import assemble
+from bigjax.build.classes import Columns, Words, columns
+from bigjax.core.errors import UserError
+from bigjax.loop.train import Stopped, train
+from bigjax.models.mlp import MLP
+from tests.small import small
+
+TWO = dict(
+    type="distill",
+    teachers=dict(one="../one", two="../two"),
+    objectives=dict(
+        one=dict(type="soft", teacher="one", weight=0.75),
+        two=dict(type="dkd", teacher="two", weight=0.25, temperature=3.0),
+    ),
+)
+
+
+def test_outputs_are_matched_by_the_names_of_classes():
+    theirs = Words(("bird", "cat", "dog", "Pferd"))
+    key = "config.method.teacher"
+    assert columns(Words(("bird", "cat", "dog", "Pferd")), theirs, {}, key) is None
+    assert columns(Words(("dog", "cat")), theirs, {}, key) == (2, 1)
+    assert columns(Words(("horse", "cat")), theirs, {"horse": "Pferd"}, key) == (3, 1)
+    assert columns(Words(), theirs, {}, key) is None
+    with pytest.raises(
+        UserError, match=r"config.method.teacher: has no class 'cats' \(did you mean 'cat'"
+    ):
+        columns(Words(("dog", "cats")), theirs, {}, key)
+    with pytest.raises(UserError, match="this run has no class 'hors'"):
+        columns(Words(("horse",)), theirs, {"hors": "Pferd"}, key)
+    with pytest.raises(UserError, match="reads other tokens"):
+        columns(Words(tokenizer="a" * 64), Words(tokenizer="b" * 64), {}, key)
+
+
+def test_columns_of_a_model():
+    model, x = MLP(widths=(3,), outputs=4), np.ones((2, 5), np.float32)
+    variables = model.init(jax.random.key(0), x, train=False)
+    whole = model.apply(variables, x, train=False)
+    picked = Columns(model, (2, 0)).apply(variables, x, train=False)
+    np.testing.assert_array_equal(picked, whole[:, [2, 0]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teachers")
+    for seed, name in enumerate(("one", "two")):
+        train(small(f"seed={seed}"), folder / name)
+    return folder
+
+
+def test_a_teacher_of_other_classes_is_refused_before_the_first_step(folder, tmp_path):
+    path = folder / "two" / "manifest.json"
+    before = path.read_text()
+    manifest = json.loads(before)
+    manifest["class_names"] = [f"digit {i}" for i in range(10)]
+    path.write_text(json.dumps(manifest))
+    try:
+        with pytest.raises(UserError, match=r"config.method.teachers.two: has no class '0'"):
+            assemble(small(method=TWO), folder / "other")
+        names = {str(i): f"digit {(i + 1) % 10}" for i in range(10)}
+        program = assemble(small(method={**TWO, "classes": names}), folder / "other").program
+        assert program.method.renamed == names
+    finally:
+        path.write_text(before)
+    with pytest.raises(UserError, match="has 10 outputs, the student 11"):
+        model = dict(type="mlp", widths=(8,), outputs=11)
+        assemble(small(method=TWO, model=model), folder / "other")
+
+
+def test_a_changed_teacher_is_refused_at_resume(folder):
+    run, asked = folder / "student", iter([False] * 5)
+    with pytest.raises(Stopped):
+        train(small(method=TWO), run, stop=lambda: next(asked, True))
+    recorded = json.loads((run / "manifest.json").read_text())["frozen"]
+    assert recorded.keys() == {"teachers.one", "teachers.two"}
+    (folder / "two").rename(folder / "kept")
+    train(small("seed=5"), folder / "two")
+    with pytest.raises(UserError, match=r"'teachers.two' is not the one that this run began with"):
+        train(small(method=TWO), run)
+    result = train(small(method=TWO), run, allow_changed=["method.teachers.two"])
+    assert result["step"] == 12
+    again = json.loads((run / "manifest.json").read_text())["resumes"][-1]["frozen"]
+    assert again["teachers.one"] == recorded["teachers.one"]
+    assert again["teachers.two"] != recorded["teachers.two"]
