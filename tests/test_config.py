@@ -79,7 +79,7 @@ REFUSED = {
     "mesh.data=0": ["config.mesh.data"],
     "mesh.fsdp=-1": ["only one axis", "data and fsdp"],
     "mesh.fdsp=2": ["did you mean 'fsdp'"],
-    "distill.temperature=2": ["config.method.teacher is missing"],
+    "distill.temperature=2": ["config.method: teacher: name the run that teaches"],
     "distill=dict(teacher='x', alpha=2)": ["config.distill"],
     "seed=-1": ["config.seed"],
     "seed=1.5": ["config.seed"],
