@@ -89,7 +89,15 @@ ELSEWHERE = {
     "XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m bigjax.doctor": "SLOW, above",
     "scripts/run bigjax.doctor [--json] [--folder=DIR]": "SLOW, above",
 }
+PLAN = (
+    "needs OpenWebText and GPT-2's tokenizer, some libtpu or a CUDA plugin; see tests/test_plan.py"
+)
 NOT_HERE = {
+    "python -m experiments.gpt2_124m plan --topology=cpu:8": PLAN,
+    "python -m experiments.gpt2_124m plan --topology=h200:8 --config.mesh.fsdp=8 --config.mesh.data=1": PLAN,
+    "python -m experiments.gpt2_124m plan --topology=v5e:16 --scale=64,256": PLAN,
+    "python -m experiments.gpt2_124m plan --topology=v5e:16 --suggest": PLAN,
+    "python -m experiments.gpt2_124m plan --topology=v5e:4x4 --price_per_device_hour=1.2 --output=plan.html": PLAN,
     "scripts/test": "it is what runs this",
     "scripts/test --slow": "it is what runs this",
     "scripts/fetch_data NAME": "needs a network; tests/data runs each recipe on stand-ins",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -62,8 +61,8 @@ def sweep(
     if here := next((name for name in targets(raw) if name.startswith("__main__:")), None):
         name = here.partition(":")[2]
         raise UserError(f"config: a sweep runs in other processes: import {name} from a file")
-    whole = Sweep(folder.name, config=raw, **what)
-    found = drive.run(whole, folder, How(**how), functools.partial(Local, **where))
+    whole, place = Sweep(folder.name, config=raw, **what), Local(**where)
+    found = drive.run(whole, folder, How(**how), lambda: place)
     print(results.text_table(found))
     return pandas.read_csv(folder / "sweep.csv")
 
