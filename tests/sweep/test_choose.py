@@ -53,7 +53,8 @@ def test_every_experiment_takes_a_grid_without_another_word(name):
     alone = complete(dataclasses.replace(plain, select_on_test=True))  # suffices
     if "test" in config.get("data.splits"):
         assert alone.metric == f"eval/test/{metric}" and alone.test_metric is None
-        assert "validation" not in expand(alone)[0].config.get("data.splits")
+        own = expand(alone)[0].config.get("data.splits")
+        assert ("validation" in own) == (name in WITH_VALIDATION)
 
 
 def test_every_task_names_a_main_metric_whose_better_end_is_known():
