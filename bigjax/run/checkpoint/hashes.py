@@ -272,7 +272,8 @@ def _block_name(index: tuple[slice, ...], shape: tuple[int, ...]) -> str:
 
 
 def _bounds(name: str) -> list[tuple[int, int]]:
-    return [tuple(map(int, part.split(":"))) for part in name.split(",") if part]
+    parts = [part.split(":") for part in name.split(",")] if name else []
+    return [(int(start), int(stop)) for start, stop in parts]
 
 
 def _canonical(value: Any) -> str:
