@@ -114,3 +114,21 @@ def test_a_trial_whose_metric_is_no_number_is_never_preferred(tmp_path, rule, mo
         assert watched(f"bad{bad}", [bad] * 8).pruned
     study = search.open_study(optuna, pruning["journal"], "pruning", mode)
     assert study.best_value == 0.5
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_point_whose_metric_is_no_number_guides_no_draw(tmp_path, mode):
+    optuna = pytest.importorskip("optuna")
+    values = [0.9, "NaN", "Infinity", "-Infinity", 0.5, 0.7]
+    sweep = rates(points=[{}], seeds=1, mode=mode, search=Search(SPACE, 6))
+
+    def run(trials):
+        for trial, value in zip(trials, values, strict=False):
+            trial.folder(tmp_path).mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"metrics": {sweep.metric: value, sweep.test_metric: 0.5}})
+            (trial.folder(tmp_path) / "result.json").write_text(text)
+
+    search.run_search(sweep, tmp_path, run)
+    study = search.open_study(optuna, tmp_path / "search.journal", "search", mode)
+    told = [t.value for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    assert told == [0.9, 0.5, 0.7]
