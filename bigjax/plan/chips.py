@@ -45,8 +45,8 @@ class Chip:
         return peak_flops(self.kind) or 0.0
 
 
-# Between slices: the host's network over its chips; 100 to 200 Gb/s a host of 4 in v4 and v5p, 6.4
-# Tb/s a pod of 256 in v5e (its page), taken for v6e too, whose page names none.
+# Between slices: v5e's is its page's (6.4 Tb/s a pod of 256). The others are assumptions, as no page
+# names them: v5e's for v6e, and 200 Gb/s a host of four chips for v4 and v5p.
 CHIPS = {
     "v4": Chip("TPU v4", 32 * GIB, 1.2e12, 3.0e11, 6.25e9, f"{GOOGLE}/v4", shape=3),
     "v5e": Chip("TPU v5 lite", 16 * GIB, 8.19e11, 2.0e11, 3.125e9, f"{GOOGLE}/v5e", shape=2),
