@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.run import manifest
-from bigjax.run.files import write_json
+from bigjax.run.files import plain, read_json, write_json
 from bigjax.run.public import command
+from bigjax.run.result import read_result
 from bigjax.run.writers import read_metrics
 from bigjax.sweep.describe import Sweep
 from bigjax.sweep.trials import Trial, status, why_failed
@@ -57,7 +58,7 @@ def record(
     Starts before this one are kept, and each trial keeps the start that it ended in.
     """
     path = workdir / "manifest.json"
-    before = json.loads(path.read_text()) if path.exists() else {"starts": [], "trials": []}
+    before = {"starts": [], "trials": [], **(read_json(path) or {})}
     known = {trial["name"]: trial for trial in before["trials"]}
     starts, rows = before["starts"], []
     for trial in trials:
@@ -80,15 +81,14 @@ def record(
 def outcome(folder: Path) -> dict[str, Any]:
     """What a run's folder says of its environment (at the newest start) and its results."""
     found: dict[str, Any] = {"status": status(folder)}
-    if (folder / "manifest.json").exists():
-        about = manifest.newest_start(json.loads((folder / "manifest.json").read_text()))
+    if (first := manifest.read_manifest(folder)) is not None:
+        about = manifest.newest_start(first)
         found["environment"] = {name: about[name] for name in ENVIRONMENT}
         found["started"] = about["started"]
         found["config_fingerprint"] = about["config_fingerprint"]
         found["losses"] = loss_stream_hash(folder)
-    if (folder / "result.json").exists():
-        result = json.loads((folder / "result.json").read_text())
-        found |= {name: result[name] for name in ("step", "fingerprint", "metrics")}
+    if (result := read_result(folder)) is not None:
+        found |= {name: plain(result[name]) for name in ("step", "fingerprint", "metrics")}
     if found["status"] == "failed":
         found["reason"] = why_failed(folder)
     return found

@@ -19,7 +19,7 @@ from bigjax.config.flags import expanded, parsed
 from bigjax.config.values import TRUST_ALL, check_trusted, fingerprint, flatten, plain
 from bigjax.core.errors import UserError
 from bigjax.run import manifest
-from bigjax.run.files import workdir_lock
+from bigjax.run.files import read_json, workdir_lock
 from bigjax.run.manifest import differences
 from bigjax.run.text import table
 from bigjax.sweep import drive
@@ -136,7 +136,7 @@ def check_workdir(workdir: Path, recorded: Path, trials: Sequence[Trial]) -> Non
         raise UserError(f"--workdir={workdir} is what is to be reproduced: choose a new folder")
     for trial in trials:
         path = trial.folder(workdir) / "config.json"
-        if path.exists() and plain(json.loads(path.read_text())) != trial.config.values:
+        if path.exists() and plain(read_json(path)) != trial.config.values:
             raise UserError(f"{path.parent} is of another config: choose a new --workdir")
 
 
@@ -219,9 +219,10 @@ def _edited(row: Mapping[str, Any], folder: Path) -> list[str]:
     """Where a recorded config is not the one that was run, by its fingerprint: what was edited."""
     if fingerprint(row["config"]) == row["config_fingerprint"]:
         return []
-    flat, path = flatten(row["config"]), folder / FOLDER / row["name"] / "config.json"
-    if path.exists():
-        was = flatten(json.loads(path.read_text()))
+    flat = flatten(row["config"])
+    config = read_json(folder / FOLDER / row["name"] / "config.json")
+    if config is not None:
+        was = flatten(config)
     else:
         was = {**flat, **{key: value for key, value in row["point"].items() if key in flat}}
     lines = differences({"config": was}, {"config": flat})

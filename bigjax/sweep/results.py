@@ -13,6 +13,7 @@ from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.run.files import write_atomic
+from bigjax.run.result import read_result
 from bigjax.run.text import clip, interval, table
 from bigjax.sweep import statistics
 from bigjax.sweep.describe import Point, Sweep
@@ -89,13 +90,14 @@ def load(sweep: Sweep, trials: Sequence[Trial], workdir: Path) -> Results:
 def _row(trial: Trial, folder: Path) -> Row:
     state = status(folder)
     if state == "done":
-        metrics = json.loads((folder / "result.json").read_text())["metrics"]
-        return Row(trial, state, "", {k: float(v) for k, v in metrics.items() if _is_scalar(v)})
+        metrics = read_result(folder)["metrics"]
+        return Row(
+            trial,
+            state,
+            "",
+            {k: float(v) for k, v in metrics.items() if isinstance(v, float | int)},
+        )
     return Row(trial, state, why_failed(folder))
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, int | float) or value in ("NaN", "Infinity", "-Infinity")
 
 
 def _group(sweep: Sweep, rows: list[Row]) -> Group:

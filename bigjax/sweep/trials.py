@@ -21,6 +21,8 @@ from bigjax.config.values import canonical, plain
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import open_splits
 from bigjax.loop import stages
+from bigjax.run.files import read_json
+from bigjax.run.result import read_result
 from bigjax.sweep import choose
 from bigjax.sweep.describe import Point, Sweep
 
@@ -140,8 +142,13 @@ def check_data(sweep: Sweep, trials: Iterable[Trial]) -> None:
 
 
 def status(folder: Path) -> str:
-    """What a trial's folder says: "done", "failed", "pruned" or "missing" (not, or not all, run)."""
-    for name, word in (("result", "done"), ("failure", "failed"), ("pruned", "pruned")):
+    """What a trial's folder says: "done", "failed", "pruned" or "missing" (not, or not all, run).
+
+    A result that is damaged is missing: the trial is started again, and writes it anew.
+    """
+    if read_result(folder) is not None:
+        return "done"
+    for name, word in (("failure", "failed"), ("pruned", "pruned")):
         if (folder / f"{name}.json").exists():
             return word
     return "missing"
@@ -149,8 +156,7 @@ def status(folder: Path) -> str:
 
 def why_failed(folder: Path) -> str:
     """The reason, one line, of a trial that failed; "" of another."""
-    path = folder / "failure.json"
-    return json.loads(path.read_text())["reason"] if path.exists() else ""
+    return str((read_json(folder / "failure.json") or {}).get("reason", ""))
 
 
 def describe(point: Mapping[str, Any]) -> str:

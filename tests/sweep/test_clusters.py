@@ -87,7 +87,8 @@ def test_a_task_whose_end_is_told_late_fails_no_job_of_the_next_wave(tmp_path, m
             return {handle: "it ended" for handle in handles if handle in known}
 
     def done(job, stop):
-        write_json(Path(job["trials"][0]["folder"]) / "result.json", {})
+        result = {"step": 1, "fingerprint": "0", "metrics": {}}
+        write_json(Path(job["trials"][0]["folder"]) / "result.json", result)
 
     monkeypatch.setattr(worker, "run_job", done)
     with Late() as cluster:

@@ -26,7 +26,8 @@ def finish(sweep, workdir, value):
         if found is not None:
             metrics = {"eval/validation/accuracy": found[0], "eval/test/accuracy": found[1]}
             metrics["eval/test/confusion_matrix"] = [[1, 0], [0, 1]]
-            (folder / "result.json").write_text(json.dumps({"metrics": metrics}))
+            result = {"step": 1, "fingerprint": "0", "metrics": metrics}
+            (folder / "result.json").write_text(json.dumps(result))
     return trials
 
 
@@ -192,7 +193,8 @@ def test_ten_thousand_finished_trials_load_in_seconds(tmp_path):
         folder.mkdir(parents=True)
         value = 0.5 + (hash(trial.name) % 100) / 1000
         metrics = {"eval/validation/accuracy": value, "eval/test/accuracy": value}
-        (folder / "result.json").write_text(json.dumps({"metrics": metrics}))
+        result = {"step": 1, "fingerprint": "0", "metrics": metrics}
+        (folder / "result.json").write_text(json.dumps(result))
     started = time.perf_counter()
     found = conclude(sweep, trials, tmp_path)
     assert len(found.groups) == 400

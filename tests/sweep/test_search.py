@@ -125,7 +125,8 @@ def test_a_point_whose_metric_is_no_number_guides_no_draw(tmp_path, mode):
     def run(trials):
         for trial, value in zip(trials, values, strict=False):
             trial.folder(tmp_path).mkdir(parents=True, exist_ok=True)
-            text = json.dumps({"metrics": {sweep.metric: value, sweep.test_metric: 0.5}})
+            metrics = {sweep.metric: value, sweep.test_metric: 0.5}
+            text = json.dumps({"step": 1, "fingerprint": "0", "metrics": metrics})
             (trial.folder(tmp_path) / "result.json").write_text(text)
 
     search.run_search(sweep, tmp_path, run)

@@ -6,7 +6,7 @@ import pytest
 
 from bigjax.core.errors import UserError
 from bigjax.sweep import Search, Sweep, over
-from bigjax.sweep.trials import check_data, describe, expand
+from bigjax.sweep.trials import check_data, describe, expand, status, why_failed
 from tests.sweep.toy import SPLITS, rates, temperatures
 
 
@@ -125,3 +125,13 @@ def test_a_sweep_does_not_change_when_its_trials_are_made():
     expand(sweep)
     assert repr(dataclasses.asdict(sweep)) == before
     assert isinstance(sweep, Sweep)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"metrics": {}}', '{"step": 1, "fingerprint": "0"}', "\x80"]
+)
+def test_a_trial_whose_result_is_damaged_is_run_again(text, tmp_path):
+    (tmp_path / "result.json").write_bytes(text.encode("latin1"))
+    assert status(tmp_path) == "missing"
+    (tmp_path / "failure.json").write_text(text.replace("\x80", "{"))
+    assert status(tmp_path) == "failed" and why_failed(tmp_path) == ""
