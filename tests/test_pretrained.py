@@ -1,7 +1,9 @@
 """Published checkpoints: every format reads the same, and everything wrong is one line."""
 
 import json
+import struct
 import sys
+import time
 import types
 
 import jax
@@ -220,6 +222,33 @@ def test_a_file_that_is_damaged_or_of_another_kind_is_one_line(tmp_path, capsys)
     assert "ran" not in capsys.readouterr().out
     with pytest.raises(UserError, match="no file or folder 'nowhere'"):
         read("nowhere")
+
+
+def test_a_gguf_header_cannot_promise_more_than_its_file_holds(tmp_path):
+    """An array of 2^60 numbers in a file of 49 bytes: once read for ever."""
+    pytest.importorskip("gguf")  # not what is timed
+    key = struct.pack("<Q", 1) + b"a" + struct.pack("<II", 9, 4)  # an array of uint32
+    header = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + key + struct.pack("<Q", 2**60)
+    (tmp_path / "w.gguf").write_bytes(header)
+    started = time.perf_counter()
+    with pytest.raises(UserError, match="GGUF") as caught:
+        read(tmp_path / "w.gguf")
+    assert time.perf_counter() - started < 5
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_eight_bits_that_numpy_does_not_know_are_one_line(tmp_path):
+    folder = write(tmp_path / "w", tensors())
+    header, end = {}, 0
+    for name, value in tensors().items():
+        start, end = end, end + value.size
+        header[name] = dict(dtype="F8_E4M3", shape=value.shape, data_offsets=(start, end))
+    text = json.dumps(header).encode()
+    content = struct.pack("<Q", len(text)) + text + bytes(end)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="F8_E4M3") as caught:
+        read(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_index_cannot_point_outside_its_folder(tmp_path):

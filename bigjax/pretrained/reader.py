@@ -102,12 +102,13 @@ def open_published(source: str, where: str = "config.init.source") -> Published:
 def _open_safetensors(path: Path, files: list[Path], config: Mapping[str, Any]) -> Published:
     from safetensors import SafetensorError, safe_open
 
-    shapes, opened = {}, {}
+    shapes, kinds, opened = {}, {}, {}
     for file in files:
         try:
             handle = safe_open(file, framework="numpy")
             for name in handle.keys():  # noqa: SIM118 (not a mapping)
-                shapes[name] = tuple(handle.get_slice(name).get_shape())
+                part = handle.get_slice(name)
+                shapes[name], kinds[name] = tuple(part.get_shape()), part.get_dtype()
                 opened[name] = handle
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{file}: not a readable safetensors file ({error})") from None
@@ -117,7 +118,7 @@ def _open_safetensors(path: Path, files: list[Path], config: Mapping[str, Any]) 
             return opened[name].get_tensor(name)
         except Exception as error:  # a dtype that NumPy lacks, such as 8-bit floats
             raise UserError(
-                f"{path}: tensor '{name}' cannot be read ({_one_line(error)})"
+                f"{path}: tensor '{name}' is {kinds[name]}, which cannot be read ({_one_line(error)})"
             ) from None
 
     return Published(path, config, shapes, read)

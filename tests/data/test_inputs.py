@@ -113,6 +113,14 @@ def test_an_npz_that_is_well_packed_is_read(tmp_path):
     assert np.array_equal(read_npz(tmp_path / "zeros.npz")["x"], zeros)
 
 
+def test_an_npy_that_is_called_npz_is_one_line(tmp_path):
+    with open(tmp_path / "x.npz", "wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(UserError, match=r"is a \.npy file") as caught:
+        read_npz(tmp_path / "x.npz")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("damage", [0.3, 0.6, 0.95])
 def test_a_damaged_npz_is_one_line(tmp_path, damage):
     path = tmp_path / "x.npz"
