@@ -199,6 +199,7 @@ def test_processes_set_a_corrupted_checkpoint_aside_and_go_on_from_the_same_one(
     assert len(fingerprints) == 1
 
 
+@pytest.mark.slow
 def test_bad_numbers_rewind_and_then_end_all_processes_with_one_message(tmp_path):
     checks = ("--config.check.policy=rewind", "--config.check.max_rewinds=1")
     divergence = ("--config.optimizer.type=sgd", "--config.optimizer.learning_rate=1e30")

@@ -22,7 +22,13 @@ def test_every_family_is_kept():
     assert len(FAMILIES) == 13
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Whose programs compile for half a minute, in a form that the other pictures' families have too.
+LONG = ("efficientnet_lite", "mobilenet_v2")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[pytest.mark.slow] * (f in LONG)) for f in FAMILIES]
+)
 def test_an_old_run_goes_on_to_the_same_end(family, tmp_path, monkeypatch):
     monkeypatch.chdir(FOLDER.parents[2])  # the runs name their data from there
     one = jax.devices()[:1]  # where they were made

@@ -225,7 +225,12 @@ def source_of(config):
     return Arrays({"image": pictures, "label": np.arange(64, dtype=np.int32) % 10})
 
 
-@pytest.mark.parametrize("name", PRESETS)
+LONG = ("digits_distill", "fashion_mnist_distill", "fashion_mnist_resnet18")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in PRESETS]
+)
 def test_no_preset_changes_what_lies_where_or_what_is_sent_unseen(name):
     version, _, golden = (GOLDEN / f"{name}.txt").read_text().partition("\n")
     if version != f"jax {jax.__version__}":

@@ -190,6 +190,7 @@ def test_clients_that_no_device_can_have_whole_are_refused():
         setup_of("fedavg", "train.batch_size=80", "method.rows=20", mesh=dict(data=8))
 
 
+@pytest.mark.slow
 def test_other_shares_of_the_clients_give_the_same_round():
     one, state = steps_of(setup_of("fedavg", mesh=dict(data=1), devices=1), 3)
     shard_map = ("sharding.mode=shard_map", "sharding.rules=(('.*', 'replicate'),)")

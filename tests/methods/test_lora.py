@@ -81,6 +81,7 @@ def tiny_llama(**fields):
     return model, nn.unbox(variables)["params"], tokens
 
 
+@pytest.mark.slow
 def test_stacked_layers_have_adapters_of_their_own():
     model, params, tokens = tiny_llama(scan_layers=True)
     adaptation, trained, frozen = begun(params, rank=2)

@@ -159,7 +159,7 @@ def test_a_batch_and_channels_over_eight_devices_give_the_numbers_of_one():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("frozen", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_frozen_statistics_stay_and_training_sees_what_evaluation_sees(frozen):
     model = ResNet(**SMALL, frozen_statistics=frozen)
     variables = init(model)

@@ -46,6 +46,7 @@ def family(monkeypatch):
     return "llama"
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_numbers_of_one(family):
     matrix.test_eight_devices_give_the_numbers_of_one(family, "data 2 x fsdp 2 x tensor 2")
 

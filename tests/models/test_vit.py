@@ -72,6 +72,7 @@ def test_dropout_acts_in_training_only():
     assert not np.allclose(logits(one, True), logits(two, True))
 
 
+@pytest.mark.slow
 def test_remat_and_scan_change_no_gradient():
     plain, levers = (
         ViT(**{**SMALL, "layers": 2}, remat=r, scan_layers=s)

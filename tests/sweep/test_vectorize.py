@@ -35,6 +35,7 @@ def test_vectorised_equals_sequential_down_to_the_last_bit_of_the_parameters(tmp
         assert (together / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_through_vmap_losses_agree_to_1e_6(tmp_path, monkeypatch):
     trials = expand(rates(1e-2, 1e-3))
     for name, backend in (("one", "cpu"), ("all", "an accelerator")):
