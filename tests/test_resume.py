@@ -25,7 +25,7 @@ ABOUT = {
 
 def again(tmp_path, config_changes=(), allowed=(), **changes):
     """The session of a second start, a dict of `ABOUT` per changed part."""
-    manifest.record(tmp_path, small(), manifest.begin(tmp_path, ABOUT, []), 0)
+    manifest.record(tmp_path, small(), manifest.begin(tmp_path, ABOUT, []), 0, {})
     about = copy.deepcopy(ABOUT)
     for part, values in changes.items():
         about[part].update(values)
@@ -65,7 +65,7 @@ def test_other_data_is_refused_unless_allowed(tmp_path):
 
 def test_the_manifest_of_the_first_start_stays_and_resumes_are_added(tmp_path):
     session = again(tmp_path, versions={"jax": "0.11"})
-    manifest.record(tmp_path, small(), session, 4)
+    manifest.record(tmp_path, small(), session, 4, {})
     third = manifest.begin(
         tmp_path, {**ABOUT, "versions": {**ABOUT["versions"], "jax": "0.11"}}, []
     )

@@ -33,7 +33,11 @@ def make(folder, *, config=None, steps=(), result=None, age=0.0, **files):
 
 @pytest.fixture
 def folder(tmp_path):
-    done = {"step": 40, "metrics": {"eval/test/accuracy": 0.5, "eval/test/f1": [1]}}
+    done = {
+        "step": 40,
+        "fingerprint": "0",
+        "metrics": {"eval/test/accuracy": 0.5, "eval/test/f1": [1]},
+    }
     make(tmp_path / "a/teacher", steps=(20, 40), result=done, age=7200)
     best = {"checkpoint": {"best": "eval/test/loss"}}
     make(tmp_path / "a/student", config=best, steps=(10,), age=600)
