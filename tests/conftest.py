@@ -1,11 +1,10 @@
 """Eight simulated devices for every test; set before JAX starts its backend."""
 
-import gc
 import os
-from pathlib import Path
 
-import jax
 import pytest
+
+from bigjax.core import compilers
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -14,16 +13,9 @@ os.environ["XLA_FLAGS"] = (
 # More collective threads than cores: see "Many simulated devices" in the README.
 os.environ.setdefault("NPROC", "16")
 
-# Every compiled program takes memory mappings of its process; one that has used up what Linux allows
-# (vm.max_map_count, 65,530 by default) dies of a segmentation fault within the next compilation.
-MANY_MAPPINGS = 30_000
-
 
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
-    """After a file of tests, forgets the compiled programs where they have become too many."""
+    """A file of tests leaves room for the programs of the next one in its process."""
     yield
-    mappings = Path("/proc/self/maps")
-    if mappings.exists() and len(mappings.read_bytes().splitlines()) > MANY_MAPPINGS:
-        jax.clear_caches()
-        gc.collect()
+    compilers.make_room()

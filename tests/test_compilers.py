@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from bigjax.core import compilers
@@ -147,3 +148,14 @@ def test_compiled_programs_are_kept_where_asked(tmp_path, where, kept):
         assert done.stdout.strip() == "4.0", done.stderr
         files = list(folder.rglob("*-cache"))
         assert bool(files) == kept
+
+
+def test_programs_are_forgotten_before_the_process_runs_out_of_memory_mappings(monkeypatch):
+    double = jax.jit(lambda x: 2 * x)
+    assert double(3) == 6
+    compilers.make_room()
+    assert double._cache_size() == 1
+    monkeypatch.setattr(compilers, "MOST_MAPPINGS", 0)
+    compilers.make_room()
+    assert double._cache_size() == 0
+    assert double(3) == 6

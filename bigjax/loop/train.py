@@ -19,6 +19,7 @@ from bigjax.build.assemble import Setup, assemble
 from bigjax.build.weights import contents, with_hyper
 from bigjax.config.config import Config
 from bigjax.config.when import When
+from bigjax.core import compilers
 from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.doctor.short import trusted
 from bigjax.loop.bits import check_again
@@ -74,6 +75,7 @@ def train(
       Stopped: see `stop`.
       BadNumbers: a loss or gradient that cannot be right (see `bigjax.core.guard`).
     """
+    compilers.make_room()  # many runs of one process may have left many programs
     with workdir_lock(workdir):
         while True:
             try:
