@@ -16,6 +16,6 @@ os.environ.setdefault("NPROC", "16")
 
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
-    """A file of tests leaves room for the programs of the next one in its process."""
+    """A file of tests leaves room for the programs of the next, so that no test meets a forgetting run."""
     yield
-    compilers.make_room()
+    compilers.make_room(15_000)

@@ -150,12 +150,11 @@ def test_compiled_programs_are_kept_where_asked(tmp_path, where, kept):
         assert bool(files) == kept
 
 
-def test_programs_are_forgotten_before_the_process_runs_out_of_memory_mappings(monkeypatch):
+def test_programs_are_forgotten_before_the_process_runs_out_of_memory_mappings():
     double = jax.jit(lambda x: 2 * x)
     assert double(3) == 6
     compilers.make_room()
     assert double._cache_size() == 1
-    monkeypatch.setattr(compilers, "MOST_MAPPINGS", 0)
-    compilers.make_room()
+    compilers.make_room(most=0)
     assert double._cache_size() == 0
     assert double(3) == 6

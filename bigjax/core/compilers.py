@@ -65,7 +65,7 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def make_room() -> None:
+def make_room(most: int = MOST_MAPPINGS) -> None:
     """Forgets the compiled programs of this process where they have become too many.
 
     On a CPU a compiled program takes about three memory mappings of its process; one that has used up
@@ -78,7 +78,7 @@ def make_room() -> None:
         mappings = MAPPINGS.read_bytes().count(b"\n")
     except OSError:  # not Linux
         return
-    if mappings > MOST_MAPPINGS:
+    if mappings > most:
         jax.clear_caches()
         gc.collect()
 
