@@ -28,12 +28,15 @@ from scripts.fault_injection.runs import (
     wait,
 )
 
+FRUITLESS = 20  # in a row
+
 
 def interruptions(harness: Harness, times: int, kind: str) -> tuple[int, int]:
     """Kills, asks to stop, or fails at random moments, up to five times a run, then finishes it."""
-    good = done = 0
+    good = done = fruitless = 0
     while done < times:
         workdir, here, fine = harness.fresh(kind), 0, True
+        assert fruitless < FRUITLESS, f"{kind}: {FRUITLESS} runs ended before they were interrupted"
         for _ in range(min(5, times - done)):
             tamper = lambda: None  # noqa: E731
             if kind == "exception":
@@ -58,6 +61,7 @@ def interruptions(harness: Harness, times: int, kind: str) -> tuple[int, int]:
             )
             if kind == "sigterm":
                 fine &= stopped_in < 30 or harness.note(f"{workdir}: {stopped_in:.0f} s to stop")
+        fruitless = 0 if here else fruitless + 1
         if here:
             done += here
             good += here if harness.finish(workdir, f"{kind} {workdir.name}") and fine else 0

@@ -81,6 +81,7 @@ def start(
         count = f"--xla_force_host_platform_device_count={devices}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}"  # the last one holds
         os.environ["NPROC"] = "16"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup, whose children ignore it
         if not any(argument.startswith("--processes") for argument in arguments):
             _record_samples(Path(f"{workdir}.samples"))
         tamper()
