@@ -149,15 +149,20 @@ def data_dir(tmp_path_factory):
 
 # Of many stages, or what another one runs with other sizes or data: by hand, with --slow.
 LONG = (
+    "brown_bert",
+    "digits_omitted_class",
     "emoji_finetune_efficientnet",
-    "emoji_vit",
+    "fashion_mnist_cnn",
     "fashion_mnist_distill",
     "fashion_mnist_flow",
     "fashion_mnist_resnet18",
     "gpt2_124m",
     "gpt2_350m",
+    "imagenet_vit_s16",
     "kjv_es_translate",
     "llama_1b",
+    "markov_transformer",
+    "sentiment_bert",
     "sentiment_finetune",
 )
 

@@ -121,7 +121,7 @@ def test_the_moving_average_is_that_of_the_trained_leaves(name):
         close(state.ema, state.params, 1e-7)
 
 
-@every_method
+@every_method_at_length
 def test_bfloat16_computes_nearly_the_same_and_keeps_float32(name):
     losses, _ = steps_of(setup_of(name), 2)
     with promised(name, "bfloat16"):
