@@ -237,6 +237,14 @@ def test_a_gguf_header_cannot_promise_more_than_its_file_holds(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_quantized_tensor_without_numbers_is_empty(tmp_path):
+    name = struct.pack("<Q", 5) + b"small"
+    shape = struct.pack("<IQQIQ", 2, 0, 2, 8, 0)  # two rows of none, Q8_0
+    header = b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + name + shape
+    (tmp_path / "w.gguf").write_bytes(header + bytes(64))
+    assert open_published(str(tmp_path / "w.gguf")).read("small").shape == (2, 0)
+
+
 def test_numbers_of_eight_bits_that_numpy_does_not_know_are_one_line(tmp_path):
     folder = write(tmp_path / "w", tensors())
     header, end = {}, 0

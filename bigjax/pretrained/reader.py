@@ -138,7 +138,9 @@ def _open_gguf(path: Path) -> Published:
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]
         raw = np.frombuffer(data, np.uint8, tensor.size, tensor.start)
-        rows = raw.reshape(*tensor.shape[:-1], -1) if raw.size else raw
+        if not raw.size:
+            return np.zeros(tensor.shape, np.float32)
+        rows = raw.reshape(*tensor.shape[:-1], -1)
         kind = gguf.GGMLQuantizationType(tensor.type)
         try:
             values = gguf.quants.dequantize(rows, kind)
