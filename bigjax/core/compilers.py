@@ -52,7 +52,8 @@ def keep_compiled() -> None:
 
     One folder for each kind of processor, as a program is compiled for its instructions; bounded, and
     safe with many processes (both are JAX's own work). Only when asked for: jaxlib 0.10.2 was seen to
-    crash on a CPU while it wrote one program in some thousands (a loop that writes tokens).
+    crash on a CPU while it wrote one program in some thousands, perhaps for want of memory mappings
+    (`make_room`).
     """
     import jax
 
