@@ -65,7 +65,8 @@ class Cached(NamedTuple):
     top: int | None = None
 
 
-class Call(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
     """A model with abstract variables and inputs, as shapes are found by `jax.eval_shape`."""
 
     model: Any

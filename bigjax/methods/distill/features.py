@@ -8,6 +8,7 @@ own. Losses are (teacher's, student's, mask, ...) -> (sum over units, weight), i
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,7 @@ class WithFeatures:
         return outputs if asked is None else (outputs, collections)
 
 
+@functools.lru_cache(maxsize=16)  # asked by every objective, and a trace of a whole model
 def shapes(call: Call) -> dict[str, tuple[int, ...]]:
     """path -> shape of every feature of a model that is one array; "" is its outputs. Nothing is computed."""
 
