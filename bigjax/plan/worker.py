@@ -129,15 +129,20 @@ def for_platform(config: Config, platform: str) -> tuple[Config, list[str]]:
 
     JAX asks a cuDNN library and a GPU whether the fused attention is to be had; neither is here.
     """
-    model = config.values["model"]
+    model, remarks = config.values["model"], []
+    if config.make("method").cached:
+        remarks.append(
+            "not the program of a run in one point: the teacher is in the step, where a run reads its "
+            "outputs from method.cache"
+        )
     narrow = config.get("precision.policy") != "float32"
     if platform == "gpu" and narrow and model.get("attention") == "auto":
-        remark = (
+        remarks.append(
             "not the program of a run in one point: attention is XLA's, where a run takes cuDNN's fused "
             "kernel, which needs less memory and moves fewer bytes"
         )
-        return config.with_value("model.attention", "xla"), [remark]
-    return config, []
+        config = config.with_value("model.attention", "xla")
+    return config, remarks
 
 
 if __name__ == "__main__":
