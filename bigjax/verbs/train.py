@@ -24,7 +24,8 @@ def train_verb(
     label = {key: value for key, value in label.items() if value}
     allowed = options.allow_changed
     if stages.is_pipeline(raw):
-        stages.resolve(raw, overrides)  # what is wrong is found before anything is set aside
+        if options.fresh:  # what is wrong is found before anything is set aside
+            stages.resolve(raw, overrides, options.trust)
         _set_aside(options)
         trusted = options.trust
         print(stages.train_pipeline(raw, overrides, options.workdir, stop, allowed, trusted, label))
