@@ -120,11 +120,8 @@ def assemble(
         cached = taught_source(config, workdir, sources["train"], references, mesh, words)
         sources = {**sources, "train": cached}
     program = build_program(config, sources["train"], references, mesh, words)
-    train, source, evaluation = (
-        config.section("train"),
-        sources["train"],
-        config.section("evaluate"),
-    )
+    train, evaluation = config.section("train"), config.section("evaluate")
+    source = sources["train"]
     if evaluation.batch_size and (evaluation.splits or config.get("evaluators")):
         check_batch("config.evaluate.batch_size", evaluation.batch_size, 1, program.mesh)
     total_steps = train.total_steps(len(source))

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from bigjax.build.classes import Words
 from bigjax.build.parts import example_batch, fitted
 from bigjax.build.program import read_references
-from bigjax.build.weights import read_variables, reference_folders
+from bigjax.build.weights import read_variables, reference_folders, seen_from
 from bigjax.config.resolve import Config
 from bigjax.config.values import canonical
 from bigjax.core.errors import UserError
@@ -221,10 +221,9 @@ def taught_source(
             variables=read,
         )
 
-    root = (workdir / wanted.folder).resolve() if wanted.folder.startswith(".") else None
     return Taught(
         source,
-        root or Path(wanted.folder).expanduser(),
+        seen_from(workdir, wanted.folder),
         {name: teacher(name) for name in runs},
         [config.get("data.augment"), words],
         B,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean
-from bigjax.run.manifest import read_manifest
+from bigjax.run.manifest import known_of
 
 
 class Words(NamedTuple):
@@ -26,8 +26,7 @@ class Words(NamedTuple):
 
 def words_of_run(folder: Path) -> Words:
     """As the newest start of a run's manifest tells."""
-    first = read_manifest(folder) or {"resumes": []}
-    known = {**first, **(first["resumes"][-1] if first["resumes"] else {})}
+    known = known_of(folder)
     names = known.get("class_names")
     return Words(tuple(names) if names else None, known.get("tokenizer"))
 

@@ -117,13 +117,18 @@ def with_hyper(state: TrainState, hyper: Mapping[str, np.ndarray]) -> TrainState
     return state.replace(hyper=jax.tree.map(place, state.hyper, dict(hyper)))
 
 
+def seen_from(workdir: Path, path: str) -> Path:
+    """A folder that a config names; a path that starts with "." is seen from the run's own folder."""
+    return (workdir / path).resolve() if path.startswith(".") else Path(os.path.expanduser(path))
+
+
 def run_folder(workdir: Path, path: str, where: str) -> Path:
-    """The folder of another run; a path that starts with "." is seen from this run's own folder.
+    """The folder of another run, see `seen_from`.
 
     Raises:
       UserError: there is no run.
     """
-    folder = (workdir / path).resolve() if path.startswith(".") else Path(os.path.expanduser(path))
+    folder = seen_from(workdir, path)
     if not (folder / "config.json").exists():
         raise UserError(f"{where}: {folder} holds no run (no config.json)")
     return folder

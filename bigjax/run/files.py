@@ -207,9 +207,8 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if workdir.exists() and [path.name for path in workdir.iterdir()] == [
-                ".lock"
-            ]:  # nothing came of the run
+            left = [path.name for path in workdir.iterdir()] if workdir.exists() else []
+            if left == [".lock"]:  # nothing came of the run
                 path.unlink()
                 workdir.rmdir()
 

@@ -211,13 +211,18 @@ def newest_start(first: Mapping[str, Any]) -> dict[str, Any]:
     return {**first, **(first["resumes"][-1] if first["resumes"] else {})}
 
 
+def known_of(workdir: Path) -> dict[str, Any]:
+    """What a run's folder says of its newest start; next to nothing without a good `manifest.json`."""
+    return newest_start(read_manifest(workdir) or {"resumes": []})
+
+
 def check_fitted(workdir: Path, source: Any) -> None:
     """Refuses a train split by which a run's predictions would be read wrongly.
 
     Raises:
       UserError: its class names, or what else a source fits to it, are not those of the run.
     """
-    known = newest_start(read_manifest(workdir) or {"resumes": []})
+    known = known_of(workdir)
     for part in ("class_names", "fitted"):
         old, new = known.get(part), plain(getattr(source, part, None))
         if old is not None and old != new:
@@ -250,7 +255,7 @@ def check_frozen(workdir: Path, now: Mapping[str, str], allowed: Sequence[str] =
     Raises:
       UserError: one is not what the run's newest start had.
     """
-    known = newest_start(read_manifest(workdir) or {"resumes": []}).get("frozen") or {}
+    known = known_of(workdir).get("frozen") or {}
     for name, fingerprint in now.items():
         then = known.get(name, fingerprint)
         if then != fingerprint and not _covers(allowed, f"method.{name}"):

@@ -88,16 +88,10 @@ def load(sweep: Sweep, trials: Sequence[Trial], workdir: Path) -> Results:
 
 
 def _row(trial: Trial, folder: Path) -> Row:
-    state = status(folder)
-    if state == "done":
-        metrics = read_result(folder)["metrics"]
-        return Row(
-            trial,
-            state,
-            "",
-            {k: float(v) for k, v in metrics.items() if isinstance(v, float | int)},
-        )
-    return Row(trial, state, why_failed(folder))
+    if (result := read_result(folder)) is None:
+        return Row(trial, status(folder), why_failed(folder))
+    numbers = {k: float(v) for k, v in result["metrics"].items() if isinstance(v, float | int)}
+    return Row(trial, "done", "", numbers)
 
 
 def _group(sweep: Sweep, rows: list[Row]) -> Group:
