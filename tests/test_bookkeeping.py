@@ -9,6 +9,7 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError
@@ -217,16 +218,34 @@ def test_a_result_that_is_not_a_number_is_read_as_it_was_and_a_strange_one_is_lo
     assert "time" not in read_result(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", [".lock", "manifest.json", "metrics.jsonl", "config.json", "result.json", "time.json"]
-)
+@pytest.mark.parametrize("name", [".lock", *files.WRITTEN])
 def test_a_folder_in_the_place_of_a_file_is_one_line(halves, tmp_path, name, capsys):
     run = shutil.copytree(halves[name == "result.json"], tmp_path / "run")
     (run / name).unlink(missing_ok=True)
     (run / name).mkdir()
-    assert launch.execute("experiments.x", small_config, [f"--workdir={run}"]) in (1, 2)
+    before = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert launch.execute("experiments.x", small_config, [f"--workdir={run}"]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1].startswith("error: ") and name in said[-1]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before
+
+
+def test_a_true_manifest_over_files_that_orbax_cannot_read_is_one_line(tmp_path):
+    _, wanted = saved(tmp_path, steps=(1,))
+    folder = epath.Path(tmp_path / "checkpoints" / "1")
+    content = json.loads((folder / "manifest.json").read_text())
+    for name in content["files"]:
+        (folder / name).write_bytes(b"not what Orbax wrote")
+    content["files"] = hashes.file_hashes(folder, content["files"])
+    content.pop("sha256")
+    (folder / "manifest.json").write_text(hashes.sealed(content))
+    for read in (
+        lambda: Checkpoints(tmp_path, settings.Checkpoint(), ORIGIN).restore_newest(wanted),
+        lambda: restore_leaves(tmp_path, {"kernel": wanted["kernel"]}),
+    ):
+        with pytest.raises(CheckpointError, match="as they were saved, and cannot be read") as told:
+            read()
+        assert "\n" not in str(told.value) and folder.exists()
 
 
 @pytest.mark.parametrize("name", ["bad", "checkpoints"])

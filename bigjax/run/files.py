@@ -31,6 +31,10 @@ log = logging.getLogger("bigjax")
 
 TEMPORARY = ".bigjax-tmp"
 RUN_ID = re.compile(r"[0-9a-f]{16}")  # a run's id, see `bigjax.run.manifest`
+WRITTEN = (  # by a run, in its folder
+    "bad_step.json", "checkpoints_at.txt", "config.json", "manifest.json", "metrics.jsonl",
+    "report.html", "result.json", ".saved", "skipped.jsonl", "time.json", "train_mean.json",
+)  # fmt: skip
 MOST_TRIES = 8  # to find where a line begins that was glued to a torn one
 DAY = 86400.0  # seconds; a private folder older than this belongs to a process that is gone
 
@@ -180,7 +184,8 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
     the folder are removed.
 
     Raises:
-      UserError: another process holds it (its number and host are named), or it cannot be made.
+      UserError: another process holds it (its number and host are named), it cannot be made, or a
+        folder stands where a run writes a file.
     """
     if not is_leader():
         yield
@@ -204,6 +209,10 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
         for left in workdir.glob(f".*{TEMPORARY}"):
             if left.is_file():
                 left.unlink()
+        if wrong := [name for name in WRITTEN if (workdir / name).is_dir()]:
+            raise UserError(
+                f"{workdir / wrong[0]}: a folder, where the run's file belongs; move it"
+            )
         try:
             yield
         finally:

@@ -84,11 +84,20 @@ def _verified_leaves(
         restored = paths(read_tree(folder, flax.traverse_util.unflatten_dict(kept, sep="/")))
     except Exception as error:
         hashes.check_files(folder, manifest)  # says which file it was, if it was one
-        raise error
+        raise unreadable(folder, error) from error
     if wrong := hashes.wrong_arrays(restored, there):
         raise BadCheckpoint(f"arrays differ from what was saved: {hashes.some(wrong)}")
     check_step(restored, manifest["step"])
     return {path: restored[path].astype(leaf.dtype) for path, leaf in wanted.items()}
+
+
+def unreadable(folder: epath.Path, error: Exception) -> CheckpointError:
+    """Of a checkpoint whose files are those of its manifest. It stays where it is: memory may have been
+    short, or somebody has made a true manifest of files that are none of Orbax's."""
+    reason = " ".join(str(error).split())[:400] or type(error).__name__
+    return CheckpointError(
+        f"{folder}: its files are as they were saved, and cannot be read ({reason})"
+    )
 
 
 def check_step(arrays: dict[str, Any], step: int) -> None:

@@ -322,10 +322,10 @@ class Checkpoints:
             )
         try:
             state = leaves.read_tree(folder, abstract_state)
-        except Exception:
-            if folder.exists():
-                raise
-            raise BadCheckpoint("removed while it was read") from None
+        except Exception as error:
+            if not folder.exists():
+                raise BadCheckpoint("removed while it was read") from None
+            raise leaves.unreadable(folder, error) from error
         arrays = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
         wrong = hashes.wrong_arrays(arrays, manifest["arrays"]) if verify else []
         agree(f"arrays differ from what was saved: {hashes.some(wrong)}" if wrong else "")
