@@ -27,6 +27,7 @@ from bigjax.core import settings
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.method import Method
+from bigjax.core.mixing import Mixing
 from bigjax.core.state import TrainState
 from bigjax.data.sources import check_classes, open_splits
 from bigjax.mesh.sharding import check_batch, make_mesh
@@ -44,7 +45,8 @@ class Setup:
       total_steps: of the whole run.
       program: the jitted functions.
       method: the run's, with its own scalars; the program's may have those of a run that shares it.
-      order: which examples a step reads (`Method.order`); None: the shuffled stream.
+      order: which examples a step reads (`Method.order`, or `data.mixture`); None: the shuffled stream.
+      mixing: of the parts of `data.mixture`, or None.
       hyper: the traced scalars, as the state holds them.
       initial: () -> (state before step 1, base).
       base_again: () -> the base of a run that has begun.
@@ -72,6 +74,12 @@ class Setup:
     base_again: Callable[[], Any]
     read_frozen: Callable[[], dict[str, Any]]
     cached: Taught | None = None
+    mixing: Mixing | None = None
+
+    def measure(self, step: int) -> dict[str, float]:
+        """Metric -> number, of what is known of the run after `step` updates without its data."""
+        mixed = self.mixing.measure(step) if self.mixing else {}
+        return self.method.measure(step, self.sources["train"]) | mixed
 
     def start(self) -> tuple[TrainState, dict[str, Any]]:
         """(the state before step 1, frozen)."""
@@ -125,6 +133,12 @@ def assemble(
     if evaluation.batch_size and (evaluation.splits or config.get("evaluators")):
         check_batch("config.evaluate.batch_size", evaluation.batch_size, 1, program.mesh)
     total_steps = train.total_steps(len(source))
+    order = method.order(source, config.seed, train.batch_size, total_steps)
+    mixing = _mixing(config, source, total_steps)
+    if mixing and order:
+        raise UserError(
+            "config.data.mixture: the method chooses its examples itself; leave one out"
+        )
     return Setup(
         values=config.values,
         fingerprint=config.fingerprint,
@@ -140,7 +154,8 @@ def assemble(
         total_steps=total_steps,
         program=program,
         method=method,
-        order=method.order(source, config.seed, train.batch_size, total_steps),
+        order=mixing.rows_of if mixing else order,
+        mixing=mixing,
         hyper=traced_hyper(config),
         initial=lambda: initial_state(config, program, workdir),
         base_again=lambda: base_again(config, program, workdir),
@@ -159,6 +174,20 @@ def open_sources(config: Config, splits: Sequence[str] | None = None) -> dict[st
     check_vocabulary(config, sources["train"])
     check_labels(config, sources)
     return sources
+
+
+def _mixing(config: Config, source: Any, total_steps: int) -> Mixing | None:
+    """The order of a mixture of `source.parts`; None where the config has none."""
+    data, train = config.section("data"), config.section("train")
+    if not data.mixture:
+        return None
+    if train.epochs:
+        raise UserError(
+            "config.train.epochs: a mixture has no epochs, its parts have; give steps or examples"
+        )
+    sizes = {name: len(part) for name, part in source.parts.items()}
+    schedules = data.mixture_schedules or {}
+    return Mixing(sizes, data.mixture, schedules, config.seed, train.batch_size, total_steps)
 
 
 def check_labels(config: Config, sources: dict[str, Any]) -> None:

@@ -228,6 +228,7 @@ def _recipe(
         ema_decay=train.ema_decay,
         check=None if check.policy == "off" else check,
         total_steps=total_steps,
+        parts=tuple(config.get("data.mixture") or ()),
     )
 
 

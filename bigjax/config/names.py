@@ -117,6 +117,7 @@ KINDS = {
     "evaluators": "evaluator",
     "data.source": "source",
     "data.sources": "source",
+    "data.mixture_schedules": "schedule",
     "data.augment": "transform",
     "data.preprocess": "transform",
     "optimizer": "optimizer",
@@ -124,7 +125,7 @@ KINDS = {
 }
 
 # Sections whose keys are names of the user's, each with a typed section of its own.
-NAMED = ("evaluators", "data.sources", "method.objectives")
+NAMED = ("evaluators", "data.sources", "data.mixture_schedules", "method.objectives")
 LISTED = ("adapt", "data.augment", "data.preprocess")  # lists of typed sections
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.

@@ -91,6 +91,7 @@ class Scope:
     loss_scale: dynamic loss scaling's state, or None.
     total_steps: of the whole run.
     own: the method's own trained leaves (`Method.parameters`).
+    parts: names of the parts of a mixture (`data.mixture`), whose numbers are in batch["part"]; or ().
     """
 
     model: Any
@@ -107,6 +108,7 @@ class Scope:
     loss_scale: LossScale | None = None
     total_steps: int = 1
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
     def replace(self, **changes: Any) -> Scope:
         return dataclasses.replace(self, **changes)
@@ -119,6 +121,23 @@ class Scope:
         mutable = list(self.collections)
         rngs = {"dropout": self.rng}
         return self.model.apply(variables, *inputs, train=True, rngs=rngs, mutable=mutable)
+
+    def loss(self, outputs: Any, batch: Batch) -> tuple[Pair, dict[str, Pair]]:
+        """The task's loss of a batch, and pairs to show: of a mixture also the loss of each part."""
+        pair, metrics = self.task.loss(outputs, batch)
+        if "part" not in batch or self.task.COMPARES_EXAMPLES:
+            return pair, metrics
+
+        def of_one(outputs: Any, example: Batch) -> Pair:
+            alone = jax.tree.map(lambda x: x[None], (outputs, example))
+            return self.task.loss(*alone)[0]
+
+        totals, weights = jax.vmap(of_one)(jax.lax.stop_gradient(outputs), batch)
+        for number, name in enumerate(self.parts):
+            own = batch["part"] == number
+            shown = (jnp.sum(jnp.where(own, x, 0.0)) for x in (totals, weights))
+            metrics = {**metrics, f"loss/{name}": tuple(shown)}
+        return pair, metrics
 
     def read(self, name: str, batch: Batch) -> Any:
         """Outputs of a reference on the examples of a batch; no gradient reaches it."""
@@ -232,7 +251,7 @@ class Method:
     def loss(self, params: Any, batch: Batch, scope: Scope) -> Loss:
         """The loss of a batch, as a sum and the weight to divide it by."""
         outputs, collections = scope.apply(params, batch)
-        (loss_sum, weight), metrics = scope.task.loss(outputs, batch)
+        (loss_sum, weight), metrics = scope.loss(outputs, batch)
         return Loss(loss_sum, weight, metrics, collections)
 
     def gradients(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.marks import RunReference
 
 
@@ -73,6 +73,10 @@ class Data:
     # as "train[:90%]", or of one of `sources`: "NAME:train"
     splits: Mapping[str, str]
     sources: Mapping[str, Any] | None = None  # other sources, by name
+    # split -> weight: what is trained on in place of "train" alone, which is among them; and split ->
+    # schedule that its weight is multiplied by (see `bigjax.core.mixing`)
+    mixture: Mapping[str, float] | None = None
+    mixture_schedules: Mapping[str, Any] | None = None
     augment: Sequence[Any] = ()  # training only, first
     preprocess: Sequence[Any] = ()  # always, after `augment`
     workers: int = 2  # reading threads
@@ -81,6 +85,23 @@ class Data:
         if "train" not in self.splits:
             raise UserError("config.data.splits: needs a split named 'train'")
         _positive("data", workers=self.workers)
+        mixed = self.mixture or {}
+        if mixed and "train" not in mixed:
+            raise UserError("config.data.mixture: must hold 'train', which all is fitted to")
+        for name, weight in mixed.items():
+            if name not in self.splits:
+                raise UserError(
+                    f"config.data.mixture.{name}: no such split{did_you_mean(name, self.splits)}; "
+                    f"config.data.splits has {', '.join(self.splits)}"
+                )
+            if not 0 <= weight < math.inf:
+                raise UserError(f"config.data.mixture.{name}: {weight!r} must be 0 or more")
+        for name in self.mixture_schedules or {}:
+            if name not in mixed:
+                raise UserError(
+                    f"config.data.mixture_schedules.{name}: no part of config.data.mixture"
+                    f"{did_you_mean(name, mixed)}"
+                )
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Recipe:
     ema_decay: decay of the moving average of the trained leaves.
     check: which numbers are bad, and then not applied (`bigjax.core.guard`); None applies all.
     total_steps: of the whole run, for schedules.
+    parts: names of the parts of a mixture, or ().
     """
 
     method: Method
@@ -60,6 +61,7 @@ class Recipe:
     ema_decay: float | None = None
     check: Check | None = None
     total_steps: int = 1
+    parts: tuple[str, ...] = ()
 
     def params(self, trained: Any, frozen: Frozen, step: jax.Array) -> Any:
         """The parameters that the model sees."""
@@ -239,6 +241,7 @@ def scope_of(
         references=recipe.references,
         views=views or {},
         loss_scale=state.loss_scale,
+        parts=recipe.parts,
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.data.mixed import Mixed
 
 Features = dict[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -72,6 +73,8 @@ def nothing_left(problems: Sequence[str]) -> str:
 def open_splits(data: settings.Data, names: Iterable[str]) -> dict[str, Source]:
     """Opens the named of `data.splits`, all of a target as its part of "train" is fitted.
 
+    With `data.mixture`, "train" is all that is trained on, and its parts are among the splits.
+
     Raises:
       UserError: a split is not there, or its classes are not those of train.
     """
@@ -84,12 +87,14 @@ def open_splits(data: settings.Data, names: Iterable[str]) -> dict[str, Source]:
     name, part = part_of(data.splits["train"])
     if hasattr(targets[name], "fit"):
         targets[name] = targets[name].fit(part)
-    opened = {}
-    for split in dict.fromkeys(names):
+    opened, mixed = {}, data.mixture or {}
+    for split in dict.fromkeys((*names, *mixed)):
         name, part = part_of(data.splits[split])
         opened[split] = targets[name].open(part)
     for split, source in opened.items():
         _check_alike(split, source, opened.get("train", source))
+    if mixed:
+        opened["train"] = Mixed({name: opened[name] for name in mixed})
     return opened
 
 

@@ -147,7 +147,7 @@ class Record:
         found = evaluate_due(self.setup, state, frozen, step, self.workdir, self._stop)
         if found is None:
             return {}
-        metrics = found[0] | self.setup.method.measure(step, self.setup.sources["train"])
+        metrics = found[0] | self.setup.measure(step)
         self.write(step, metrics)
         self.last_step = step
         if self.setup.checkpoint.best in metrics:
@@ -209,7 +209,7 @@ def result_of(
     )
     return {
         "step": ended,
-        "metrics": metrics | setup.method.measure(ended, setup.sources["train"]),
+        "metrics": metrics | setup.measure(ended),
         "fingerprint": params_fingerprint(state.params),
         "seconds": round(spent["wall"], 3),
         "time": spent,

@@ -92,7 +92,7 @@ def train_together(
         state = jax.tree.map(lambda x, i=i: x[i], host)
         result = {
             "step": setup.total_steps,
-            "metrics": final[i] | setup.method.measure(setup.total_steps, sources["train"]),
+            "metrics": final[i] | setup.measure(setup.total_steps),
             "fingerprint": params_fingerprint(state.params),
             "seconds": round(seconds, 3),
             "together": len(trials),
@@ -193,7 +193,7 @@ class Together:
         found = evaluate_due(self.setup, state, frozen, step, self.workdir)
         assert found is not None
         for lines, metrics, setup in zip(self.lines, found, self.setups, strict=True):
-            metrics |= setup.method.measure(step, setup.sources["train"])
+            metrics |= setup.measure(step)
             lines.append((step, metrics))
         return found
 

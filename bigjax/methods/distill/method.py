@@ -136,7 +136,7 @@ class Distill(Method):
         alpha, objectives = scope.hyper["alpha"], self._objectives
         scope = self._showing_features(scope)
         (outputs, inside), collections = scope.apply(params, batch)
-        (total, weight), metrics = scope.task.loss(outputs, batch)
+        (total, weight), metrics = scope.loss(outputs, batch)
         metrics = {**metrics, "label_loss": (total, weight)}
         total = (1 - alpha) * total
         heard = dict.fromkeys(objective.teacher for objective in objectives.values())
