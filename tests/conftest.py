@@ -1,6 +1,7 @@
 """Eight simulated devices for every test; set before JAX starts its backend."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -12,6 +13,11 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 # More collective threads than cores: see "Many simulated devices" in the README.
 os.environ.setdefault("NPROC", "16")
+# What one worker or started process has compiled, the others read; it goes with this process.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="bigjax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -136,18 +136,28 @@ print(float(jax.jit(lambda x: jax.lax.fori_loop(0, 9, lambda i, y: y @ y, x).sum
 """
 
 
-@pytest.mark.parametrize(("where", "kept"), [("{folder}", True), ("off", False)])
-def test_compiled_programs_are_kept_where_asked(tmp_path, where, kept):
-    folder = tmp_path / "kept"
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ("{folder}/mine", "mine"),
+        ("", "home/bigjax/compiled"),
+        ("off", None),
+        ("/proc/nowhere", None),
+    ],
+)
+def test_compiled_programs_are_kept_unless_told_otherwise(tmp_path, where, kept):
     env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    env |= {"BIGJAX_COMPILED": where.format(folder=folder), "JAX_ENABLE_COMPILATION_CACHE": "true"}
+    env |= {"JAX_ENABLE_COMPILATION_CACHE": "true", "XDG_CACHE_HOME": str(tmp_path / "home")}
+    env |= {"BIGJAX_COMPILED": where.format(folder=tmp_path)}
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", COMPILE], cwd=ROOT, env=env, capture_output=True, text=True
         )
         assert done.stdout.strip() == "4.0", done.stderr
-        files = list(folder.rglob("*-cache"))
-        assert bool(files) == kept
+        assert all(
+            path.is_relative_to(tmp_path / (kept or "")) for path in tmp_path.rglob("*-cache")
+        )
+        assert bool([*tmp_path.rglob("*-cache")]) == (kept is not None)
 
 
 def test_programs_are_forgotten_before_the_process_runs_out_of_memory_mappings():

@@ -48,30 +48,38 @@ def remedies() -> tuple[str, ...]:
 
 
 def keep_compiled() -> None:
-    """Keeps compiled programs in BIGJAX_COMPILED=FOLDER, so that a second start need not compile.
+    """Keeps compiled programs on this machine's disk, so that a second start need not compile.
 
-    One folder for each kind of processor, as a program is compiled for its instructions; bounded, and
-    safe with many processes (both are JAX's own work). Only when asked for: jaxlib 0.10.2 was seen to
-    crash on a CPU while it wrote one program in some thousands, perhaps for want of memory mappings
-    (`make_room`).
+    In `~/.cache/bigjax/compiled`, or BIGJAX_COMPILED=FOLDER ("off": not at all), one folder for each kind
+    of processor, as a program is compiled for its instructions; bounded, and safe with many processes
+    (both are JAX's own work). Where the folder cannot be made, nothing is kept.
     """
     import jax
 
-    where = os.environ.get("BIGJAX_COMPILED", "off")
+    where = os.environ.get("BIGJAX_COMPILED") or _cache_home() / "bigjax" / "compiled"
     if where == "off" or jax.config.jax_compilation_cache_dir:
         return
     machine = hashlib.sha256(_processor().encode()).hexdigest()[:12]
-    jax.config.update("jax_compilation_cache_dir", str(Path(where).expanduser() / machine))
+    folder = Path(where).expanduser() / machine
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_COMPILED)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
 
 
 def make_room(most: int = MOST_MAPPINGS) -> None:
     """Forgets the compiled programs of this process where they have become too many.
 
     On a CPU a compiled program takes about three memory mappings of its process; one that has used up
-    what Linux allows dies of a segmentation fault within the next compilation (seen with jaxlib 0.10.2
-    after 22,000 programs). What is still used is compiled again.
+    what Linux allows dies of a segmentation fault within the next compilation, or as the program is
+    written to disk (seen with jaxlib 0.10.2 after 22,000 programs). What is still used is compiled again.
     """
     import jax
 
@@ -85,14 +93,20 @@ def make_room(most: int = MOST_MAPPINGS) -> None:
 
 
 def _processor() -> str:
-    """What tells processors with other instructions apart."""
+    """What programs are compiled for: the kind of processor, and how many cores share a product."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    return "\n".join(
-        sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})
-    )
+        lines = [f"model name {platform.processor() or platform.machine()}"]
+    kind = {x for x in lines if x.startswith(("model name", "flags", "Features"))}
+    return "\n".join([*sorted(kind), os.environ.get("NPROC") or str(_cores())])
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
 
 
 def offers_huge_pages() -> bool:
