@@ -1,6 +1,7 @@
 """Bad numbers: seen within the step, never applied, and what each policy does then."""
 
 import json
+import re
 
 import flax
 import jax
@@ -10,9 +11,12 @@ import pytest
 
 from bigjax.build.parts import example_batch, key_data, traced_hyper
 from bigjax.build.program import build_program
+from bigjax.config.resolve import resolve
 from bigjax.core import guard, settings
 from bigjax.core.errors import UserError
 from bigjax.loop.train import train
+from bigjax.mesh.sharding import make_mesh
+from bigjax.plan.sharding_report import abstract_batch, lowered_step
 from bigjax.run import ledger
 from bigjax.run.checkpoint import Checkpoints
 from bigjax.run.writers import read_metrics
@@ -326,3 +330,32 @@ def test_one_example_on_the_ledger_reaches_no_other(tmp_path):
     head = final_state(config, tmp_path).params["head"]
     expected = kernel - RATE * 2 / len(rest) * data["features"][rest].T @ error
     np.testing.assert_allclose(head["kernel"][:, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["stop", "off"])
+def test_no_parameter_is_copied_in_a_compiled_step(tmp_path, policy):
+    """An update in place of what is still to be read would cost a copy of each kernel a step."""
+    np.savez(
+        tmp_path / "train.npz", image=np.zeros((64, 8, 8, 1), np.uint8), label=np.arange(64) % 7
+    )
+    config = resolve(
+        dict(
+            train=dict(steps=3, batch_size=16),
+            data=dict(
+                source=dict(type="npz", directory=str(tmp_path)),
+                splits=dict(train="train"),
+                preprocess=(dict(type="normalize", scale=255.0),),
+            ),
+            model=dict(type="mlp", widths=(56, 72), outputs=7),
+            task=dict(type="classification"),
+            optimizer=dict(type="adamw", learning_rate=0.01),
+            check=dict(policy=policy),
+        )
+    )
+    source = config.section("data").source.open("train")
+    device = make_mesh(config.section("mesh"), jax.devices()[:1])
+    program = build_program(config, source, mesh=device)
+    batch = abstract_batch(program, {"image": ((8, 8, 1), np.uint8), "label": ((), np.int64)}, 16)
+    text = lowered_step(program, batch).compile().as_text()
+    assert "f32[56,72]" in text
+    assert not re.findall(r"f32\[(?:64,56|56,72|72,7)\]\S* copy\(", text)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.core.adapt import Adaptation
-from bigjax.core.guard import guarded, non_finite
+from bigjax.core.guard import guarded, in_place, non_finite
 from bigjax.core.method import Batch, Method, Reference, Scope, Sums, of_the_mean, split_rows
 from bigjax.core.optimizers import global_norm
 from bigjax.core.precision import without_overflow
@@ -209,7 +209,7 @@ def apply_sums(
         return new, info
 
     if check is None:
-        new, info = update(state)
+        new, info = in_place(state, update, loss)
         halted = jnp.zeros((), bool)
     else:
         grad_norm = judged = of_the_mean(global_norm(sums.gradients), sums.pairs)
