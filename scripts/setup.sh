@@ -49,6 +49,15 @@ ask_for_huge_pages() { # as bigjax/core/compilers.py: the C library reads it as 
     fi
 }
 
+find_from_anywhere() { # so that `python my_experiment.py` finds bigjax in any folder, also once this one was moved
+    local packages
+    for packages in .venv/lib/python*/site-packages; do
+        if [[ -d "$packages" && ! -d "$(cat "$packages/bigjax.pth" 2>/dev/null)/bigjax" ]]; then
+            pwd >"$packages/bigjax.pth"
+        fi
+    done
+}
+
 set_up_extras() {
     local name needed alone extras=${BIGJAX_EXTRAS:-}
     for name in ${extras//,/ }; do
@@ -83,6 +92,7 @@ PYTHON
 set_up() {
     ask_for_huge_pages /sys/kernel/mm/transparent_hugepage/enabled
     if is_installed "$@"; then
+        find_from_anywhere
         set_up_extras
         return
     fi
@@ -104,8 +114,7 @@ set_up() {
             ${BIGJAX_JAX_EXTRA:+"jax[$BIGJAX_JAX_EXTRA]"} >&2
         stamp_of "$file" >".venv/installed/$file"
     done
-    # So that `python my_experiment.py` finds bigjax from any folder.
-    pwd >"$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/bigjax.pth"
+    find_from_anywhere
     exec 9>&-
     set_up_extras
 }

@@ -94,6 +94,18 @@ def test_second_start_installs_nothing(checkout):
     ]
 
 
+def test_bigjax_is_found_from_any_folder_also_after_a_move(checkout):
+    packages = checkout / "repo" / ".venv" / "lib" / "python3.11" / "site-packages"
+    start(checkout, "experiments.x")
+    packages.mkdir(parents=True)  # an environment that an older checkout made: there is no file
+    (checkout / "repo" / "bigjax").mkdir()
+    for before in (None, "/moved/away", str(checkout / "repo")):
+        if before:
+            (packages / "bigjax.pth").write_text(before + "\n")
+        assert start(checkout, "experiments.x").returncode == 0
+        assert (packages / "bigjax.pth").read_text() == f"{(checkout / 'repo').resolve()}\n"
+
+
 def test_changed_requirements_are_installed_again(checkout):
     start(checkout, "experiments.x")
     with open(checkout / "repo" / "requirements.txt", "a") as file:
