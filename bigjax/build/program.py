@@ -266,8 +266,8 @@ def _jitted(
 
 
 def _jit_once(function: Callable[..., Any], **layout: Any) -> Callable[..., Any]:
-    """Jits what makes a first state. On a CPU its draws compile twice as fast at LLVM's level 1, and
-    run as fast: 16 M normal deviates take 0.5 s at levels 1 to 3, 4.6 s at 0."""
+    """Jits what makes a first state. On a CPU its draws compile sooner at LLVM's level 1 than at 2 and
+    3, and run as fast; at 0 they are several times slower."""
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     return jax.jit(exactly(function), compiler_options=options, **layout)
 

@@ -49,7 +49,7 @@ def guarded(
     """`update(old)`, or `old` where the step's numbers are bad. Pure.
 
     One branch or the other is computed: a choice between two finished states would cost copies of
-    the optimizer's (25 % of a step on a CPU). Bad is a loss or gradient norm that is not finite, and, with `check.spike`, a loss above
+    the optimizer's. Bad is a loss or gradient norm that is not finite, and, with `check.spike`, a loss above
     median + spike * 1.4826 MAD of the last WINDOW losses, once there are that many (1.4826 makes
     the median absolute deviation a standard deviation for normal noise: Rousseeuw & Croux 1993,
     eq. 1.1). A batch of weight 0, every example of which is left out, is not bad; nothing is

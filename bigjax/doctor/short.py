@@ -1,4 +1,4 @@
-"""The doctor's short form: once per environment, at the first launch, in under two seconds."""
+"""The doctor's short form: once per environment, at the first launch."""
 
 from __future__ import annotations
 

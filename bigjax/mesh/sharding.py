@@ -183,7 +183,7 @@ def gathering(mesh: Mesh, placed: Mapping[str, Placement]) -> Callable[[Any], An
     What FSDP does in any case, said to the compiler where the batch is split over data and fsdp and
     parameters over fsdp and tensor: left to itself, XLA's partitioner (jaxlib 0.10.2 to 0.12.0.1)
     computes wrong products there for some batch sizes (8 and 16 rows on 2 x 2 x 2 devices: gradients
-    wrong by 60 to 220 %; `tests/test_sharding_matrix.py` has the case). Elsewhere nothing is said, nor
+    wholly wrong; `tests/test_sharding_matrix.py` has the case). Elsewhere nothing is said, nor
     of stacked layers, which a loop reads one by one and which were right in every case tried.
     """
     rows = math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis != "fsdp")

@@ -66,7 +66,7 @@ def locate(source: str, where: str = "config.init.source") -> Path:
     raise UserError(
         f"{where}: no file or folder '{source}', and no weights of that name under {weights}"
         f"{did_you_mean(source, here)}; there: {', '.join(here) or 'none'} "
-        f"(`scripts/fetch_data {source}` fetches those bigjax knows)"
+        f"(`scripts/fetch_data --help` lists those bigjax fetches; the Hub's are OWNER/NAME)"
     )
 
 

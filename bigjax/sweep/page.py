@@ -45,7 +45,7 @@ def write(found: Results, workdir: Path) -> Path:
         title=workdir.resolve().name,
         facts=f"{sweep.experiment} · {ended} of {len(found.rows)} trials finished",
         failures=failures,
-        coordinates=_coordinates(found, ranked) if ranked else None,
+        coordinates=_coordinates(found, ranked) if len(ranked) > 1 else None,  # of what differs
         table=table(results.table_rows(found)),
         notes=notes,
         curves=mean_curves(runs, ("train/loss", sweep.metric)),

@@ -276,6 +276,8 @@ def number(value: Any) -> str:
 
 def _test_mean(sweep: Sweep, group: Group) -> str:
     s = _summary(sweep.test_metric, group.test)
+    if s.n < 2:
+        return f"{number(s.mean)} (one seed)"
     return f"{number(s.mean)} (sd {number(s.sd)}, 95 % {interval(s.low, s.high)}, n {s.n})"
 
 

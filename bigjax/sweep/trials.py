@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import pkgutil
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +67,10 @@ def load_module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not name.startswith(error.name):
             raise
-        raise UserError(f"no experiment '{name}' ({error})") from None
+        package = sys.modules.get(name.rpartition(".")[0])
+        beside = pkgutil.iter_modules(package.__path__, f"{package.__name__}.") if package else ()
+        near = did_you_mean(name, [module.name for module in beside])
+        raise UserError(f"no experiment '{name}'{near or f' ({error})'}") from None
 
 
 def load_experiment(sweep: Sweep) -> Any:

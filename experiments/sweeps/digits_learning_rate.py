@@ -24,8 +24,7 @@ Validation accuracy, 95 % t interval over 4 seeds; difference from 0.001, paired
     0.0001    0.8275  0.0310  [0.7782, 0.8768]  -0.1375     0.09
 
 Rates from 0.0006 to 0.1 cannot be told apart from 0.001 with 4 seeds and 200 validation images; on the
-test images the best is 0.0113 [0.0035, 0.0191] above it, p 0.02. An older tree gave
-0.9762, 0.9537 and 0.9363 at 0.0158, 0.0631 and 0.1, and the same numbers up to 0.01.
+test images the best is 0.0113 [0.0035, 0.0191] above it, p 0.02.
 """
 
 from bigjax.sweep import Sweep, over

@@ -1,6 +1,6 @@
 """What verification costs: saves and restores of 512 MiB, bare Orbax and bigjax in turns.
 
-    .venv/bin/python -m scripts.benchmarks.checkpoint [PAIRS]
+    .venv/bin/python -m scripts.benchmarks.checkpoint [PAIRS]      default 7; writes results/checkpoint.json
 
 The state is 8 arrays of 64 MiB of random float32, on the CPU. The stall is the time until `save`
 returns; the whole save ends when the checkpoint is on disk (for bigjax: its manifest too).
@@ -24,6 +24,7 @@ from bigjax.run.checkpoint import Checkpoints, Origin
 from bigjax.run.text import table
 from scripts.benchmarks.measure import machine, summary
 
+RESULT = Path(__file__).parent / "results" / "checkpoint.json"
 ARRAYS, SHAPE = 8, (4096, 4096)  # 8 x 64 MiB
 TARGETS = {
     "stall": "1.05 + 5 ms",
@@ -83,10 +84,16 @@ def main(pairs: int) -> None:
                 timer.seconds.clear()  # the first of each warms up
     finally:
         shutil.rmtree(folder)
-    rows = []
+    rows, result = [], {"machine": machine()}
     for what, target in TARGETS.items():
         bare, ours = timer.seconds[what, "orbax"], timer.seconds[what, "bigjax"]
         ratio = summary([b / a for a, b in zip(bare, ours, strict=True)])
+        result[what] = {
+            "orbax_seconds": summary(bare),
+            "bigjax_seconds": summary(ours),
+            "ratio": ratio,
+            "added_ms": float(f"{1000 * (np.median(ours) - np.median(bare)):.1f}"),
+        }
         rows.append(
             {
                 "512 MiB": what,
@@ -94,12 +101,13 @@ def main(pairs: int) -> None:
                 "bigjax s": f"{np.median(ours):.4f}",
                 "ratio": f"{ratio['median']:.2f}",
                 "quartiles": f"{ratio['quarter']:.2f} to {ratio['three_quarters']:.2f}",
-                "added ms": f"{1000 * (np.median(ours) - np.median(bare)):.1f}",
+                "added ms": result[what]["added_ms"],
                 "target": target,
             }
         )
     print(table(rows, list(rows[0])))
-    print(f"{pairs} pairs in turns, medians; {json.dumps(machine())}")
+    print(f"{pairs} pairs in turns, medians; {json.dumps(result['machine'])}")
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

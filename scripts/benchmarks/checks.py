@@ -1,6 +1,6 @@
 """What the checks of a training step cost, against the same step without them.
 
-    .venv/bin/python -m scripts.benchmarks.checks [--pairs=9] [--steps=20]
+    .venv/bin/python -m scripts.benchmarks.checks [--pairs=9] [--steps=20] [--out=FILE]
 
 The step is that of a 784-1024-1024-10 MLP, batch 256, Adam, on one device. Off and on take turns,
 `--steps` steps each; the ratio is the median over the pairs. Wall time, and the processor time of
@@ -10,6 +10,7 @@ this process, which a busy machine disturbs less. Last, the cost of one `with cl
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 import timeit
@@ -26,6 +27,7 @@ from bigjax.data.sources import Arrays
 from bigjax.run import ledger
 from bigjax.run.clock import Clock
 from bigjax.run.text import table
+from scripts.benchmarks.measure import machine, summary
 
 BATCH, IN_FLIGHT = 256, 2
 CHECKS = {
@@ -77,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="write the ratios there, as JSON")
     options = parser.parse_args()
 
     parts = {name: list(build(check)) for name, check in CHECKS.items()}
@@ -108,6 +111,16 @@ def main() -> None:
         for name in parts
     ]
     print(table(rows, list(rows[0])))
+    if options.out:
+        result = {
+            name: {
+                "wall": summary(ratios(wall, name)),
+                "processor": summary(ratios(processor, name)),
+            }
+            for name in parts
+            if name != "off"
+        }
+        options.out.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
 
     clock = Clock(Path(tempfile.mkdtemp()))
 

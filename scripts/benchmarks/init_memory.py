@@ -3,8 +3,8 @@
     .venv/bin/python -m scripts.benchmarks.init_memory [--config.optimizer.type=adamw ...]
 
 Prints one JSON object. `ratio` is what the peak resident memory grew by during the initialisation,
-divided by the size of the state summed over the devices; the aim is at most 1.3. With plain SGD, the
-default here, it needs 5 GB; with AdamW 14.
+divided by the size of the state summed over the devices; the aim is at most 1.3. With AdamW in place
+of plain SGD, the default here, it needs several times the memory.
 """
 
 import json

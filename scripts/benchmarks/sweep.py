@@ -1,6 +1,6 @@
 """What a sweep costs: a 64-point digits sweep three ways, the overhead of a trial, and a large table.
 
-    .venv/bin/python -m scripts.benchmarks.sweep              all of it (10 minutes on 2 CPU cores)
+    .venv/bin/python -m scripts.benchmarks.sweep              all of it
     .venv/bin/python -m scripts.benchmarks.sweep --processes=8
 
 The sweep is `experiments.sweeps.digits_learning_rate`: 16 rates x 4 seeds of a 2x30 MLP. "Separate

@@ -167,6 +167,15 @@ def test_the_page_is_whole_by_itself_and_shows_every_kind_of_value(tmp_path):
     assert "nan" not in text.lower()
 
 
+def test_one_point_of_one_seed_draws_no_axes_and_claims_no_spread(tmp_path):
+    sweep = rates(1e-3, seeds=1)
+    conclude(sweep, finish(sweep, tmp_path, score), tmp_path)
+    page = (tmp_path / "sweep.html").read_text()
+    assert "Points</h2>" not in page and "Results</h2>" in page
+    mean = f"{score({RATE: 1e-3}, 0)[1]:.4g}"
+    assert f"best: learning_rate=0.001: eval/test/accuracy {mean} (one seed)" in page
+
+
 def test_nothing_finished_is_a_table_too(tmp_path):
     sweep = rates(1e-3, 1e-2, baseline={RATE: 1e-3})
     found = conclude(sweep, expand(sweep), tmp_path)

@@ -81,6 +81,7 @@ def test_another_teacher_makes_other_students():
         (lambda: rates(1e-2, seeds=0), "at least 1"),
         (lambda: rates(), "no points"),
         (lambda: rates(1e-2, experiment="tests.sweep.nothing"), "no experiment"),
+        (lambda: rates(1e-2, experiment="experiments.digits_rn"), "did you mean 'experiments.dig"),
         (lambda: rates(1e-2, experiment="tests.small"), "get_config"),
         (lambda: temperatures(1.0, points=over("stage", ["aloen"])), "did you mean 'alone'"),
         (lambda: rates(search=Search({"a": ("log", 0, 1)}, 3)), "no range"),

@@ -94,7 +94,7 @@ def content_hash(values: np.ndarray) -> str:
     """CRC-32 of an array's bytes in C order, as hex.
 
     It finds every flip of up to 32 neighbouring bits, and misses another change once in 2**32, and
-    that only if the files' own hashes miss it too. sha256 costs three times as much, and would guard
+    that only if the files' own hashes miss it too. sha256 costs more, and would guard
     against forgery only where nobody can write the manifest.
     """
     return f"{zlib.crc32(np.ascontiguousarray(values).reshape(-1).view(np.uint8)):08x}"
