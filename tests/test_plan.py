@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import math
 
 import jax
 import numpy as np
@@ -15,12 +16,13 @@ from bigjax.build.program import build_program
 from bigjax.core.errors import UserError
 from bigjax.data.sources import Arrays
 from bigjax.loop.record import train_batches
-from bigjax.plan import sharding_report, topology, worker
+from bigjax.plan import changes, sharding_report, topology, worker
 from bigjax.plan.answer import answer, capacity, compile_or_refusal, memory
 from bigjax.plan.chips import CHIPS, TARGETS
 from bigjax.plan.collectives import axes_of_groups, by_axis, groups_of, sent
 from bigjax.plan.roofline import roofline
 from bigjax.verbs import launch
+from bigjax.verbs.plan import searched
 from tests.contracts.runs import config_of
 from tests.small import small_config
 from tests.test_sharding_report import wide_config
@@ -274,6 +276,67 @@ def test_verb_compiles_in_another_process_and_leaves_no_run(capsys, tmp_path):
     assert plan() == launch.WRONG_INPUT
     assert "plan needs --topology" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_rule_shows_as_further_collectives():
+    """The second of two kernels, split by columns like the first, has to have its input gathered."""
+    mesh, wrong = (
+        dict(data=1, tensor=8),
+        (("dense_[01]/kernel", (None, "tensor")), (".*", "replicate")),
+    )
+    gathered = [
+        next(row for row in plan["collectives"] if row["kind"] == "all-gather")
+        for plan in (plan_of(mesh=mesh), plan_of(mesh=mesh, sharding=dict(rules=wrong)))
+    ]
+    assert gathered[1]["count"] > gathered[0]["count"]
+    assert gathered[1]["bytes"] >= gathered[0]["bytes"] + 4 * 16 * 1024 / 2
+
+
+def test_combinations_are_every_mesh_of_the_devices_at_the_same_batch_the_plainest_first():
+    found = changes.combinations(wide_config(), {"data": 8})
+    flags = [change.overrides for change in found]
+    assert len(set(flags)) == len(flags) == 10 * 4  # ordered triples whose product is 8; 1, 2, 4, 8
+    assert flags[0] == ("mesh.data=1", "mesh.fsdp=8", "mesh.tensor=1", "train.accumulate=1")
+    for data, fsdp, tensor, _ in flags:
+        assert math.prod(int(text.partition("=")[2]) for text in (data, fsdp, tensor)) == 8
+    assert all(change.same for change in found)
+
+
+def test_suggestions_say_what_stays_the_same_and_scaling_keeps_the_rows_of_a_device():
+    config = wide_config()
+    found = {change.overrides: change.same for change in changes.suggestions(config, {"data": 8})}
+    assert found["mesh.data=1", "mesh.fsdp=8"] and found["train.accumulate=2",]
+    assert not found["train.batch_size=8",] and not found["precision.policy=bfloat16",]
+    assert changes.scaled(config, {"fsdp": 4}, 2).overrides == (
+        "mesh.fsdp=8",
+        "train.batch_size=32",
+    )
+    with pytest.raises(UserError, match="no whole number"):
+        changes.scaled(config, {"data": 4}, 1 / 3)
+    assert "nothing of it" in changes.applied(config, ["train.batch_size=nothing of it"])
+
+
+def test_search_ranks_what_fits_and_prints_the_best_as_flags():
+    def run(wanted, cases, seconds):
+        assert seconds == 9
+        return [plan_like(4, 3.0), plan_like(0, 2.0), {"refused": "why"}, plan_like(0, 1.0)]
+
+    def plan_like(short, seconds):
+        memory, roof = dict(short=short, peak=5), dict(step_seconds=seconds, bound="memory")
+        return dict(memory=memory, roofline=roof, collectives=[], mesh={"data": 8})
+
+    case = worker.Case(wide_config())
+    title, rows = searched(case, plan_like(0, 2.5), topology.parsed("v5e:8"), 9, run)
+    tried = changes.combinations(case.config, {"data": 8})
+    assert title.startswith("Search: 4 of 40 combinations") and tried[3].flags in title
+    assert [row["step at best"] for row in rows] == ["1 s", "2 s", "2.5 s"]
+
+
+@slow
+def test_search_compiles_until_its_time_is_up(capsys, tmp_path):
+    arguments = ["plan", "--topology=cpu:2", "--search=60", f"--workdir={tmp_path / 'run'}"]
+    assert launch.execute("experiments.x", small_config, arguments) == launch.OK
+    assert "combinations compiled in 60 s" in (said := capsys.readouterr().out) and "best: " in said
 
 
 def test_shapes_stand_in_for_texts_that_are_not_here(tmp_path):

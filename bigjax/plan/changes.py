@@ -1,7 +1,8 @@
-"""Single changes of a config that may make it fit or run faster: what `--suggest` and `--scale` compile. Pure."""
+"""Single changes of a config that may make it fit or run faster: what `--suggest`, `--scale` and `--search` compile. Pure."""
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -56,6 +57,31 @@ def suggestions(config: Config, mesh: Mapping[str, int]) -> list[Change]:
     if not config.get("adapt"):
         found.append(Change(("adapt=({'type': 'lora', 'rank': 16},)",), False))
     return found
+
+
+def combinations(config: Config, mesh: Mapping[str, int]) -> list[Change]:
+    """Meshes x rematerialisation x accumulation at the config's batch, the plainest first.
+
+    The devices of data, fsdp and tensor are dealt out anew in every way that divides them; the other
+    axes stay. What a model cannot do is refused when it is compiled.
+    """
+    devices = mesh.get("data", 1) * mesh.get("fsdp", 1) * mesh.get("tensor", 1)
+    meshes = [
+        (f"mesh.data={devices // split // tensor}", f"mesh.fsdp={split}", f"mesh.tensor={tensor}")
+        for tensor in _divisors(devices)
+        for split in reversed(_divisors(devices // tensor))
+    ]
+    kept = config.values["model"].get("remat")
+    remats = [()] if kept is None else [(f"model.remat={name}",) for name in ("none", *REMAT)]
+    rows = config.get("train.batch_size")
+    accumulated = [(f"train.accumulate={n}",) for n in (1, 2, 4, 8) if rows % n == 0]
+    ways = itertools.product(*map(enumerate, (meshes, remats, accumulated)))
+    ordered = sorted(ways, key=lambda way: sum(index for index, _ in way))
+    return [Change(sum((part for _, part in way), ()), True) for way in ordered]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def applied(config: Config, overrides: Sequence[str]) -> Config | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,14 @@ def compared(labels: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> list[
             }
         )
     return rows
+
+
+def rank(plan: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The lower the better: (seconds of a step at best, bytes of the peak); None if it does not fit."""
+    if "refused" in plan or plan["memory"]["short"]:
+        return None
+    roof, peak = plan["roofline"], plan["memory"]["peak"]
+    return roof["step_seconds"] if roof else 0.0, math.inf if peak is None else peak
 
 
 def _total(rows: Sequence[Mapping[str, Any]]) -> int:

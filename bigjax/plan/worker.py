@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,11 +40,13 @@ def run(
     cases: Sequence[Case],
     *,
     price: float | None = None,
+    seconds: float = math.inf,
     check: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """What `bigjax.plan.answer` says of each case; {"refused": why} of one that is not possible.
 
     Args:
+      seconds: no further case is begun after so many; the answers are then fewer.
       check: called while it waits; what it raises ends the process too.
 
     Raises:
@@ -50,7 +54,7 @@ def run(
     """
     with tempfile.TemporaryDirectory(prefix="bigjax_plan_") as folder:
         job, answers, said = (Path(folder, name) for name in ("job", "answers", "said"))
-        job.write_bytes(pickle.dumps((topology, list(cases), price)))
+        job.write_bytes(pickle.dumps((topology, list(cases), price, seconds)))
         command = [sys.executable, "-m", "bigjax.plan.worker", str(job), str(answers)]
         with said.open("wb") as words:
             code = _wait(command, environment(topology), words, check)
@@ -82,11 +86,14 @@ def _wait(
 
 
 def main(job: str, answers: str) -> None:
-    topology, cases, price = pickle.loads(Path(job).read_bytes())
-    found: Any
+    topology, cases, price, seconds = pickle.loads(Path(job).read_bytes())
+    found: Any = []
+    end = time.monotonic() + seconds
     try:
         devices = devices_of(topology)
-        found = [answer_or_refusal(case, topology, devices, price) for case in cases]
+        for case in cases:
+            if time.monotonic() < end:
+                found.append(answer_or_refusal(case, topology, devices, price))
     except UserError as error:
         found = str(error)
     Path(answers).write_text(json.dumps(found))

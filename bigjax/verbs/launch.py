@@ -232,6 +232,9 @@ def parse(
     parser.add_argument("--price_per_device_hour", type=float, help="plan: for the cost of the run")
     parser.add_argument("--suggest", action="store_true", help="plan: try single changes")
     parser.add_argument("--scale", help="plan: on other numbers of devices, such as 16,64")
+    parser.add_argument(
+        "--search", type=float, help="plan: meshes, remat, accumulation; for so many seconds"
+    )
     parser.add_argument("--json", action="store_true", help="sharding, plan, doctor: for machines")
     parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
     parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")

@@ -24,7 +24,8 @@ def plan_verb(
 ) -> None:
     """Compiles the run's step for `--topology` and prints what it takes; trains nothing.
 
-    --suggest and --scale compile more of the kind and compare them; --output writes it all as a page.
+    --suggest, --scale and --search compile more of the kind and compare them; --output writes it all
+    as a page.
     """
     if options.topology is None:
         raise UserError(f"plan needs --topology=...: {topology.FORMS}")
@@ -34,8 +35,11 @@ def plan_verb(
         raise UserError(f"--price_per_device_hour={price}: must be a price, 0 or more")
     found = resolved(raw, overrides, options)
     asked = of_stage(found, options)
-    if len(asked) > 1 and (options.suggest or sizes):
-        raise UserError(f"--suggest and --scale look at one run: give --stage={next(iter(asked))}")
+    if options.search is not None and not 0 < options.search < math.inf:
+        raise UserError(f"--search={options.search}: must be seconds, more than 0")
+    if len(asked) > 1 and (options.suggest or sizes or options.search):
+        one = next(iter(asked))
+        raise UserError(f"--suggest, --scale and --search look at one run: give --stage={one}")
     cases = [Case(config, references(config, found, options)) for config in asked.values()]
 
     def check() -> None:
@@ -54,6 +58,8 @@ def plan_verb(
         more.append(
             ("As many rows on each device", _scaled(cases[0], plans[0], wanted, sizes, run))
         )
+    if options.search:
+        more.append(searched(cases[0], plans[0], wanted, options.search, run))
     if options.json:
         named = dict(zip(asked, plans, strict=True))
         print(json.dumps(named.get("", named) | dict(more), indent=2))
@@ -88,6 +94,24 @@ def _suggested(
     keeps = ["", *("same" if change.same else "others" for change in found)]
     rows = show.compared(["as it is", *(change.flags for change in found)], [plan, *plans])
     return [{**row, "numbers": kept} for row, kept in zip(rows, keeps, strict=True)]
+
+
+def searched(
+    case: Case, plan: dict[str, Any], wanted: topology.Topology, seconds: float, run: Run
+) -> show.Section:
+    """What was tried in so many seconds, the fastest that fits first."""
+    found = changes.combinations(case.config, plan["mesh"])
+    made = [(change, changes.applied(case.config, change.overrides)) for change in found]
+    possible = [(change.flags, one) for change, one in made if isinstance(one, Config)]
+    plans = run(wanted, [Case(one, case.references) for _, one in possible], seconds=seconds)
+    tried = [("as it is", plan), *zip((flags for flags, _ in possible), plans, strict=False)]
+    fitting = [pair for pair in tried if show.rank(pair[1]) is not None]
+    fitting.sort(key=lambda pair: show.rank(pair[1]))
+    title = f"Search: {len(plans)} of {len(possible)} combinations compiled in {seconds:g} s; "
+    if not fitting:
+        return title + "none fits", show.compared(*zip(*tried, strict=True))
+    rows = show.compared(*zip(*fitting, strict=True))
+    return f"{title}{len(fitting) - 1} fit; best: {fitting[0][0]}", rows
 
 
 def _plans(
