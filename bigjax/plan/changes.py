@@ -77,7 +77,14 @@ def combinations(config: Config, mesh: Mapping[str, int]) -> list[Change]:
     accumulated = [(f"train.accumulate={n}",) for n in (1, 2, 4, 8) if rows % n == 0]
     ways = itertools.product(*map(enumerate, (meshes, remats, accumulated)))
     ordered = sorted(ways, key=lambda way: sum(index for index, _ in way))
-    return [Change(sum((part for _, part in way), ()), True) for way in ordered]
+    texts = [sum((part for _, part in way), ()) for way in ordered]
+    return [Change(tuple(text for text in way if not _says(config, text)), True) for way in texts]
+
+
+def _says(config: Config, override: str) -> bool:
+    """Whether the config says so already."""
+    key, _, value = override.partition("=")
+    return str(config.get(key)) == value
 
 
 def _divisors(number: int) -> list[int]:
