@@ -72,6 +72,7 @@ NAMES: dict[str, dict[str, str]] = {
         "folder": "bigjax.data.pictures:Folder",
         "markov_tokens": "bigjax.data.toy:MarkovTokens",
         "blank": "bigjax.data.blank:Blank",
+        "shards": "bigjax.data.shards:Shards",
         "documents": "bigjax.data.documents:Documents",
         "labelled_text": "bigjax.data.text:LabelledText",
         "tagged_text": "bigjax.data.text:TaggedText",

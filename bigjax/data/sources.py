@@ -20,6 +20,7 @@ import numpy as np
 from bigjax.core import settings
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.mixed import Mixed
+from bigjax.data.narrow import narrow, narrow_dtype
 
 Features = dict[str, tuple[tuple[int, ...], np.dtype]]
 
@@ -145,7 +146,7 @@ class Arrays:
     """
 
     def __init__(self, columns: Mapping[str, np.ndarray], class_names: Sequence[str] | None = None):
-        self._columns = {key: _narrow(key, np.asarray(value)) for key, value in columns.items()}
+        self._columns = {key: narrow(key, np.asarray(value)) for key, value in columns.items()}
         lengths = {key: len(column) for key, column in self._columns.items()}
         if len(set(lengths.values())) != 1:
             raise UserError(f"arrays must have one length, got {lengths}")
@@ -356,7 +357,7 @@ def _numeric_features(features) -> Features:
         if isinstance(shape, tuple) and None not in shape and not isinstance(dtype, dict):
             dtype = np.dtype(dtype)
             if dtype.kind in "biuf":
-                kept[key] = (shape, _narrow_dtype(dtype))
+                kept[key] = (shape, narrow_dtype(dtype))
     return kept
 
 
@@ -381,23 +382,6 @@ def _identity(builder, split: str) -> str:
         if path.suffix == ".json":
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _narrow_dtype(dtype: np.dtype) -> np.dtype:
-    if dtype.kind in "iu" and dtype.itemsize == 8:
-        return np.dtype(np.int32)
-    return np.dtype(np.float32) if dtype.kind == "f" and dtype.itemsize == 8 else dtype
-
-
-def _narrow(key: str, column: np.ndarray) -> np.ndarray:
-    if column.ndim == 0 or column.dtype.kind not in "biuf":
-        raise UserError(f"array {key!r} must be numbers with one row per example")
-    dtype = _narrow_dtype(column.dtype)
-    if dtype != column.dtype and dtype.kind == "i" and column.size:
-        limits = np.iinfo(np.int32)
-        if column.min() < limits.min or column.max() > limits.max:
-            raise UserError(f"array {key!r} holds integers that do not fit 32 bits")
-    return column.astype(dtype, copy=False)
 
 
 def _one_line(error: Exception) -> str:

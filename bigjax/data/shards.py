@@ -1,0 +1,251 @@
+"""Parquet shards read where they lie, local or remote: only the rows that a batch asks for, never all.
+
+At the start each shard's footer is read, and nothing else; then any row of any shard is one read of the row
+group that holds it. Rows of a random order are in as many groups: write shards for training in small
+ones (`row_group_size`, a few rows), or let a `table` encode once what fits on the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bigjax.core.errors import UserError, did_you_mean
+from bigjax.data.narrow import narrow
+from bigjax.data.sources import Features
+from bigjax.data.splits import subsplit
+
+TAIL = 2**16  # bytes; the footer of most shards is within
+OPENING = 16  # footers read at a time
+KEPT = 8  # row groups that stay decoded: rows in order come from few
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Columns of numbers in Parquet shards: one number an example, or lists of one length.
+
+    Attributes:
+      path: of the shards, with {split} in it and * where they differ: "data/{split}-*.parquet", or a URL
+        that fsspec opens: "gs://BUCKET/{split}/*.parquet".
+      columns: which are read; default: all that are numbers.
+      num_classes: of the column "label", should there be one.
+    """
+
+    path: str
+    columns: Sequence[str] | None = None
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        if "{split}" not in self.path:
+            raise UserError(
+                f"path: {self.path!r} should hold {{split}}, as data/{{split}}-*.parquet"
+            )
+
+    def open(self, split: str) -> ShardRows:
+        """Opens a split or a part of one, such as train[:90%]; the shards are in the order of their names.
+
+        Raises:
+          UserError: there are no shards, one is unreadable or unlike the first, or a column is not there.
+        """
+        held: list[Shard] = []
+
+        def length(name: str) -> int:
+            held.extend(self._shards(name))
+            return sum(shard.metadata.num_rows for shard in held)
+
+        _, which = subsplit(split, length)
+        return ShardRows(held, which, self.columns, self.num_classes)
+
+    def _shards(self, name: str) -> list[Shard]:
+        files, paths = _glob(self.path.replace("{split}", name))
+        if not paths:
+            _, every = _glob(self.path.replace("{split}", "*"))
+            known = sorted({found for path in every if (found := self._split_of(path))})
+            raise UserError(
+                f"{self.path}: there are no shards of the split {name!r}{did_you_mean(name, known)}; "
+                f"there are some of {', '.join(known) or 'none'}"
+            )
+        with ThreadPoolExecutor(OPENING) as pool:
+            shards = list(pool.map(functools.partial(_open, files), paths))
+        for shard in shards:
+            if not shard.schema.equals(shards[0].schema):
+                raise UserError(f"{shard.path}: its columns are not those of {shards[0].path}")
+        return shards
+
+    def _split_of(self, path: str) -> str | None:
+        """Whose shard it is: what stands where {split} does."""
+        last = re.escape(self.path.partition("://")[2] or self.path)
+        pattern = last.replace(r"\{split\}", "([^/]+?)", 1).replace(r"\{split\}", "[^/]+?")
+        found = re.search(pattern.replace(r"\*", "[^/]*") + "$", path)
+        return found and found[1]
+
+
+class Shard(NamedTuple):
+    """A file: its fsspec file system, path and description; footer: a hash of its last bytes."""
+
+    files: Any
+    path: str
+    metadata: Any
+    footer: str
+
+    @property
+    def schema(self) -> Any:
+        return self.metadata.schema.to_arrow_schema()
+
+
+class ShardRows:
+    """A Source of the rows `which` of some shards."""
+
+    class_names = None
+
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        which: slice,
+        columns: Sequence[str] | None,
+        num_classes: int | None,
+    ) -> None:
+        self._shards, self._which, self.num_classes = shards, which, num_classes
+        self._groups = [
+            (number, group)
+            for number, shard in enumerate(shards)
+            for group in range(shard.metadata.num_row_groups)
+        ]
+        sizes = [shards[n].metadata.row_group(group).num_rows for n, group in self._groups]
+        self._ends = np.cumsum(sizes)
+        self._starts = self._ends - sizes
+        self._names = _columns(shards[0], columns)
+        self._decoded = functools.lru_cache(KEPT)(self._decode)
+        first = self._decode(int(np.searchsorted(self._ends, which.start, side="right")))
+        self.features: Features = {
+            name: (values.shape[1:], values.dtype) for name, values in first.items()
+        }
+
+    def __len__(self) -> int:
+        return self._which.stop - self._which.start
+
+    def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        rows = np.asarray(ids) + self._which.start
+        of = np.searchsorted(self._ends, rows, side="right")
+        columns = {
+            name: np.empty((len(rows), *shape), dtype)
+            for name, (shape, dtype) in self.features.items()
+        }
+        for group in np.unique(of):
+            own = np.flatnonzero(of == group)
+            for name, values in self._decoded(int(group)).items():
+                if values.shape[1:] != columns[name].shape[1:]:
+                    shard = self._shards[self._groups[group][0]]
+                    raise UserError(
+                        f"{shard.path}: {name!r} has rows of {values.shape[1:]}, not "
+                        f"{columns[name].shape[1:]} as the first ones"
+                    )
+                columns[name][own] = values[rows[own] - self._starts[group]]
+        return columns
+
+    def fingerprint(self) -> str:
+        """Of the names, sizes and footers: reading everything would take hours."""
+        digest = hashlib.sha256(f"{self._which} {self._names}".encode())
+        for shard in self._shards:
+            digest.update(f"{shard.path.rpartition('/')[2]} {shard.footer}".encode())
+        return digest.hexdigest()
+
+    def _decode(self, group: int) -> dict[str, np.ndarray]:
+        import pyarrow.parquet
+
+        number, place = self._groups[group]
+        shard = self._shards[number]
+        try:
+            with shard.files.open(shard.path, "rb", cache_type="none") as file:
+                reader = pyarrow.parquet.ParquetFile(file, metadata=shard.metadata)
+                table = reader.read_row_group(place, columns=list(self._names), use_threads=False)
+        except (OSError, ValueError) as error:  # all that pyarrow and fsspec raise
+            raise UserError(f"cannot read {shard.path}: {_reason(error)}") from None
+        where = f"{shard.path}, row group {place}"
+        return {name: _numbers(table[name], name, where) for name in self._names}
+
+
+def _glob(pattern: str) -> tuple[Any, list[str]]:
+    """(fsspec's file system, the paths in it that match)."""
+    import fsspec
+
+    try:
+        files, path = fsspec.core.url_to_fs(pattern)
+        return files, sorted(files.glob(path))
+    except ImportError as error:  # the library of that kind of URL
+        raise UserError(f"path: {pattern}: {_reason(error)}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"path: {pattern}: cannot be opened ({_reason(error)})") from None
+
+
+def _open(files: Any, path: str) -> Shard:
+    """A shard by its last bytes: a Parquet file ends in its footer, whose length comes before the end."""
+    import pyarrow.parquet
+
+    try:
+        size = files.size(path)
+        tail = files.cat_file(path, start=max(0, size - TAIL), end=size)
+        needed = int.from_bytes(tail[-8:-4], "little") + 8
+        if needed > len(tail):
+            tail = files.cat_file(path, start=max(0, size - needed), end=size)
+        metadata = pyarrow.parquet.read_metadata(io.BytesIO(tail))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {_reason(error)}") from None
+    footer = hashlib.sha256(f"{size}".encode() + tail[-needed:]).hexdigest()
+    return Shard(files, path, metadata, footer)
+
+
+def _columns(shard: Shard, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The columns that are read: those asked for, or all that are numbers or lists of them."""
+    import pyarrow.types as types
+
+    def of_numbers(kind: Any) -> bool:
+        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            kind = kind.value_type
+        return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
+
+    numbers = [field.name for field in shard.schema if of_numbers(field.type)]
+    for name in asked or ():
+        if name not in numbers:
+            raise UserError(
+                f"{shard.path}: there is no column {name!r} of numbers{did_you_mean(name, numbers)}; "
+                f"there are {', '.join(numbers) or 'none'}"
+            )
+    if not numbers:
+        raise UserError(f"{shard.path}: no column is numbers; text is read by `documents`")
+    return tuple(asked or numbers)
+
+
+def _numbers(column: Any, name: str, where: str) -> np.ndarray:
+    """An Arrow column as (rows,) or (rows, length); UserError for nulls and lists of several lengths."""
+    import pyarrow
+    import pyarrow.compute
+
+    array = column.combine_chunks()
+    if isinstance(array, pyarrow.ChunkedArray):  # of no chunk at all, or of several
+        array = pyarrow.concat_arrays(array.chunks)
+    rows, nulls, nested = len(array), array.null_count, pyarrow.types.is_nested(array.type)
+    if nested:
+        lengths = pyarrow.compute.list_value_length(array).unique().to_pylist()
+        array = array.flatten()
+        nulls += array.null_count
+        if not nulls and len(lengths) != 1:
+            raise UserError(
+                f"{where}: {name!r} has lists of {min(lengths)} to {max(lengths)} numbers"
+            )
+    if nulls:
+        raise UserError(f"{where}: {name!r} has {nulls} empty cells")
+    values = array.to_numpy(zero_copy_only=False)
+    return narrow(name, values.reshape(rows, -1) if nested else values)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
