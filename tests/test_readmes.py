@@ -62,6 +62,8 @@ SLOW = {
     "scripts/run experiments.NAME doctor": "",
     "XLA_FLAGS=--xla_force_host_platform_device_count=8 scripts/run bigjax.doctor": "",
     "scripts/faults --kind=bitflip,truncate,delete,swap,stale": "--times=1",
+    "python -m experiments.gpt2_124m plan --topology=cpu:8": "",
+    "python -m experiments.gpt2_124m sharding --simulate_devices=8 --config.mesh.fsdp=8": "",
     "python -m experiments.markov_transformer sharding --simulate_devices=8 --config.mesh.fsdp=4": "",
     "scripts/launch/local --processes=2 --devices_per_process=4 experiments.markov_transformer": (
         " ".join(SHORT)
@@ -89,11 +91,8 @@ ELSEWHERE = {
     "XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m bigjax.doctor": "SLOW, above",
     "scripts/run bigjax.doctor [--json] [--folder=DIR]": "SLOW, above",
 }
-PLAN = (
-    "needs OpenWebText and GPT-2's tokenizer, some libtpu or a CUDA plugin; see tests/test_plan.py"
-)
+PLAN = "needs libtpu or a CUDA plugin; tests/test_plan.py has them where they are"
 NOT_HERE = {
-    "python -m experiments.gpt2_124m plan --topology=cpu:8": PLAN,
     "python -m experiments.gpt2_124m plan --topology=h200:8 --config.mesh.fsdp=8 --config.mesh.data=1": PLAN,
     "python -m experiments.gpt2_124m plan --topology=v5e:16 --scale=64,256": PLAN,
     "python -m experiments.gpt2_124m plan --topology=v5e:16 --suggest": PLAN,
@@ -101,9 +100,6 @@ NOT_HERE = {
     "scripts/test": "it is what runs this",
     "scripts/test --slow": "it is what runs this",
     "scripts/fetch_data NAME": "needs a network; tests/data runs each recipe on stand-ins",
-    "python -m experiments.gpt2_124m sharding --simulate_devices=8 --config.mesh.fsdp=8": (
-        "needs OpenWebText and GPT-2's tokenizer; the verb is run on markov_transformer"
-    ),
 }
 
 

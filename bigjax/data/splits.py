@@ -157,7 +157,7 @@ def _missing(path: str, sets: Path | None) -> str:
     here = sorted(folder.name for folder in sets.glob("*") if folder.is_dir())
     return (
         f"{said}, nor a set of that name under {sets}{did_you_mean(path, here)}; "
-        f"there: {', '.join(here) or 'none'}; get a set with `scripts/fetch_data {path}`"
+        f"there: {', '.join(here) or 'none'}; `scripts/fetch_data --help` lists what it gets"
     )
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bigjax.build.assemble import assemble, open_sources
+from bigjax.build.assemble import assemble
 from bigjax.build.program import build_program
 from bigjax.build.weights import reference_configs
 from bigjax.config import resolve as configs
@@ -18,6 +18,7 @@ from bigjax.loop import stages
 from bigjax.loop.open import load_run
 from bigjax.loop.replay import replay
 from bigjax.plan import sharding_report
+from bigjax.plan.shapes import train_split
 from bigjax.run.checkpoint import CheckpointError, Checkpoints
 from bigjax.run.text import table
 
@@ -64,7 +65,7 @@ def sharding_verb(
     found = resolved(raw, overrides, options)
     reports = {}
     for name, config in of_stage(found, options).items():
-        source = open_sources(config)["train"]
+        source, there = train_split(config)
         program = build_program(config, source, references(config, found, options))
         batch_size = config.get("train.batch_size")
         reports[name] = sharding_report.report(program, source.features, batch_size)
@@ -73,6 +74,8 @@ def sharding_verb(
         return
     for name, report in reports.items():
         print(f"# stage {name}\n" * bool(name) + sharding_report.text(report) + "\n")
+    if not there:
+        print("the data is not here: shapes are those that the config says")
 
 
 def resolved(raw: Any, overrides: Sequence[str], options: argparse.Namespace) -> dict[str, Config]:
