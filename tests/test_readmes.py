@@ -95,6 +95,7 @@ PLAN = "needs libtpu or a CUDA plugin; tests/test_plan.py has them where they ar
 NOT_HERE = {
     "python -m experiments.gpt2_124m plan --topology=h200:8 --config.mesh.fsdp=8 --config.mesh.data=1": PLAN,
     "python -m experiments.gpt2_124m plan --topology=v5e:16 --scale=64,256": PLAN,
+    "python -m experiments.gpt2_124m plan --topology=v5e:16 --search=300": PLAN,
     "python -m experiments.gpt2_124m plan --topology=v5e:16 --suggest": PLAN,
     "python -m experiments.gpt2_124m plan --topology=v5e:4x4 --price_per_device_hour=1.2 --output=plan.html": PLAN,
     "scripts/test": "it is what runs this",

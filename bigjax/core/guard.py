@@ -96,8 +96,7 @@ def in_place(
     """`update(old)`, unguarded. Pure.
 
     On a CPU as a branch that is always taken, which begins when the gradients are there: an update that
-    may run before the last read of the old parameters makes XLA copy them in each step (64 MB, a fifth
-    of an MLP's step). On a GPU a branch would wait for the host.
+    may run before the last read of the old parameters makes XLA copy them in each step. On a GPU a branch would wait for the host.
     """
     if platform() != "cpu":
         return update(old)
