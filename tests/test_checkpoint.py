@@ -1,6 +1,7 @@
 """Checkpoints that are verified: what is kept, what is found out, what is used instead."""
 
 import json
+import os
 import shutil
 import zlib
 
@@ -23,7 +24,9 @@ from bigjax.run.checkpoint import (
     manager,
     restore_leaves,
 )
+from bigjax.run.checkpoint.folder import begin_save, clean_up
 from bigjax.run.checkpoint.hashes import BadCheckpoint, host_blocks, read_manifest
+from bigjax.run.files import TEMPORARY
 from tests.small import small
 
 ORIGIN = Origin(run="abc", config_fingerprint="f", batch_size=32, versions={"jax": "1"})
@@ -240,6 +243,18 @@ def test_a_first_save_killed_before_its_manifest_is_no_damage(tmp_path, monkeypa
     (folder / "1" / "manifest.json").unlink()  # damage: that save was finished
     with pytest.raises(CheckpointError, match="no good checkpoint"):
         Checkpoints(tmp_path, settings.Checkpoint(), ORIGIN).restore_newest(state)
+
+
+def test_the_mark_of_a_save_under_way_survives_a_loss_of_power(tmp_path, monkeypatch):
+    """Without it the rest of a first save would count as a lost checkpoint, and the run be refused."""
+    synced, sync = set(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda f: (synced.add(os.fstat(f).st_ino), sync(f)))
+    begin_save(epath.Path(tmp_path), 4, ORIGIN.run)
+    (mark,) = tmp_path.glob(".saving-4")
+    assert {mark.stat().st_ino, tmp_path.stat().st_ino} <= synced
+    (tmp_path / f".{mark.name}.0123abcd{TEMPORARY}").write_text("")  # killed while it was written
+    clean_up(epath.Path(tmp_path), ORIGIN.run)
+    assert not list(tmp_path.iterdir())
 
 
 def test_reading_only_moves_nothing(tmp_path):

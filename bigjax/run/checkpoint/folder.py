@@ -16,7 +16,7 @@ from etils import epath
 from bigjax.core.errors import RunFailed, UserError
 from bigjax.run.checkpoint import hashes
 from bigjax.run.checkpoint.hashes import MANIFEST, PARTIAL, BadCheckpoint
-from bigjax.run.files import RUN_ID, read_json, read_json_lines, sync
+from bigjax.run.files import RUN_ID, TEMPORARY, read_json, read_json_lines, sync, write_atomic
 
 log = logging.getLogger("bigjax")
 
@@ -94,7 +94,13 @@ def begin_save(folder: epath.Path, step: int, run: str | None) -> None:
         if not all(_is_saved(path) for path in there):
             raise FileExistsError(f"{target} is there already and is no checkpoint: move it away")
         log.warning("%s: half a save; moved to %s", target, set_aside(folder, step, "half a save"))
-    (folder / f"{SAVING}{step}").write_text(f"{run}\n")
+    mark = folder / f"{SAVING}{step}"
+    if hashes.is_local(folder):
+        write_atomic(
+            mark, f"{run}\n"
+        )  # after a loss of power, too, what follows is known as half a save
+    else:
+        mark.write_text(f"{run}\n")
     target.mkdir(exist_ok=True)
 
 
@@ -116,6 +122,8 @@ def clean_up(folder: epath.Path, run: str | None) -> None:
         if path.name.startswith(f"{DOOMED}{run}-"):
             _remove(path)
             log.info("%s: removed the rest of a checkpoint that was being removed", path)
+        elif path.name.startswith(f".{SAVING}") and path.name.endswith(TEMPORARY):
+            path.unlink()
         elif path.name.startswith(SAVING) and path.is_file() and _says(path, run):
             if step.isdecimal() and not (folder / step / MANIFEST).exists():
                 _remove_half(folder / step)
