@@ -132,15 +132,17 @@ class Parts:
         ), base
 
     def placements(
-        self, options: settings.Sharding, mesh: Mesh, trained: Any
+        self, options: settings.Sharding, mesh: Mesh, trained: Any, base: Any
     ) -> dict[str, Placement]:
-        """Path of a trained or frozen leaf -> where it lies; trained: the abstract trained leaves."""
+        """Path of a trained or frozen leaf -> where it lies; trained, base: the abstract leaves."""
         placed = self.network.placements(options, mesh)
         if self.adaptation.parts:
             kept = paths(trained.get(MODEL, {}))
             own = {name: tree for name, tree in trained.items() if name != MODEL}
             placed |= {f"{MODEL}/{path}": placed[path] for path in kept}
-            placed |= place(ADAPTER_RULES, own, mesh) if paths(own) else {}
+            held = {path: leaf for path, leaf in paths(base).items() if path not in placed}
+            for of_parts in (own, held):
+                placed |= place(ADAPTER_RULES, of_parts, mesh) if paths(of_parts) else {}
         return placed
 
 
@@ -179,7 +181,7 @@ def make_network(config: Config, features: Mapping[str, Any], source: Any) -> Ne
         )
     return Network(
         model=model,
-        applied=precision.ModelInPrecision(model, policy),
+        applied=Adaptation(config.make("adapt")).wrap(precision.ModelInPrecision(model, policy)),
         task=task,
         method=config.make("method"),
         preprocess=fitted(config.make("data.preprocess"), source),

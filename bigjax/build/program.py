@@ -150,7 +150,7 @@ def _build(
     network.method.check(facts)
     parts = parts.with_own_leaves(facts)
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
-    placed = parts.placements(options, mesh, abstract.params)
+    placed = parts.placements(options, mesh, abstract.params, base)
     sharding.check_axes(mesh, placed, network.model)
     layout = on_device = sharding.layout(placed, abstract, mesh)
     frozen |= {BASE: _placed(placed, base, mesh)} if base else {}

@@ -29,6 +29,13 @@ NAMES: dict[str, dict[str, str]] = {
     },
     "adapter": {
         "lora": "bigjax.methods.lora:LoRA",
+        "dora": "bigjax.methods.lora:DoRA",
+        "quantize": "bigjax.methods.quantized:Quantize",
+        "qat": "bigjax.methods.quantized:QuantizationAware",
+        "quantize_inputs": "bigjax.methods.quantized:QuantizeInputs",
+        "low_rank": "bigjax.methods.low_rank:LowRank",
+        "prune": "bigjax.methods.pruning:Prune",
+        "movement": "bigjax.methods.pruning:Movement",
     },
     "evaluator": {
         "statistics": "bigjax.loop.evaluate:Statistics",

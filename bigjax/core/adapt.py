@@ -2,7 +2,7 @@
 
 `config.adapt` is a list of them. Training, evaluation, prediction and export look through it, so that
 any method runs under any of them. The frozen leaves are `frozen["base"]`: held once, never in the
-optimizer, never saved again.
+optimizer, never saved again; some of them in few bits, where a parametrization says so.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 from bigjax.core.errors import UserError
+from bigjax.core.quantize import Quantized, dequantize
 from bigjax.core.rules import paths
 
 BASE = "base"  # the name of the frozen leaves among `frozen`
@@ -26,9 +28,12 @@ class Parametrization:
     """Leaves of its own over a model's parameters. Override what is different.
 
     NAME: the subtree of the trained leaves that holds its own.
+    RECOMPUTED: whether the backward pass makes the parameters again, rather than keep them from the
+      forward pass: where the base is held in few bits.
     """
 
     NAME = ""
+    RECOMPUTED = False
 
     def keeps(self, params: Mapping[str, Any]) -> set[str]:
         """Paths of the model's leaves that stay trained as they are; the others are frozen.
@@ -41,9 +46,26 @@ class Parametrization:
         """Its own trained leaves, a nested dict; params: path -> leaf."""
         return {}
 
+    def hold(self, base: dict[str, jax.Array], params: Mapping[str, jax.Array]) -> dict:
+        """path -> how a leaf of the base is held: itself, or `Quantized`; params: all leaves."""
+        return base
+
     def apply(self, own: Any, params: dict[str, jax.Array], step: jax.Array) -> dict:
         """path -> the leaf that the model sees, from its own leaves and those of the model."""
         return params
+
+    def project(
+        self, params: dict[str, jax.Array], before: Mapping[str, jax.Array], step: jax.Array
+    ) -> dict:
+        """path -> the model's trained leaf as it is kept after an update.
+
+        before: the same leaves before the update; at the start of a run, these. step: updates done.
+        """
+        return params
+
+    def wrap(self, model: Any) -> Any:
+        """What is called in the model's place: has its `apply`."""
+        return model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +111,8 @@ class Adaptation:
         for number, part in enumerate(self.parts):
             if own := part.init(jax.random.fold_in(rng, number), paths(params)):
                 trained[part.NAME] = own
+            base = part.hold(base, paths(params))
+        trained = self.project(trained, trained, jnp.zeros((), jnp.int32))
         return trained, traverse_util.unflatten_dict(base, sep="/")
 
     def own(self, trained: Any) -> Any:
@@ -99,8 +123,29 @@ class Adaptation:
         """The parameters that the model sees."""
         if not self.parts:
             return trained
-        base = paths(frozen[BASE]) if frozen.get(BASE) else {}
-        leaves = {**base, **(paths(trained[MODEL]) if MODEL in trained else {})}
+        base = traverse_util.flatten_dict(dict(frozen.get(BASE, {})), sep="/")
+        leaves = {p: dequantize(x) if isinstance(x, Quantized) else x for p, x in base.items()}
+        leaves |= paths(trained[MODEL]) if MODEL in trained else {}
         for part in self.parts:
             leaves = part.apply(trained.get(part.NAME, {}), leaves, step)
         return traverse_util.unflatten_dict(leaves, sep="/")
+
+    def project(self, trained: Any, before: Any, step: Any) -> Any:
+        """The trained leaves as they are kept after an update (see `Parametrization.project`)."""
+        if MODEL not in trained or not self.parts:
+            return trained
+        leaves, old = paths(trained[MODEL]), paths(before[MODEL])
+        for part in self.parts:
+            leaves = part.project(leaves, old, step)
+        return {**trained, MODEL: traverse_util.unflatten_dict(leaves, sep="/")}
+
+    def wrap(self, model: Any) -> Any:
+        """What is called in the model's place."""
+        for part in self.parts:
+            model = part.wrap(model)
+        return model
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether the backward pass makes the parameters again."""
+        return any(part.RECOMPUTED for part in self.parts)

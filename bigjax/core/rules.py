@@ -73,6 +73,11 @@ def match_rules(rules: Rules, tree: Any, *, what: str) -> dict[str, Any]:
     return values
 
 
+def first_value(rules: Rules, path: str) -> Any:
+    """The value for one path, of rules that `match_rules` has passed; None where none matches."""
+    return next((value for pattern, value in rules if re.fullmatch(pattern, path)), None)
+
+
 def _compile(rule: Any, what: str) -> tuple[re.Pattern[str], Any]:
     if isinstance(rule, str) or not isinstance(rule, Sequence) or len(rule) != 2:
         raise UserError(f"{what}: a rule is a pair (pattern, value), got {rule!r}")

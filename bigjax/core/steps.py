@@ -145,9 +145,13 @@ def build_sums(recipe: Recipe) -> Callable[..., Sums]:
         scope = scope.replace(collections=collections, memory=memory)
 
         def loss(trained: Any, batch: Batch, scope: Scope):
-            leaves = optimizer.merge(trained, fixed)
-            params = recipe.params(leaves, frozen, state.step)
-            return method.loss(params, batch, scope.replace(own=recipe.adaptation.own(leaves)))
+            def of(trained: Any):
+                leaves = optimizer.merge(trained, fixed)
+                params = recipe.params(leaves, frozen, state.step)
+                return method.loss(params, batch, scope.replace(own=recipe.adaptation.own(leaves)))
+
+            again = jax.checkpoint(of, policy=activations_alone)
+            return (again if recipe.adaptation.recomputed else of)(trained)
 
         return method.gradients(loss, trained, batch, scope)
 
@@ -179,6 +183,15 @@ def build_sums(recipe: Recipe) -> Callable[..., Sums]:
     return recipe.distribute(accumulated)
 
 
+def activations_alone(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """What the backward pass keeps of the forward one where parameters are made again: the model's
+    own products. Those of adapters, whose results are parameters, are computed at highest precision.
+    """
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    is_product = primitive.name in ("dot_general", "conv_general_dilated")
+    return is_product and parameters.get("precision") != highest
+
+
 def apply_sums(
     recipe: Recipe, state: TrainState, sums: Sums, scope: Scope
 ) -> tuple[TrainState, dict[str, Any], jax.Array]:
@@ -192,10 +205,12 @@ def apply_sums(
         params, opt_state, info = optimizer.update(
             grads, state.opt_state, state.params, hyper=state.hyper, step=state.step
         )
+        params = recipe.adaptation.project(params, state.params, state.step + 1)
         ema, decay = state.ema, recipe.ema_decay
         if decay is not None:
             precise = optimizer.precise_params(params, opt_state)
             ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, ema, precise)
+            ema = recipe.adaptation.project(ema, params, state.step + 1)
         new = state.replace(
             params=params,
             opt_state=opt_state,

@@ -1,4 +1,4 @@
-"""LoRA: a frozen model, and beside each chosen matrix a product of two thin ones that is trained."""
+"""LoRA and DoRA: a frozen model, and beside each chosen matrix a product of two thin ones that is trained."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from flax import traverse_util
 
 from bigjax.core.adapt import Parametrization
 from bigjax.core.errors import UserError
+from bigjax.core.matrices import as_matrix
 from bigjax.core.rules import Rules, match_rules, paths
 
 ADAPT, TRAIN = "adapt", "train"
-STACKED = (
-    "blocks"  # leaves below it have a leading axis of layers (see `bigjax.models.blocks.stack`)
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +31,8 @@ class LoRA(Parametrization):
     rank: r.
     alpha: the product is scaled by alpha / r, so that another r needs no other learning rate
       (section 4.1).
+    rank_stabilized: alpha / sqrt(r) in its place, which keeps the product's size at any rank
+      (Kalajdzievski 2023, eq. 7).
     rules: (regex, what becomes of the leaf): "adapt" gives it an adapter of `rank`, a whole number one
       of that rank; "train" trains the leaf itself, such as a new head; None freezes it.
     """
@@ -41,11 +41,12 @@ class LoRA(Parametrization):
 
     rank: int = 8
     alpha: float = 16.0
+    rank_stabilized: bool = False
     rules: Rules = ((".*kernel", ADAPT), (".*", None))
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise UserError(f"lora: rank {self.rank} must be 1 or more")
+            raise UserError(f"{self.NAME}: rank {self.rank} must be 1 or more")
 
     def keeps(self, params: Mapping[str, Any]) -> set[str]:
         return {path for path, rule in self._matched(params).items() if rule == TRAIN}
@@ -57,7 +58,7 @@ class LoRA(Parametrization):
             layers, m, n = as_matrix(path, params[path].shape)
             if rank > min(m, n):
                 raise UserError(
-                    f"config.adapt: lora: rank {rank} is more than {path} ({m} x {n}) has; "
+                    f"config.adapt: {self.NAME}: rank {rank} is more than {path} ({m} x {n}) has; "
                     f"at most {min(m, n)}, or None to freeze it"
                 )
             key = jax.random.fold_in(rng, number)
@@ -68,13 +69,24 @@ class LoRA(Parametrization):
 
     def apply(self, own: Any, params: dict[str, jax.Array], step: jax.Array) -> dict:
         """The leaves with their products added, each in the base's dtype."""
+        return self._added(own, params, 1.0)
+
+    def remove(self, own: Any, merged: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The inverse of `apply`, up to rounding: the base of a merged model (path -> leaf each)."""
+        return self._added(own, merged, -1.0)
+
+    def _added(self, own: Any, params: dict[str, jax.Array], sign: float) -> dict[str, jax.Array]:
         adapters, merged = paths(own), dict(params)
         for path, rank in self._ranks(params).items():
             leaf = params[path]
             product = jnp.matmul(adapters[f"{path}/a"], adapters[f"{path}/b"], precision="highest")
-            added = leaf + (self.alpha / rank) * product.reshape(leaf.shape)
+            added = leaf + sign * self.scale(rank) * product.reshape(leaf.shape)
             merged[path] = added.astype(leaf.dtype)
         return merged
+
+    def scale(self, rank: int) -> float:
+        """What the product of A and B is multiplied by."""
+        return self.alpha / (math.sqrt(rank) if self.rank_stabilized else rank)
 
     def _ranks(self, params: Mapping[str, Any]) -> dict[str, int]:
         """Path -> rank, of the adapted leaves."""
@@ -83,28 +95,51 @@ class LoRA(Parametrization):
         return {path: rank for path, rank in own.items() if isinstance(rank, int)}
 
     def _matched(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        matched = match_rules(self.rules, params, what="config.adapt: lora: rules")
+        matched = match_rules(self.rules, params, what=f"config.adapt: {self.NAME}: rules")
         for path, rule in matched.items():
             whole = isinstance(rule, int) and not isinstance(rule, bool) and rule > 0
             if not (whole or rule in (ADAPT, TRAIN, None)):
                 raise UserError(
-                    f"config.adapt: lora: rules: {rule!r} (for {path}) is none of 'adapt', "
+                    f"config.adapt: {self.NAME}: rules: {rule!r} (for {path}) is none of 'adapt', "
                     "a rank of 1 or more, 'train' and None"
                 )
         return matched
 
 
-def as_matrix(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    """(leading axes of stacked layers, m, n): the matrix that a leaf is to its adapter.
+@dataclasses.dataclass(frozen=True)
+class DoRA(LoRA):
+    """m (W + (alpha / r) A B) / ||W + (alpha / r) A B||, a norm and an m for each output (Liu et al. 2024, eq. 5).
 
-    Raises:
-      UserError: it is none: a bias or a scale.
+    m begins as the norm of W's own columns, so that the model begins as the base. No gradient goes through
+    the norm (their section 4.3). Fields as LoRA's.
     """
-    count = 1 if STACKED in path.split("/") else 0
-    layers, own = shape[:count], shape[count:]
-    if len(own) < 2:
-        raise UserError(
-            f"config.adapt: lora: {path} {shape} is no matrix; say 'train' or None for it"
-        )
-    cuts = [(math.prod(own[:i]), math.prod(own[i:])) for i in range(1, len(own))]
-    return layers, *min(cuts, key=sum)
+
+    NAME = "dora"
+
+    def init(self, rng: jax.Array, params: Mapping[str, jax.Array]) -> dict:
+        """A, B and the magnitudes m (n,) of each adapted leaf, below the leaf's own path."""
+        own = paths(super().init(rng, params))
+        norms = {f"{path}/m": _norms(path, params[path])[..., 0, :] for path in self._ranks(params)}
+        return traverse_util.unflatten_dict(own | norms, sep="/")
+
+    def apply(self, own: Any, params: dict[str, jax.Array], step: jax.Array) -> dict:
+        """The leaves with directions moved and magnitudes as trained, each in the base's dtype."""
+        adapters, merged = paths(own), self._added(own, params, 1.0)
+        for path in self._ranks(params):
+            layers, m, n = as_matrix(path, merged[path].shape)
+            norms = jax.lax.stop_gradient(_norms(path, merged[path]))
+            matrix = merged[path].reshape(*layers, m, n) * (
+                adapters[f"{path}/m"][..., None, :] / norms
+            )
+            merged[path] = matrix.reshape(merged[path].shape).astype(merged[path].dtype)
+        return merged
+
+    def remove(self, own: Any, merged: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        raise UserError("dora: the norms of its base are not kept; merge a copy instead")
+
+
+def _norms(path: str, leaf: jax.Array) -> jax.Array:
+    """float32 (*layers, 1, n): of the columns of a leaf's matrix."""
+    layers, m, n = as_matrix(path, leaf.shape)
+    matrix = leaf.astype(jnp.float32).reshape(*layers, m, n)
+    return jnp.maximum(jnp.linalg.norm(matrix, axis=-2, keepdims=True), 1e-12)

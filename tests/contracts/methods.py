@@ -20,6 +20,18 @@ METHODS = {
     "lora": dict(
         adapt=(dict(type="lora", rank=2, rules=((".*kernel", "adapt"), (".*", None))),),
     ),
+    "dora": dict(adapt=(dict(type="dora", rank=1),)),
+    "quantize": dict(  # QLoRA
+        adapt=(
+            dict(type="quantize", rules=((".*kernel", "nf4"), (".*", None)), group=16),
+            dict(type="lora", rank=1),
+        ),
+    ),
+    "qat": dict(adapt=(dict(type="qat"),)),
+    "quantize_inputs": dict(adapt=(dict(type="quantize_inputs"),)),
+    "low_rank": dict(adapt=(dict(type="low_rank", rules=((".*kernel", 1), (".*", None))),)),
+    "prune": dict(adapt=(dict(type="prune", begin=4, end=6, every=2),)),
+    "movement": dict(adapt=(dict(type="movement", begin=2, end=6),)),
     "dp_sgd": dict(
         method=dict(type="dp_sgd", lot=20, clip=0.5, noise_multiplier=0.8),
         optimizer=dict(type="sgd", learning_rate=0.5),

@@ -31,12 +31,19 @@ from tests.contracts.runs import (
 )
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "contracts"
-every_method = pytest.mark.parametrize("name", METHODS)
-# What compiles many programs: of three methods always, of the others with `scripts/test --slow`.
+# Of the adapters one always, the others with `scripts/test --slow`.
+LATER = tuple(name for name in NAMES["adapter"] if name != "lora")
+# What compiles many programs: of three methods always.
 OFTEN = ("supervised", "distill", "lora")
+
+
+def slow_if(slow, name):
+    return pytest.param(name, marks=pytest.mark.slow) if slow else name
+
+
+every_method = pytest.mark.parametrize("name", [slow_if(n in LATER, n) for n in METHODS])
 every_method_at_length = pytest.mark.parametrize(
-    "name",
-    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+    "name", [slow_if(n not in OFTEN, n) for n in METHODS]
 )
 
 
@@ -203,7 +210,7 @@ def test_what_lies_where_and_what_is_sent_is_as_recorded(name):
 
 
 @every_method_at_length
-@pytest.mark.parametrize("adapter", NAMES["adapter"])
+@pytest.mark.parametrize("adapter", [slow_if(a in LATER, a) for a in NAMES["adapter"]])
 def test_every_method_runs_under_every_adapter(name, adapter):
     if name in NAMES["adapter"]:
         return
@@ -212,4 +219,4 @@ def test_every_method_runs_under_every_adapter(name, adapter):
         setup = setup_of(name, f"adapt={adapt!r}")
         losses, _ = steps_of(setup, 3)
         assert np.isfinite(losses).all()
-        assert "base" in setup.program.frozen
+        assert ("base" in setup.program.frozen) == (adapter in ("lora", "dora", "quantize"))
