@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from bigjax.pretrained.load import check_published, read_published
 from bigjax.run.checkpoint import has_checkpoints, newest_manifest, restore_leaves
 from bigjax.run.files import read_json
 from bigjax.run.manifest import read_manifest
+
+BASE_FILE = "base.npz"  # a base that belongs to the run's folder alone, as shrinking leaves it
 
 
 def initial_state(config: Config, program: Program, workdir: Path) -> tuple[TrainState, Any]:
@@ -57,12 +61,17 @@ def initial_state(config: Config, program: Program, workdir: Path) -> tuple[Trai
 
 
 def base_again(config: Config, program: Program, workdir: Path) -> Any:
-    """The base of a run that has begun, made again: it is in no checkpoint.
+    """The base of a run that has begun: it is in no checkpoint, but in a file of its own or made again.
 
     Raises:
       UserError: it is not the one that the run's adapters were trained on.
     """
-    base = initial_state(config, program, workdir)[1]
+    file = workdir / BASE_FILE
+    base = (
+        read_base(file, program.frozen[BASE])
+        if file.exists()
+        else initial_state(config, program, workdir)[1]
+    )
     known = read_manifest(workdir) or {}
     then = known.get("frozen", {}).get(BASE, known.get("base"))  # "base" in runs of before
     now = params_fingerprint(base)
@@ -72,6 +81,25 @@ def base_again(config: Config, program: Program, workdir: Path) -> Any:
             "now; config.init must name what it named when the run began"
         )
     return base
+
+
+def read_base(file: Path, abstract: Any) -> Any:
+    """A base from its file, laid out as `abstract` says.
+
+    Raises:
+      UserError: the file cannot be read, or lacks a leaf.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            found = {path: arrays[path] for path in paths(abstract)}
+        found = {p: found[p].view(like.dtype) for p, like in paths(abstract).items()}
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{file}: cannot be read as this run's base ({error})") from None
+    for path, like in paths(abstract).items():
+        if found[path].shape != like.shape:
+            raise UserError(f"{file}: {path} is {found[path].shape}, the run's {like.shape}")
+    leaves = {p: jax.device_put(found[p], like.sharding) for p, like in paths(abstract).items()}
+    return from_leaves(abstract, leaves)
 
 
 def contents(frozen: Mapping[str, Any]) -> dict[str, str]:

@@ -37,6 +37,7 @@ from bigjax.verbs.inspect import (
 )
 from bigjax.verbs.plan import plan_verb
 from bigjax.verbs.predict import evaluate_verb, predict_verb
+from bigjax.verbs.shrink import shrink_verb
 from bigjax.verbs.train import train_verb
 
 log = logging.getLogger("bigjax")
@@ -54,13 +55,14 @@ VERBS = {
     "sharding": sharding_verb,
     "plan": plan_verb,
     "export": export_verb,
+    "shrink": shrink_verb,
     "config": config_verb,
     "doctor": doctor_verb,
 }
 
 
 # These look at one run: of a pipeline, at the one that --stage names.
-OF_ONE_RUN = ("evaluate", "predict", "replay", "export")
+OF_ONE_RUN = ("evaluate", "predict", "replay", "export", "shrink")
 # These take a stage out of the whole pipeline: it may name another one that has not run yet.
 OF_ALL_STAGES = ("config", "sharding", "plan")
 
@@ -228,6 +230,11 @@ def parse(
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
     parser.add_argument("--format", default="safetensors", help="export: safetensors")
     parser.add_argument("--family", help="export: whose layout, such as bert or roberta")
+    parser.add_argument(
+        "--chain", action="append", default=[], help="shrink: prune:0.9,int8; repeatable"
+    )
+    parser.add_argument("--keep", metavar="REGEX", help="shrink: parameters that stay as they are")
+    parser.add_argument("--calibration", type=int, default=8, help="shrink: batches to look at")
     parser.add_argument("--topology", help="plan: cpu:8, v5e:4x4, 2xv5e:4x4, h200:8, ...")
     parser.add_argument("--price_per_device_hour", type=float, help="plan: for the cost of the run")
     parser.add_argument("--suggest", action="store_true", help="plan: try single changes")
