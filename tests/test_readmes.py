@@ -165,6 +165,7 @@ VERBS = {
     "evaluate [--split=NAME]": ["--split=test"],
     "predict --input=FILE [--output=FILE]": ["--input={tmp}/rows.csv", "--output={tmp}/out.jsonl"],
     "export [--output=FOLDER] [--family=NAME]": ["--output={tmp}/exported"],
+    "shrink --chain=prune:0.9,int8": ["--chain=int8"],
     "config": [],
     "sharding [--simulate_devices=8] [--json]": ["--json"],
     "checkpoints [--verify]": ["--verify"],

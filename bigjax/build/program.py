@@ -27,7 +27,7 @@ from bigjax.build.parts import (
 )
 from bigjax.config.config import Config
 from bigjax.core import steps
-from bigjax.core.adapt import BASE
+from bigjax.core.adapt import BASE, MODEL
 from bigjax.core.exact import exactly
 from bigjax.core.method import Call, Facts
 from bigjax.core.rules import map_with_path, paths
@@ -44,7 +44,7 @@ class Program:
     Attributes:
       init: (rng key data, hyper) -> (TrainState, base), sharded from the first byte.
       init_from: (variables, rng key data, hyper) -> the same, starting from these variables, which
-        are donated.
+        are donated where they can be.
       scratch: (rng key data, paths) -> path -> that leaf of the model's variables, from scratch.
       train_step: (state, batch, frozen) -> (state, metrics); the state is donated.
       diagnose: (state, batch, frozen) -> where the numbers of a step stop being finite.
@@ -175,13 +175,20 @@ def _build(
     replicated, base_layout = sharding.replicated(mesh), _layout_of(frozen.get(BASE, {}))
     model_variables = _placed(placed, variables, mesh)
     outputs = (layout, base_layout)
+    # A leaf that is held otherwise than it comes, in few bits or factors, has nothing to give on.
+    held = (
+        {*paths(base), *paths(abstract.params.get(MODEL, {}))} if parts.adaptation.parts else None
+    )
+    given_on = held is None or held >= set(paths(variables["params"]))
     return Program(
         mesh=mesh,
         task=network.task,
         method=network.method,
         model=network.applied,
         init=_jit_once(parts.init, in_shardings=replicated, out_shardings=outputs),
-        init_from=_jit_once(parts.init_from, out_shardings=outputs, donate_argnums=0),
+        init_from=_jit_once(
+            parts.init_from, out_shardings=outputs, donate_argnums=0 if given_on else ()
+        ),
         scratch=functools.partial(_scratch, parts, model_variables),
         **_jitted(functions, layout, frozen, mesh),
         state=abstract_with(layout, abstract),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from bigjax.build.assemble import Setup, assemble, open_sources
 from bigjax.config import resolve as configs
 from bigjax.config.config import Config
 from bigjax.config.values import TRUST_ALL
+from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError, did_you_mean, to_install
 from bigjax.core.state import TrainState
 from bigjax.data import inputs
@@ -27,6 +29,7 @@ from bigjax.mesh import distributed
 from bigjax.run import manifest
 from bigjax.run.checkpoint import Checkpoints
 from bigjax.run.checkpoint.folder import step_of_result
+from bigjax.run.files import plain, read_json
 from bigjax.run.writers import read_metrics
 
 log = logging.getLogger("bigjax")
@@ -137,6 +140,22 @@ class Opened:
         for line in read_metrics(self.workdir / "metrics.jsonl"):
             rows.setdefault(line["step"], {}).update(line)
         return pandas.DataFrame(list(rows.values())).set_index("step")
+
+    def switched(self, workdir: str | Path) -> Opened:
+        """Another run's adapters on this run's base, which is held once and serves both.
+
+        Raises:
+          UserError: that run has another model, other parametrizations, or another base.
+        """
+        other = Path(os.path.expanduser(workdir))
+        values = read_json(other / "config.json") or {}
+        for key in ("model", "adapt"):
+            if plain(values.get(key)) != plain(self.config.get(key)):
+                raise UserError(f"{other}: its config.{key} is not that of {self.workdir}")
+        bases = [manifest.known_of(w).get("frozen", {}).get(BASE) for w in (other, self.workdir)]
+        if None in bases or bases[0] != bases[1]:
+            raise UserError(f"{other}: its adapters were not trained on the base of {self.workdir}")
+        return dataclasses.replace(self, workdir=other, state=newest_state(self.setup, other))
 
     def next_batch(self) -> dict[str, jax.Array]:
         """The batch that the next step of the run would read."""

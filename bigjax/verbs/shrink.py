@@ -27,9 +27,10 @@ def shrink_verb(
         raise UserError("shrink runs in one process")
     for text in options.chain:
         parsed(text)  # before the run is opened
-    run = asked_run(raw, overrides, options)
-    splits = run.config.get("evaluate.splits") or tuple(run.config.get("data.splits"))
-    split = options.split or splits[-1]
+    run = asked_run(raw, overrides, options, options.split and (options.split,))
+    if not run.setup.evaluate.splits:
+        raise UserError("shrink needs --split=NAME: config.evaluate.splits has none")
+    split = run.setup.evaluate.splits[-1]
     found = shrink(run, options.chain, split, Options(options.keep, options.calibration))
     print(table(found, list(found[0])))
     print(f"page: {run.workdir / FOLDER / 'shrink.html'}")

@@ -198,3 +198,20 @@ def test_exported_it_is_a_whole_model_with_the_same_logits(tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
     base = opened.model.apply({"params": opened.setup.start()[1]["base"]}, tokens, train=False)
     assert np.abs(ours - base).max() > 1e-3
+
+
+def test_adapters_are_switched_on_one_base(run, tmp_path):
+    folder, _ = run
+    train(small("optimizer.learning_rate=0.03", **LORA), tmp_path / "other")
+    opened, rows = open_run(folder), {"image": np.full((3, 8, 8, 1), 7.0, np.float32)}
+    switched = opened.switched(tmp_path / "other")
+    assert switched.frozen is opened.frozen and switched.setup is opened.setup
+    alone = open_run(tmp_path / "other").predict(rows)
+    assert switched.predict(rows) == alone != opened.predict(rows)
+
+    train(small("seed=5", **LORA), tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="not trained on the base of"):
+        opened.switched(tmp_path / "elsewhere")
+    train(small("train.steps=1", adapt=(dict(type="lora", rank=3),)), tmp_path / "wider")
+    with pytest.raises(UserError, match=r"its config\.adapt is not that of"):
+        opened.switched(tmp_path / "wider")

@@ -1,0 +1,140 @@
+"""Shrinking: GPTQ against its own objective in float64, units against the model without them, a run end to end."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigjax.compress.gptq import gptq
+from bigjax.compress.narrow import narrow
+from bigjax.compress.shrink import pareto
+from bigjax.core.errors import UserError
+from bigjax.core.quantize import Quantized
+from bigjax.loop.open import open_run
+from bigjax.loop.train import train
+from bigjax.models.mlp import MLP
+from bigjax.verbs.launch import execute
+from tests.small import small, small_config
+
+
+def correlated(rows, inputs):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(rows, inputs)) @ rng.normal(size=(inputs, inputs))
+
+
+@pytest.mark.parametrize("group", [None, 8])
+def test_gptq_errs_less_on_its_data_than_rounding_to_the_nearest(group):
+    x, w = correlated(200, 16), np.random.default_rng(1).normal(size=(16, 12))
+
+    def error(codes, scales):
+        seen = codes * np.repeat(scales, group or 16, axis=0)
+        return np.sum((x @ w - x @ seen) ** 2)
+
+    blocks = w.reshape(-1, group or 16, 12)
+    scales = np.abs(blocks).max(axis=1) / 7
+    nearest = np.clip(np.rint(w / np.repeat(scales, group or 16, axis=0)), -7, 7)
+    codes, own = gptq(w, x.T @ x, group)
+    assert np.array_equal(codes, np.rint(codes)) and np.abs(codes).max() <= 7
+    assert error(codes, own) < 0.8 * error(nearest, scales)
+
+
+def test_gptq_pays_an_error_back_as_the_best_of_what_is_left():
+    """After the first input is rounded, the others are those of least squares (eq. 2), without damping."""
+    x, w = correlated(50, 3), np.array([[0.9], [0.33], [-0.71]])
+    codes, scales = gptq(w, x.T @ x, 1)
+    rounded = codes[0] * scales[0]
+    rest = np.linalg.lstsq(x[:, 1:], x @ w - x[:, :1] * rounded, rcond=None)[0]
+    # Groups of one have exact scales: each later input is its own level, 7 scales.
+    assert abs(rounded[0] - w[0, 0]) < 1e-12
+    np.testing.assert_allclose(codes[1:, 0] * scales[1:, 0], rest[:, 0], rtol=1e-9)
+
+
+def test_units_that_do_nothing_are_the_ones_taken_out():
+    model = MLP(widths=(6, 4), outputs=3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7)), jnp.float32)
+    params = jax.tree.map(np.array, model.init(jax.random.key(0), x, train=False))["params"]
+    params["dense_0"]["bias"] = np.linspace(-1, 1, 6, dtype=np.float32)
+    params["dense_1"]["kernel"][[1, 4]] = 0.0  # what these two give is not read
+    params["head"]["kernel"][[0, 3]] = 0.0
+    described = {"type": "mlp", "widths": (6, 4)}
+    changes, smaller = narrow(described, {"params": params}, 1 / 3)
+    assert changes == {"widths": (4, 3)}
+    changes, smaller = narrow(described, {"params": params}, 0.4)
+    assert changes == {"widths": (4, 2)}
+    found = MLP(widths=(4, 2), outputs=3).apply(smaller, x, train=False)
+    np.testing.assert_allclose(found, model.apply({"params": params}, x, train=False), atol=1e-6)
+    with pytest.raises(UserError, match="not those of cnn"):
+        narrow({"type": "cnn"}, {"params": params}, 0.5)
+
+
+def test_the_front_is_what_nothing_is_smaller_and_better_than():
+    rows = [
+        {"kB on disk": size, "accuracy": value}
+        for size, value in ((9, 0.9), (5, 0.8), (6, 0.7), (2, 0.5), (5, 0.6))
+    ]
+    assert pareto(rows, "accuracy", True) == [3, 1, 0]
+    assert pareto(rows, "accuracy", False) == [3]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shrink") / "run"
+    train(small(model=dict(type="mlp", widths=(16,), outputs=10)), folder)
+    return folder
+
+
+def shrink(folder, *words):
+    return execute("tiny", small_config, ["shrink", f"--workdir={folder}", *words])
+
+
+def test_a_chain_leaves_runs_a_table_and_a_page(run, capsys):
+    assert shrink(run, "--chain=prune:0.5,gptq:16", "--keep=head/kernel") == 0
+    assert "prune:0.5,gptq:16" in capsys.readouterr().out
+    table = json.loads((run / "shrink" / "table.json").read_text())
+    assert [row["model"] for row in table] == ["before", "prune:0.5", "prune:0.5,gptq:16"]
+    before, pruned, small_ = table
+    result = json.loads((run / "result.json").read_text())["metrics"]
+    assert before["accuracy"] == pytest.approx(result["eval/test/accuracy"], abs=1e-9)
+    assert before["low"] < before["accuracy"] < before["high"]
+    assert pruned["parameters"] <= before["parameters"] - 64 * 16 // 2
+    assert small_["kB in memory"] < 0.5 * before["kB in memory"] == 0.5 * pruned["kB in memory"]
+    assert "<svg" in (run / "shrink" / "shrink.html").read_text()
+
+    opened = open_run(run / "shrink" / "prune:0.5,gptq:16")
+    held = opened.frozen["base"]["dense_0"]["kernel"]
+    assert isinstance(held, Quantized) and held.codes.dtype == jnp.uint8
+    assert opened.evaluate("test")["accuracy"] == pytest.approx(small_["accuracy"], abs=1e-6)
+    kept = open_run(run).variables["params"]["head"]["kernel"]
+    assert np.array_equal(opened.variables["params"]["head"]["kernel"], kept)
+    assert (
+        np.mean(
+            open_run(run / "shrink" / "prune:0.5").variables["params"]["dense_0"]["kernel"] == 0
+        )
+        == 0.5
+    )
+
+    file = run / "shrink" / "prune:0.5,gptq:16" / "base.npz"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"base\.npz: cannot be read"):
+        open_run(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "shrink needs --chain"),
+        (("--chain=int9",), "no step 'int9' (did you mean 'int8'"),
+        (("--chain=prune:2",), "give a number between 0 and 1"),
+        (("--chain=svd:64",), "no fewer numbers"),
+        (("--chain=gptq", "--calibration=0"), "--calibration: this step needs 1 batch or more"),
+        (("--chain=int8", "--keep=haed/.*"), "matches the whole path of no parameter"),
+        (("--chain=int8", "--split=tets"), "did you mean 'test'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(run, words, said, capsys):
+    before = {path.name for path in run.glob("shrink/*")}
+    assert shrink(run, *words) == 2
+    assert said in capsys.readouterr().err
+    assert {path.name for path in run.glob("shrink/*")} == before
