@@ -86,7 +86,7 @@ def _least(run: Opened) -> int:
 
 
 def metrics(run: Opened, split: str) -> dict[str, tuple[float, float, float]]:
-    """Metric -> (value, low, high): the task's numbers of a split, with 95 % bootstrap intervals.
+    """Metric -> (value, low, high): the task's numbers of a split, with bootstrap intervals (0.95).
 
     What is drawn again are the split's parts, at least 20 where it has as many examples (Efron 1979;
     percentiles); always the same draws, so that two models are seen on the same parts.

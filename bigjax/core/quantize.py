@@ -3,9 +3,8 @@
 A matrix (m, n) reads m inputs and gives n channels. Each channel has a scale of its own, or one for
 every `group` inputs: W[i, j] is about level(code[i, j]) * scale[i // group, j].
 
-Why not qwix, which has the same arithmetic for arrays (and is what a test holds this against): its
-groups must divide the inputs, its int4 counts a byte a number wherever a host sees it (`nbytes`, files,
-hashes), and importing it takes 0.6 s.
+Why not qwix, which has the same arithmetic for arrays (a test holds this against it): its groups must
+divide the inputs, and its int4 is a byte a number wherever a host sees it (`nbytes`, files, hashes).
 """
 
 from __future__ import annotations
