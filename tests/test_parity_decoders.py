@@ -85,6 +85,18 @@ FORMS = {
     "phi3-part": ("phi3", "Phi3", dict(hidden_size=32, partial_rotary_factor=0.5)),
     "olmo2": ("olmo2", "Olmo2", dict(attention_bias=True)),
     "smollm3": ("smollm3", "SmolLM3", dict(no_rope_layers=[1, 0])),
+    "mixtral": ("mixtral", "Mixtral", dict(num_local_experts=5, sliding_window=5)),
+    "qwen3-moe": (
+        "qwen3_moe",
+        "Qwen3Moe",
+        dict(**HEAD, num_experts=5, num_experts_per_tok=3, moe_intermediate_size=20),
+    ),
+    "qwen3-moe-renormalized": (
+        "qwen3_moe",
+        "Qwen3Moe",
+        dict(num_experts=3, num_experts_per_tok=2, norm_topk_prob=True, moe_intermediate_size=20)
+        | dict(use_sliding_window=True, sliding_window=5, attention_bias=True),
+    ),
 }
 
 
@@ -119,6 +131,7 @@ def logits_of(model, tokens, **options):
 
 # The others differ from these in a number or two.
 FAST = ("llama-biases", "llama-yarn", "qwen2", "gemma2", "gemma3", "phi3-long", "olmo2", "smollm3")
+FAST += ("qwen3-moe",)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +168,8 @@ GENERATING = (
     "phi3",
     "olmo2",
     "smollm3",
+    "mixtral",
+    "qwen3-moe-renormalized",
 )
 
 
@@ -176,7 +191,7 @@ def test_greedy_tokens(form):
     np.testing.assert_array_equal(got, expected)
 
 
-@pytest.mark.parametrize("form", ["gemma3", "smollm3"])
+@pytest.mark.parametrize("form", ["gemma3", "smollm3", "mixtral"])
 def test_layers_in_one_loop_are_the_same(form):
     family, theirs, *_, folder = both(form)
     model, variables, _ = parity.load(folder, family, (TOKENS,), scan_layers=True)

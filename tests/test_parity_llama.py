@@ -7,7 +7,7 @@ import pytest
 from bigjax.core.errors import UserError
 from bigjax.data.sources import default_data_dir
 from bigjax.models.generate import Sampling, generate
-from bigjax.pretrained.llama import LLAMA
+from bigjax.pretrained.decoders import LLAMA
 from tests import parity
 from tests.test_parity_gpt2 import PACKED, assert_equal, torch_logits
 

@@ -19,6 +19,7 @@ from bigjax.config.config import Config
 from bigjax.core import precision, settings
 from bigjax.core.adapt import MODEL, Adaptation, OwnLeaves
 from bigjax.core.errors import UserError
+from bigjax.core.losses import AUXILIARY
 from bigjax.core.method import Call, Facts, Method, Reference
 from bigjax.core.optimizers import build as build_optimizer
 from bigjax.core.rules import paths
@@ -52,7 +53,8 @@ class Network:
         rngs = {"params": params_key, "dropout": dropout_key}
         inputs = self.inputs(example_batch(self.features, rows=1), key)
         options = precision.accepted(self.model, {"train": False})
-        return self.model.init(rngs, *inputs, **options)
+        variables = self.model.init(rngs, *inputs, **options)
+        return {name: tree for name, tree in variables.items() if name != AUXILIARY}
 
     def inputs(self, batch: dict[str, jax.Array], key: jax.Array) -> tuple:
         """What the model reads of a batch that the source gives."""

@@ -16,6 +16,21 @@ Pair = tuple[jax.Array, jax.Array]
 """(sum, weight), two float32 scalars; the mean is sum / weight."""
 
 
+AUXILIARY = "auxiliary"  # the collection in which a model sows losses of its own
+
+
+class Auxiliary(NamedTuple):
+    """A loss of a layer's own, such as the balance of its experts: joins the loss by `with_auxiliary`.
+
+    sums, weights: (B,), what it adds up to over each row of the batch, and how much that weighs.
+    factor: the sum counts so often in the loss; sum / weight is shown. 0: it is shown alone.
+    """
+
+    sums: jax.Array
+    weights: jax.Array
+    factor: jax.Array | float
+
+
 class Loss(NamedTuple):
     """What a method's `loss` returns.
 
@@ -30,6 +45,29 @@ class Loss(NamedTuple):
     metrics: dict[str, Pair]
     collections: dict
     memory: Any = None
+
+
+def with_auxiliary(loss: Loss, mask: jax.Array) -> Loss:
+    """The loss with what the model's layers sowed into `AUXILIARY`, over rows of `mask` (B,) above 0.
+
+    The sum grows by factor x sum of each; its weight stays, so that all is divided once, by that of
+    the task: microbatches and devices add up to the same number. Each is shown by its name, the mean
+    over the layers that have one, and the loss without any as "task_loss".
+    """
+    collections = dict(loss.collections)
+    sown = collections.pop(AUXILIARY, {})
+    total, metrics = loss.sum, dict(loss.metrics)
+    if sown:
+        metrics["task_loss"] = (loss.sum, loss.weight)
+    leaves = jax.tree_util.tree_leaves_with_path(sown, is_leaf=lambda x: isinstance(x, Auxiliary))
+    for path, (sums, weights, factor) in leaves:
+        name = path[-1].key
+        rows = (hide_masked(x.reshape(-1, len(mask)).T, mask) for x in (sums, weights))
+        own = tuple(jnp.sum(x) for x in rows)
+        total = total + jnp.max(factor) * own[0]
+        before = metrics.get(name, (0.0, 0.0))
+        metrics[name] = (before[0] + own[0], before[1] + own[1])
+    return loss._replace(sum=total, metrics=metrics, collections=collections)
 
 
 def hide_masked(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.core.losses import Loss, Pair
+from bigjax.core.losses import AUXILIARY, Loss, Pair, with_auxiliary
 from bigjax.core.precision import LossScale, loss_factor
 
 Batch = dict[str, jax.Array]
@@ -114,11 +114,14 @@ class Scope:
         return dataclasses.replace(self, **changes)
 
     def apply(self, params: Any, batch: Batch, *, train: bool = True) -> tuple[Any, Any]:
-        """The model's outputs on a batch, and its mutable collections after it."""
+        """The model's outputs on a batch, and its mutable collections after it.
+
+        In training these hold what layers sow as losses of their own, which `summed_gradients` adds.
+        """
         variables, inputs = {"params": params, **self.collections}, self.task.inputs(batch)
         if not train:
             return self.model.apply(variables, *inputs, train=False), self.collections
-        mutable = list(self.collections)
+        mutable = [*self.collections, AUXILIARY]
         rngs = {"dropout": self.rng}
         return self.model.apply(variables, *inputs, train=True, rngs=rngs, mutable=mutable)
 
@@ -276,7 +279,7 @@ def summed_gradients(
     """Gradients of the summed loss, for the trained leaves."""
 
     def total(trained: Any) -> tuple[jax.Array, Loss]:
-        found = loss(trained, batch, scope)
+        found = with_auxiliary(loss(trained, batch, scope), batch["mask"])
         return found.sum * loss_factor(scope.loss_scale, found.weight), found
 
     gradients, found = jax.grad(total, has_aux=True)(trained)

@@ -28,8 +28,9 @@ COMPUTE = {
     "full_bfloat16": "bfloat16",
     "float16": "float16",
 }
-# Norms by the names that Flax and bigjax give them (LayerNorm_0, norm, attention_norm), and heads.
-FLOAT32_PATHS = (r"(?i)(.*/)?[^/]*norm(_\d+)?/[^/]*", r"(.*/)?head/.*")
+# Norms by the names that Flax and bigjax give them (LayerNorm_0, norm, attention_norm), heads, and what
+# chooses experts.
+FLOAT32_PATHS = (r"(?i)(.*/)?[^/]*norm(_\d+)?/[^/]*", r"(.*/)?head/.*", r"(.*/)?router/.*")
 NORMS = (nn.BatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.InstanceNorm)
 
 

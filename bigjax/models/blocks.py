@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
+from bigjax.core.losses import AUXILIARY
 from bigjax.models.common import choose
 
 # What the forward pass keeps of a block for the backward pass; the rest is computed again (Chen et
@@ -71,7 +72,7 @@ def stack(
     own = () if each is None else (each,)
     loop = nn.scan(
         lambda module, x, *rest: (module(x, *rest), None),
-        variable_axes={"params": 0, "cache": 0, "intermediates": 0},
+        variable_axes={"params": 0, "cache": 0, "intermediates": 0, AUXILIARY: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * len(shared) + (0,) * len(own),
         length=layers,

@@ -1,8 +1,8 @@
 """Llama and its kin: decoders with RMSNorm, rotary positions, grouped queries and a gated MLP.
 
-With their choices the one class is Qwen 2 and 3, Mistral, Gemma 2 and 3, Phi-3, OLMo 2 and SmolLM 3
-(which choices: the table in `bigjax.pretrained.llama`). Shapes are in the names: B batch, T length,
-D width, H width of a head, F pairs of a head, L layers, V vocabulary.
+With their choices the one class is Qwen 2 and 3, Mistral, Gemma 2 and 3, Phi-3, OLMo 2, SmolLM 3, and
+with experts Mixtral and Qwen 3 MoE (which choices: the table in `bigjax.pretrained.decoders`). Shapes are in
+the names: B batch, T length, D width, H width of a head, F pairs of a head, L layers, V vocabulary.
 
 Parameters: embedding, block_0, block_1, ... (with scan_layers: blocks), norm, and unembedding where
 the embedding is not tied.
@@ -22,6 +22,7 @@ from bigjax.core.errors import UserError
 from bigjax.models import rotary
 from bigjax.models.blocks import check_context, head_width, last_token, stack, table, unembed
 from bigjax.models.common import choose
+from bigjax.models.experts import Routing
 from bigjax.models.transformer import (
     Block,
     Form,
@@ -77,6 +78,9 @@ class Llama(nn.Module):
     softcap, logit_softcap: caps on scores and on logits, c tanh(x / c); None: none.
     scaled_embedding: whether embeddings are multiplied by sqrt(D).
     tied: whether the logits are products with the embedding, or with a table of their own.
+    experts: of each layer, in place of its one MLP, F then the width of one; None: no experts.
+    experts_used, renormalized_gates, expert_capacity, balance_loss, router_z_loss: see
+        `bigjax.models.experts.Routing`.
     attention: which implementation (see `bigjax.models.attention.attend`).
     remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
     """
@@ -106,6 +110,12 @@ class Llama(nn.Module):
     softcap: float | None = None
     logit_softcap: float | None = None
     scaled_embedding: bool = False
+    experts: int | None = None
+    experts_used: int = 2
+    renormalized_gates: bool = True
+    expert_capacity: float | None = None
+    balance_loss: float = 0.01
+    router_z_loss: float = 0.001
     attention: str = "auto"
     remat: str = "none"
     scan_layers: bool = False
@@ -117,6 +127,8 @@ class Llama(nn.Module):
         ("heads", "tensor"),
         ("kv_heads", "tensor"),
         ("mlp", "tensor"),
+        ("experts", "expert"),
+        ("group", ("dcn", "data", "fsdp")),  # the batch, where `expert` splits the experts instead
     )
 
     @nn.compact
@@ -193,6 +205,21 @@ class Llama(nn.Module):
             softcap=self.softcap,
             depth=self.layers,
             implementation=self.attention,
+            routing=self._routing(),
+        )
+
+    def _routing(self) -> Routing | None:
+        if self.experts is None:
+            return None
+        if "mlp" in self.biases:
+            raise UserError("model.biases: experts have none; leave 'mlp' out")
+        return Routing(
+            experts=self.experts,
+            used=self.experts_used,
+            renormalized=self.renormalized_gates,
+            capacity=self.expert_capacity,
+            balance_loss=self.balance_loss,
+            router_z_loss=self.router_z_loss,
         )
 
     def _kinds(self) -> list[str]:
@@ -229,4 +256,7 @@ class Llama(nn.Module):
         keys = [min(T, self.window or T) if kind == "local" else T for kind in self._kinds()]
         attended = self.heads * self._form().head_width * B * T * sum(keys)
         multiplied = size(params) if self.tied else size(params, "embedding")
+        if self.experts:  # of which a token is multiplied by a few
+            idle = self.experts - self.experts_used
+            multiplied -= 3 * self.layers * idle * self.width * self.mlp_width
         return flops_by_formula([(multiplied, B * T)], attended, causal=True)

@@ -5,7 +5,7 @@ are stacks of the one `Block`. T5 has a block of its own. Shapes are in the name
 D width, N query heads, K key and value heads, H width of a head, F width of the MLP.
 
 Parameters of a block: attention_norm, attention (query, key, value, out, and query_norm, key_norm),
-mlp_norm, mlp ((gate,) up, down), and attention_out_norm, mlp_out_norm where norms follow the branches.
+mlp_norm, mlp ((gate,) up, down; or see `bigjax.models.experts`), and attention_out_norm, mlp_out_norm where norms follow the branches.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from bigjax.models.blocks import (
     split_heads,
 )
 from bigjax.models.common import choose
+from bigjax.models.experts import MixtureOfExperts, Routing
 from bigjax.models.rotary import rotate
 
 ACTIVATIONS = {
@@ -66,6 +67,7 @@ class Form:
     depth: layers of the whole model, where residual branches start smaller the deeper it is; or None.
     dropout: of each residual branch.
     implementation: of attention.
+    routing: of a mixture of experts, gated MLPs of width F, in the MLP's place; None: one MLP.
     """
 
     heads: int
@@ -85,6 +87,7 @@ class Form:
     depth: int | None = None
     dropout: float = 0.0
     implementation: str = "auto"
+    routing: Routing | None = None
 
     def __post_init__(self):
         for what, word, known in (
@@ -160,10 +163,10 @@ class Block(nn.Module):
         form = self.form
         drop = nn.Dropout(form.dropout, deterministic=not self.train)
         attention = Attention(form, self.cache, name="attention")
-        mlp = MLP(form, name="mlp")
+        mlp = mlp_of(form, self.train)
         for name, part in (
             ("attention", lambda x: attention(x, where, layer)),
-            ("mlp", mlp),
+            ("mlp", lambda x: mlp(x, where.segments)),
         ):
             y_BTD = x_BTD
             if form.norm_places in ("before", "both"):
@@ -233,13 +236,21 @@ class Attention(nn.Module):
         return norm(self.form, name, names)
 
 
+def mlp_of(form: Form, train: bool) -> nn.Module:
+    """What stands after attention in a block. Call inside its compact method."""
+    if form.routing is None:
+        return MLP(form, name="mlp")
+    act = ACTIVATIONS[form.activation]
+    return MixtureOfExperts(form.routing, form.mlp_width, act, form.depth, train, name="mlp")
+
+
 class MLP(nn.Module):
     """act(x U + b) W + c, or gated."""
 
     form: Form
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         form, bias = self.form, "mlp" in self.form.biases
         act = ACTIVATIONS[form.activation]
         h_BTF = dense("up", form.mlp_width, "embed", "mlp", bias=bias)(x_BTD)

@@ -65,6 +65,24 @@ class Entry:
         return np.ascontiguousarray(np.concatenate(arrays, self.axis) if arrays[1:] else arrays[0])
 
 
+# Our leaves that are stacked -> what stands in their place in the paths of a name map, one a number.
+STACKS = {"blocks": "block", "experts": "expert"}
+
+
+def unstacked(path: str, lengths: Sequence[int]) -> np.ndarray:
+    """The paths that a name map has for a leaf: an array with an axis for each part that is stacked.
+
+    lengths: of the leaf's leading axes.
+    """
+    parts = path.split("/")
+    stacks = {place: STACKS[part] for place, part in enumerate(parts) if part in STACKS}
+    found = np.empty(tuple(lengths[: len(stacks)]), object)
+    for index in np.ndindex(found.shape):
+        numbered = {p: f"{one}_{i}" for (p, one), i in zip(stacks.items(), index, strict=True)}
+        found[index] = "/".join(numbered.get(p, part) for p, part in enumerate(parts))
+    return found
+
+
 def linear(
     name: str, path: str, pattern: str | None = "o i -> i o", bias: bool = True, **sizes: int
 ) -> list[Entry]:

@@ -7,6 +7,7 @@ one that loading reads, run backwards. The folder appears whole or not at all.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
-from bigjax.pretrained.entry import Entry
+from bigjax.pretrained.entry import STACKS, Entry
 from bigjax.pretrained.families import open_family
 from bigjax.pretrained.preprocessor import preprocessor_config
 from bigjax.pretrained.table import labels_of
@@ -163,10 +164,14 @@ def published_tensors(leaves: Mapping[str, Any], entries: list[Entry]) -> dict[s
 
 
 def _find(path: str, leaves: Mapping[str, Any]) -> tuple[str, Any] | None:
-    """The leaf of a path as the name map writes it, also where layers are stacked: (path, array)."""
-    if path in leaves:
-        return path, leaves[path]
-    before, found, rest = path.partition("/block_")
-    number, _, rest = rest.partition("/")
-    stacked = f"{before}/blocks/{rest}"
-    return (stacked, leaves[stacked][int(number)]) if found and stacked in leaves else None
+    """The leaf of a path as the name map writes it, also where it is stacked: (path, array)."""
+    choices: list[list[tuple[str, tuple[int, ...]]]] = []
+    for part in path.split("/"):
+        name, _, number = part.rpartition("_")
+        stacks = [(stack, (int(number),)) for stack, one in STACKS.items() if one == name]
+        choices.append([(part, ()), *stacks])
+    for chosen in itertools.product(*choices):
+        own = "/".join(part for part, _ in chosen)
+        if own in leaves:
+            return own, leaves[own][sum((index for _, index in chosen), ())]
+    return None

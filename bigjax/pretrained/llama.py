@@ -1,7 +1,7 @@
-"""Llama and its kin in Hugging Face's layout, both ways: one table says what each family is.
+"""Llama and its kin in Hugging Face's layout, both ways: what a row of the table of families says.
 
-All are `bigjax.models.llama.Llama` with other choices. A family is one `Decoder` below and one line in
-`bigjax.pretrained.families`; what the table cannot say is refused by name.
+All are `bigjax.models.llama.Llama` with other choices. A family is one `Decoder` in
+`bigjax.pretrained.decoders`; what the table cannot say is refused by name.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ PLAIN = dict(
     softcap=None,
     logit_softcap=None,
     scaled_embedding=False,
+    experts=None,
 )
 # Where the norms stand -> our norm -> its published name.
 NORM_NAMES = {
@@ -68,10 +69,15 @@ class Decoder:
     choices: our fields that are always so.
     keys: those of config.json that other families lack, or have with another default.
     biases: a key of config.json -> the biases of ours that it switches.
-    local: which layers see a window of the tokens: "none", "all" where there is a window, "from" the
-        layer max_window_layers on, or so many in turn, of which the last is full.
+    local: which layers see a window of the tokens: "none", "all" where there is a window, "switched": all
+        if use_sliding_window says so, "from" the layer max_window_layers on, or so many in turn, of which the
+        last is full.
     theta: of rotary positions, where config.json says none.
     fused: whether queries, keys and values are one matrix, and gate and up.
+    experts: published names of what holds a layer's experts, and of an expert's gate, up and down; () if
+        a layer has one MLP.
+    fixed: keys of config.json -> the only values that are known here.
+    renamed: names that transformers 5 gives to keys -> those of the published files.
     """
 
     model_type: str
@@ -83,6 +89,9 @@ class Decoder:
     window: int | None = None
     theta: float = 10000.0
     fused: bool = False
+    experts: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     TYPE = "llama"
     GENERATES = True
@@ -94,10 +103,10 @@ class Decoder:
         Raises:
           UserError: it describes something that this family is not.
         """
-        table.check(
-            {"model_type": self.model_type, "use_bidirectional_attention": False}, published
-        )
-        values = table.read(self._keys(), published)
+        fixed = {"model_type": self.model_type, "use_bidirectional_attention": False, **self.fixed}
+        table.check(fixed, published)
+        newer = {old: published[new] for new, old in self.renamed.items() if new in published}
+        values = table.read(self._keys(), newer | published)
         heads, width = values["heads"], values["width"]
         values["kv_heads"] = values["kv_heads"] or heads
         values["head_width"] = values["head_width"] or width // heads
@@ -175,7 +184,8 @@ class Decoder:
         types = published.get("layer_types")
         if self.local == "none":
             types = None
-        elif self.local == "all":
+        elif self.local in ("all", "switched"):
+            window = window if self.local == "all" or published.get("use_sliding_window") else None
             types = ["sliding_attention"] * layers
         elif self.local == "from":
             window = window if published.get("use_sliding_window") else None
@@ -201,6 +211,7 @@ class Decoder:
         known = {
             "none": {"full"},
             "all": {kinds[0]} - {"no_rope"},
+            "switched": {kinds[0]} - {"no_rope"},
             "no_rope": {"full", "no_rope"},
         }.get(self.local, {"full", "local"})
         if not set(kinds) <= known:
@@ -215,6 +226,8 @@ class Decoder:
         window = model["window"]
         if self.local == "all":
             return dict(sliding_window=window)
+        if self.local == "switched":
+            return dict(sliding_window=window, use_sliding_window=window is not None)
         if self.local == "from":
             switch = dict(use_sliding_window=window is not None)
             switch["max_window_layers"] = kinds.index("local") if window else model["layers"]
@@ -274,6 +287,10 @@ class Decoder:
                 path = (f"params/{here}/attention/{ours}/scale",)
                 sizes = {"h": H} if pattern else {}
                 found.append(Entry(f"{there}.self_attn.{theirs}.weight", path, pattern, sizes))
+        if self.experts:
+            names = [f"{there}.self_attn.{letter}_proj" for letter in "qkvo"]
+            found += projections(names, f"{here}/attention", H, model["biases"])
+            return found + self._experts(there, here, model["experts"])
         bias = "mlp" in model["biases"]
         down = linear(f"{there}.mlp.down_proj", f"{here}/mlp/down", bias=bias)
         if not self.fused:
@@ -295,6 +312,17 @@ class Decoder:
             *down,
         ]
 
+    def _experts(self, there: str, here: str, count: int) -> list[Entry]:
+        """The tensors of one block's router and experts."""
+        holder, *names = self.experts
+        found = linear(f"{there}.{holder}.gate", f"{here}/mlp/router", bias=False)
+        for j in range(count):
+            for theirs, ours in zip(names, ("gate", "up", "down"), strict=True):
+                path = f"params/{here}/mlp/expert_{j}/{ours}"
+                name = f"{there}.{holder}.experts.{j}.{theirs}.weight"
+                found.append(Entry(name, (path,), "o i -> i o"))
+        return found
+
 
 def _type(local: Any) -> str:
     return "sliding_attention" if local else "full_attention"
@@ -305,74 +333,3 @@ def _shortest(kinds: Sequence[str]) -> tuple[str, ...]:
     lengths = range(1, len(kinds) + 1)
     period = next(n for n in lengths if all(k == kinds[i % n] for i, k in enumerate(kinds)))
     return tuple(kinds[:period])
-
-
-ATTENTION_BIAS = {"attention_bias": ("qkv", "out")}
-GEMMA = dict(norm="rms_from_one", norm_places="both", scaled_embedding=True)
-GEMMA_KEYS = (
-    Key("head_dim", "head_width", 256),
-    Key("hidden_activation", "activation", "gelu_pytorch_tanh", activations("gelu_pytorch_tanh")),
-    Key("tie_word_embeddings", "tied", True),
-    Key("query_pre_attn_scalar", "query_width", 256),
-)
-LLAMA = Decoder("llama", "LlamaForCausalLM", biases={**ATTENTION_BIAS, "mlp_bias": ("mlp",)})
-MISTRAL = Decoder("mistral", "MistralForCausalLM", local="all", window=4096)
-QWEN2 = Decoder("qwen2", "Qwen2ForCausalLM", dict(biases=("qkv",)), local="from", window=4096)
-QWEN3 = Decoder(
-    "qwen3",
-    "Qwen3ForCausalLM",
-    dict(qk_norm="head"),
-    (Key("head_dim", "head_width", 128),),
-    ATTENTION_BIAS,
-    local="from",
-    window=4096,
-)
-GEMMA2 = Decoder(
-    "gemma2",
-    "Gemma2ForCausalLM",
-    GEMMA,
-    (
-        *GEMMA_KEYS,
-        Key("attn_logit_softcapping", "softcap", 50.0, null=True),
-        Key("final_logit_softcapping", "logit_softcap", 30.0, null=True),
-    ),
-    ATTENTION_BIAS,
-    local=2,
-    window=4096,
-)
-GEMMA3 = Decoder(
-    "gemma3_text",
-    "Gemma3ForCausalLM",
-    {**GEMMA, "qk_norm": "head", "local_rope_theta": 10000.0},
-    (
-        *GEMMA_KEYS,
-        Key("attn_logit_softcapping", "softcap", None),
-        Key("final_logit_softcapping", "logit_softcap", None),
-    ),
-    ATTENTION_BIAS,
-    local=6,
-    window=4096,
-    theta=1e6,
-)
-PHI3 = Decoder(
-    "phi3",
-    "Phi3ForCausalLM",
-    keys=(Key("rms_norm_eps", "norm_epsilon", 1e-5),),
-    local="all",
-    fused=True,
-)
-OLMO2 = Decoder(
-    "olmo2",
-    "Olmo2ForCausalLM",
-    dict(norm_places="after", qk_norm="all"),
-    (Key("rms_norm_eps", "norm_epsilon", 1e-5),),
-    ATTENTION_BIAS,
-)
-SMOLLM3 = Decoder(
-    "smollm3",
-    "SmolLM3ForCausalLM",
-    keys=(Key("tie_word_embeddings", "tied", True), Key("num_key_value_heads", "kv_heads", 4)),
-    biases={**ATTENTION_BIAS, "mlp_bias": ("mlp",)},
-    local="no_rope",
-    theta=2e6,
-)

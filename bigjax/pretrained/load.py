@@ -7,7 +7,7 @@ never holds more than one leaf. Nothing on disk is changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.pretrained.entry import Entry
+from bigjax.pretrained.entry import Entry, unstacked
 from bigjax.pretrained.families import FAMILIES, open_family
 from bigjax.pretrained.reader import Published, open_published
 
@@ -164,34 +164,30 @@ class _Source:
         Raises:
           ValueError: what keeps the leaf from being read.
         """
-        layers = list(self._unrolled(path, ours))
-        absent = [p for p in layers if self._entries[p][0].name not in self._published.shapes]
+        layers = self._unstacked(path, ours)
+        absent = [p for p in layers.flat if self._entries[p][0].name not in self._published.shapes]
         if absent:
             entry = self._entries[absent[0]][0]
             if entry.optional:
                 return lambda scratch: scratch, False
             raise ValueError(f"needs '{entry.name}', which the checkpoint lacks")
-        shape, whole = ours.shape if layers == [path] else ours.shape[1:], True
-        for layer in layers:
+        shape, whole = ours.shape[layers.ndim :], True
+        for layer in layers.flat:
             theirs = self._shape(layer)
             if theirs != shape and not (resize and len(theirs) == len(shape)):
                 name = self._entries[layer][0].name
                 raise ValueError(f"has shape {shape}, '{name}' gives {theirs}")
             whole &= theirs == shape
-        return lambda scratch: self._place(layers, layers != [path], ours, scratch), whole
+        return lambda scratch: self._place(layers, ours, scratch), whole
 
-    def _unrolled(self, path: str, ours: jax.Array) -> Iterator[str]:
-        """The paths of a leaf's layers in the name map: itself, or one a layer where they are stacked."""
-        stacked = path not in self._entries and "/blocks/" in path
-        paths = [path]
-        if stacked:
-            paths = [path.replace("/blocks/", f"/block_{i}/") for i in range(ours.shape[0])]
-        for path in paths:
-            if path not in self._entries:
-                raise ValueError(
-                    "has no counterpart in this family; `config.init.rules` may say None"
-                )
-        yield from paths
+    def _unstacked(self, path: str, ours: jax.Array) -> np.ndarray:
+        """The paths of a leaf in the name map: itself, or one a layer and expert where they are stacked."""
+        paths = np.array(path, object)
+        if path not in self._entries:
+            paths = unstacked(path, ours.shape)
+        if any(own not in self._entries for own in paths.flat):
+            raise ValueError("has no counterpart in this family; `config.init.rules` may say None")
+        return paths
 
     def _shape(self, path: str) -> tuple[int, ...]:
         """The shape a leaf would come in, without reading it."""
@@ -206,15 +202,17 @@ class _Source:
         entry, part = self._entries[path]
         return entry.load(self._published.read(entry.name))[part].astype(dtype)
 
-    def _place(self, layers: list[str], stacked: bool, ours: Any, scratch: Any) -> jax.Array:
+    def _place(self, layers: np.ndarray, ours: Any, scratch: Any) -> jax.Array:
         floating = jnp.issubdtype(ours.dtype, jnp.floating)
         dtype = np.float32 if floating else ours.dtype
-        if stacked:
+        if layers.ndim:
 
             def part(index: tuple[slice, ...]) -> np.ndarray:
-                return np.stack([self._read(p, dtype)[index[1:]] for p in layers[index[0]]])
+                here, rest = layers[index[: layers.ndim]], index[layers.ndim :]
+                read = np.stack([self._read(p, dtype)[rest] for p in here.flat])
+                return read.reshape(*here.shape, *read.shape[1:])
         else:
-            whole = self._read(layers[0], dtype)
+            whole = self._read(layers.item(), dtype)
             if whole.shape != ours.shape:
                 whole = _overlaid(np.array(scratch, dtype), whole)
 

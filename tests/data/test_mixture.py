@@ -152,6 +152,7 @@ def test_a_mixture_resumes_bitwise_and_tells_the_loss_of_each_part(tmp_path):
         assert mean == pytest.approx(line["train/loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_the_same_on_any_mesh_and_its_losses_are_those_of_its_rows(tmp_path):
     found = {}
     for devices in (1, 8):
