@@ -35,17 +35,13 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
       UserError: it describes something that this family is not.
     """
     architecture = (published.get("architectures") or ["ViTForImageClassification"])[0]
-    if architecture == "DeiTForImageClassification":
-        raise UserError(
-            "config.init: a DeiTForImageClassification has no head on its distillation token; "
-            "DeiTForImageClassificationWithTeacher has"
-        )
     return dict(
         outputs=table.outputs_of(published, default=1000),
         **table.read(KEYS, published),
         pool="cls",
         positions="learned",
         distillation=published.get("model_type") == "deit",
+        distillation_head=architecture != "DeiTForImageClassification",
     )
 
 
@@ -57,7 +53,8 @@ def published_config(model: dict[str, Any]) -> dict[str, Any]:
             f"'{model['pool']}' and '{model['positions']}'"
         )
     deit = model["distillation"]
-    name = "DeiTForImageClassificationWithTeacher" if deit else "ViTForImageClassification"
+    name = "DeiTForImageClassification" if deit else "ViTForImageClassification"
+    name += "WithTeacher" * (deit and model["distillation_head"])
     filled = {**model, "mlp_width": model["mlp_width"] or 4 * model["width"]}
     return dict(
         model_type="deit" if deit else "vit",
@@ -79,14 +76,12 @@ def entries(model: dict[str, Any]) -> list[Entry]:
     ]
     for i in range(model["layers"]):
         found += block(f"encoder.layer.{i}", f"block_{i}", model)
-    if not model["distillation"]:
+    if model["distillation"]:
+        found.append(Entry("embeddings.distillation_token", ("params/distillation",), "1 1 d -> d"))
+    if not (model["distillation"] and model["distillation_head"]):
         return found + linear("classifier", "head")
-    return [
-        *found,
-        Entry("embeddings.distillation_token", ("params/distillation",), "1 1 d -> d"),
-        *linear("cls_classifier", "head"),
-        *linear("distillation_classifier", "distillation_head"),
-    ]
+    heads = (("cls_classifier", "head"), ("distillation_classifier", "distillation_head"))
+    return [*found, *(entry for names in heads for entry in linear(*names))]
 
 
 def block(name: str, path: str, model: dict[str, Any]) -> list[Entry]:
