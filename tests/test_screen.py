@@ -224,6 +224,13 @@ def test_log_lines_stand_above_the_bar(clock, monkeypatch):
         bar.advance()
         assert seen(stream.getvalue(), 60)[0] == "step 3: a spike"
         assert seen(stream.getvalue(), 60)[1].startswith("step 1/10")
+        log.warning(
+            "runs/mine: mlp, 2,410 parameters; 1,000 examples; 400 steps of 32 (32 a device)"
+        )
+        assert seen(stream.getvalue(), 60)[1:3] == [
+            "runs/mine: mlp, 2,410 parameters; 1,000 examples; 400 steps",
+            "  of 32 (32 a device)",
+        ]
     log.removeHandler(handler)
 
 

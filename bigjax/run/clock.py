@@ -284,9 +284,10 @@ def lines(found: dict[str, Any]) -> list[str]:
     if "measurement_error" in found:
         return [*said, f"error in measurement: {found['measurement_error']}"]
     said.append(
-        f"{rate(found['steps_per_second'])} steps/s, {rate(found['examples_per_second'])} examples/s: "
-        "the whole run's mean over step, input and other (the bar's rate is of its last seconds)"
+        f"{rate(found['steps_per_second'])} steps/s, {rate(found['examples_per_second'])} examples/s "
+        "over the whole run's step, input and other"
     )
+    said.append("(the bar's rate is of its last seconds)")
     for name, share in found.get("mfu", {}).items():
         said.append(f"MFU {share:.1%} ({name})")
     return said

@@ -16,6 +16,7 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections import deque
@@ -244,10 +245,16 @@ def wrap(fields: Sequence[str], width: int) -> str:
 
 
 class LogLines(logging.Handler):
-    """Says log records on the screen, so that they do not run into a bar."""
+    """Says log records on the screen, so that they do not run into a bar; on a terminal in whole words."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        screen().say(self.format(record))
+        on, text = screen(), self.format(record)
+        if on.is_terminal:
+            fill = textwrap.TextWrapper(
+                on.columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            ).fill
+            text = "\n".join(map(fill, text.split("\n")))
+        on.say(text)
 
 
 _screen: Screen | None = None
