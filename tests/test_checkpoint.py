@@ -287,6 +287,17 @@ def test_a_failed_save_is_told_at_the_next_check_and_the_last_good_one_stays(tmp
     assert checkpoints.restore_newest(wanted)[0] == 3
 
 
+def test_a_disk_too_full_for_the_state_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    checkpoints, wanted = saved(tmp_path)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    said = r"step 4 was not saved .*full: .* kB are needed, 1 kB"
+    with pytest.raises(CheckpointError, match=said):
+        checkpoints.save(4, place(values(4), mesh(8)), {})
+    assert not (tmp_path / "checkpoints" / "4").exists()
+    assert checkpoints.restore_newest(wanted)[0] == 3
+
+
 def test_a_state_of_another_config_is_refused_and_left_in_place(tmp_path):
     checkpoints, wanted = saved(tmp_path)
     other = {**wanted, "kernel": jax.ShapeDtypeStruct((2, 2), np.float32)}

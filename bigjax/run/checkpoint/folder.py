@@ -7,7 +7,10 @@ else lies there, a folder named by digits as well, is somebody's and stays. Know
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from bigjax.core.errors import RunFailed, UserError
 from bigjax.run.checkpoint import hashes
 from bigjax.run.checkpoint.hashes import MANIFEST, PARTIAL, BadCheckpoint
 from bigjax.run.files import RUN_ID, TEMPORARY, read_json, read_json_lines, sync, write_atomic
+from bigjax.run.text import amount
 
 log = logging.getLogger("bigjax")
 
@@ -78,6 +82,13 @@ def newest_manifest(workdir: Path | str) -> dict[str, Any] | None:
             if RUN_ID.fullmatch(str(found["run"])):
                 return found
     return None
+
+
+def check_room(folder: epath.Path, needed: int) -> None:
+    """Raises OSError where a disk has no room for so many bytes: Orbax finds out halfway, in its threads."""
+    if os.path.isdir(folder) and (free := shutil.disk_usage(folder).free) < needed:
+        said = f"the disk is full: {amount(needed)} are needed, {amount(free)} are free"
+        raise OSError(errno.ENOSPC, said)
 
 
 def begin_save(folder: epath.Path, step: int, run: str | None) -> None:

@@ -30,6 +30,7 @@ from bigjax.run.checkpoint.folder import (
     CheckpointError,
     all_steps,
     begin_save,
+    check_room,
     clean_up,
     end_save,
     folder_of,
@@ -121,6 +122,7 @@ class Checkpoints:
                 _write_manifest(folder, {**manifest, "metrics": kept})
             return
         try:
+            check_room(self._workdir, _bytes_here(state))
             if jax.process_index() == 0:
                 begin_save(self._folder, step, self._run)
             self._checkpointer.save(folder / ITEM, args=ocp.args.PyTreeSave(state))
@@ -371,3 +373,20 @@ def _age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def _bytes_here(state: Any) -> int:
+    """What this process writes of a state."""
+    arrays = [leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array)]
+    shards = [shard for array in arrays for shard in array.addressable_shards]
+    return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what Orbax's threads log, with its stack, and raise as well."""
+    return "_SignalingThread.run()" not in str(record.msg) and "background save" not in str(
+        record.msg
+    )
+
+
+logging.getLogger("absl").addFilter(_is_news)
