@@ -122,7 +122,7 @@ class Checkpoints:
                 _write_manifest(folder, {**manifest, "metrics": kept})
             return
         try:
-            check_room(self._workdir, _bytes_here(state))
+            check_room(self._folder, _bytes_here(state))
             if jax.process_index() == 0:
                 begin_save(self._folder, step, self._run)
             self._checkpointer.save(folder / ITEM, args=ocp.args.PyTreeSave(state))
