@@ -86,8 +86,10 @@ def newest_manifest(workdir: Path | str) -> dict[str, Any] | None:
 
 def check_room(folder: epath.Path, needed: int) -> None:
     """Raises OSError where a disk has no room for so many bytes: Orbax finds out halfway, in its threads."""
-    there = next((path for path in (folder, *folder.parents) if os.path.isdir(path)), None)
-    if there is not None and (free := shutil.disk_usage(there).free) < needed:
+    if "://" in os.fspath(folder):  # a bucket
+        return
+    there = next(path for path in (folder, *folder.parents) if os.path.isdir(path))
+    if (free := shutil.disk_usage(there).free) < needed:
         said = f"the disk is full: {amount(needed)} are needed, {amount(free)} are free"
         raise OSError(errno.ENOSPC, said)
 
