@@ -17,6 +17,7 @@ _HANDED_ON = {
     "pipeline": "bigjax.loop.stages:pipeline",
     "train": "bigjax.verbs.notebook:train",
     "open_run": "bigjax.verbs.notebook:open_run",
+    "open_exported": "bigjax.verbs.notebook:open_exported",
     "sweep": "bigjax.sweep",
     "UserError": "bigjax.core.errors:UserError",
 }

@@ -1,4 +1,4 @@
-"""`python -m bigjax`: says what there is, and writes a first experiment file."""
+"""`python -m bigjax`: says what there is, writes a first experiment file, asks an exported folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bigjax.verbs import new
 HELP = """bigjax: one config file to one reproducible run.
 
     python -m bigjax new NAME [--source=SOURCE] [--task=TASK]   writes NAME.py, a commented experiment
+    python -m bigjax predict FOLDER --input=FILE [--output=FILE]   asks what the verb `export` wrote
     python NAME.py [VERB] [FLAGS]        trains it; `python NAME.py --help` lists verbs and flags
     python -m experiments                lists the experiments that come along
     python -m experiments.NAME [VERB]    runs one of them
@@ -28,10 +29,14 @@ def main(arguments: list[str]) -> int:
     try:
         if command == "new":
             print(new.main(arguments[1:]))
+        elif command == "predict":
+            from bigjax.verbs import exported  # imports JAX
+
+            exported.main(arguments[1:])
         elif command in ("--help", "-h", "help"):
             print(HELP, end="")
         else:
-            near = did_you_mean(command, ["new", "--help"])
+            near = did_you_mean(command, ["new", "predict", "--help"])
             raise UserError(f"unknown command '{command}'{near}; see python -m bigjax --help")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

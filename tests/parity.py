@@ -8,7 +8,7 @@ from bigjax.config import resolve as configs
 from bigjax.config.config import made
 from bigjax.core.rules import map_with_path, paths
 from bigjax.core.settings import Init
-from bigjax.pretrained.export import export_folder
+from bigjax.pretrained.export import fill_published
 from bigjax.pretrained.load import derived_model, open_checkpoint, read_published
 
 
@@ -49,5 +49,6 @@ def load(folder, family, inputs, init=None, **given):
 
 def export(variables, values, family, folder, **along):
     """Writes the variables as a folder in the family's published layout."""
-    export_folder(jax.tree.map(np.asarray, variables), values, family, folder, **along)
+    folder.mkdir()
+    fill_published(folder, jax.tree.map(np.asarray, variables), values, family, **along)
     return folder

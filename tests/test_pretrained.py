@@ -23,7 +23,7 @@ from bigjax.core.settings import Init
 from bigjax.models.mlp import MLP
 from bigjax.pretrained import families
 from bigjax.pretrained.entry import Entry
-from bigjax.pretrained.export import export_folder, published_tensors
+from bigjax.pretrained.export import fill_published, published_tensors
 from bigjax.pretrained.load import read_published
 from bigjax.pretrained.reader import open_published
 from bigjax.verbs import launch
@@ -346,7 +346,7 @@ def test_export_names_leaves_that_have_no_published_name(tmp_path, toy):
     variables = {"params": {"other": {"kernel": np.ones((2, 2))}}}
     toy.entries = lambda m: []
     with pytest.raises(UserError, match="no published name for params/other/kernel"):
-        export_folder(variables, MODEL, "toy", tmp_path / "out")
+        fill_published(tmp_path, variables, MODEL, "toy")
     assert not list(tmp_path.iterdir())
 
 

@@ -79,6 +79,8 @@ ELSEWHERE = {
     "python -m experiments.NAME [VERB] [--workdir=DIR] [--config.KEY=VALUE ...]": "the verbs, below",
     'python -m experiments.NAME --config.model.widhts="(256, 128)"': "the last test below",
     "python -m experiments.NAME export --workdir=RUN --output=FOLDER --format=safetensors": "verbs",
+    "python -m experiments.NAME export --workdir=RUN --output=FOLDER --format=stablehlo": "test_exported.py",
+    "python -m bigjax predict FOLDER --input=FILE": "test_exported.py",
     "python -m bigjax.sweep experiments.sweeps.digits_learning_rate --vectorize": "as the root's",
     "scripts/run bigjax.sweep reproduce DIR/manifest.json --workdir=NEW": "sweep/test_reproduce.py",
     "python -m bigjax.sweep reproduce runs/sweeps/digits_learning_rate --workdir=NEW": (
@@ -164,7 +166,7 @@ VERBS = {
     "train": [],
     "evaluate [--split=NAME]": ["--split=test"],
     "predict --input=FILE [--output=FILE]": ["--input={tmp}/rows.csv", "--output={tmp}/out.jsonl"],
-    "export [--output=FOLDER] [--family=NAME]": ["--output={tmp}/exported"],
+    "export [--output=FOLDER] [--family=NAME] [--format=stablehlo]": ["--output={tmp}/exported"],
     "shrink --chain=prune:0.9,int8": ["--chain=int8"],
     "config": [],
     "sharding [--simulate_devices=8] [--json]": ["--json"],

@@ -140,7 +140,7 @@ class Documents(TextSource):
             tokenizer,
             self,
             texts=lambda: list(self._texts(name))[which],
-            encode=lambda lines: self._encode(tokenizer, lines),
+            encode=lambda lines: self.encode(tokenizer, lines),
         )
 
     def text_fields(self) -> tuple[str, ...]:
@@ -149,7 +149,7 @@ class Documents(TextSource):
     def _texts(self, name: str) -> Iterator[str]:
         return (text_of(row, self.field, where) for where, row in self.corpus().rows(name))
 
-    def _encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
+    def encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
         """Lines to go on from, or to embed: an encoder's closing [SEP] is put, an end token not."""
         before = [tokenizer.start] if self.prompt is None else []
         after = [] if tokenizer.sep is None else [tokenizer.sep]

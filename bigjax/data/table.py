@@ -291,6 +291,19 @@ class FittedTable:
                 digest.update(f"{path.name}:{size}:".encode() + file.read())
         return digest.hexdigest()
 
+    @staticmethod
+    def restored(label_column: str | None, fitted: Mapping[str, Any]) -> FittedTable:
+        """A table that reads users' files, from the `fitted` of another; its own rows are not here."""
+        label, shape = fitted["label"], fitted["shape"]
+        return FittedTable(
+            Table(path="", label=label_column),
+            columns=tuple(Column(**column) for column in fitted["columns"]),
+            label=label and Labels(**label),
+            image=fitted["image"],
+            shape=shape and pictures.Shape(**shape),
+            unused=tuple(fitted["unused"]),
+        )
+
     @property
     def fitted(self) -> dict[str, Any]:
         """Plain values: all that train decided."""

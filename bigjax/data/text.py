@@ -89,6 +89,10 @@ class TextSource:
         """The fields that hold text."""
         raise NotImplementedError
 
+    def encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
+        """Lines of a user -> columns like those of a split; labels are zeros."""
+        raise NotImplementedError
+
     def read_rows(self, split: str) -> tuple[list[Row], slice, str]:
         """All rows of the split that `split` is a part of, which of them, and their fingerprint."""
         corpus, rows = self.corpus(), []
@@ -166,7 +170,7 @@ class LabelledText(TextSource):
             {**self._assemble(tokenizer, *ids), "label": numbers},
             tokenizer,
             [one if self.pair else one[0] for one in texts],
-            lambda lines: self._encode(tokenizer, lines, labels.dtype),
+            lambda lines: self.encode(tokenizer, lines, labels.dtype),
             self.text_fields(),
             labels.names,
         )
@@ -177,7 +181,7 @@ class LabelledText(TextSource):
     def _assemble(self, tokenizer: Tokenizer, *ids: Sequence[Sequence[int]]) -> Columns:
         return (single_rows if len(ids) == 1 else pair_rows)(tokenizer, *ids, self.length)
 
-    def _encode(self, tokenizer: Tokenizer, lines: list[str], dtype: np.dtype) -> Columns:
+    def encode(self, tokenizer: Tokenizer, lines: list[str], dtype: Any = np.int32) -> Columns:
         parts = _parted(lines) if self.pair else [lines]
         columns = self._assemble(tokenizer, *(tokenizer.encode_batch(part) for part in parts))
         return {**columns, "label": np.zeros(len(lines), dtype)}
@@ -227,7 +231,7 @@ class TaggedText(TextSource):
             self._assemble(tokenizer, sentences, numbered),
             tokenizer,
             [tuple(words) for words in sentences],
-            lambda lines: self._encode(tokenizer, lines),
+            lambda lines: self.encode(tokenizer, lines),
             self.text_fields(),
             labels.names,
         )
@@ -244,7 +248,7 @@ class TaggedText(TextSource):
         pairs = zip(([ids[word] for word in words] for words in sentences), tags, strict=True)
         return tagged_rows(tokenizer.single, pairs, self.length, tokenizer.pad or 0)
 
-    def _encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
+    def encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
         """A line is words parted by spaces; "labels" are 0 where a word begins."""
         sentences = [line.split() for line in lines]
         return self._assemble(tokenizer, sentences, [[0] * len(words) for words in sentences])
@@ -275,7 +279,7 @@ class TextPairs(TextSource):
             self._assemble(tokenizer, sources, targets),
             tokenizer,
             texts,
-            lambda lines: self._encode(tokenizer, lines),
+            lambda lines: self.encode(tokenizer, lines),
             (self.source,),
         )
 
@@ -301,7 +305,7 @@ class TextPairs(TextSource):
             "target_segments": target_segments,
         }
 
-    def _encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
+    def encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
         """The target is empty."""
         return self._assemble(tokenizer, tokenizer.encode_batch(lines), [[] for _ in lines])
 
@@ -330,7 +334,7 @@ class SentencePairs(TextSource):
             columns,
             tokenizer,
             texts,
-            lambda lines: self._encode(tokenizer, lines),
+            lambda lines: self.encode(tokenizer, lines),
             (self.a, self.b),
         )
 
@@ -344,7 +348,7 @@ class SentencePairs(TextSource):
             columns |= {name: rows["tokens"], f"{name}_segments": rows["segments"]}
         return columns
 
-    def _encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
+    def encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
         """A line is two texts parted by a tab, or one that stands for both."""
         parts = _parted([line if "\t" in line else f"{line}\t{line}" for line in lines])
         columns = self._assemble(tokenizer, *(tokenizer.encode_batch(part) for part in parts))

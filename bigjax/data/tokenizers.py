@@ -102,6 +102,10 @@ class Tokenizer:
         """The token of an id, as the vocabulary spells it."""
         return self._library.id_to_token(number)
 
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return self._library.to_str()
+
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json and tokenizer_config.json, which transformers reads too."""
         self._library.save(str(folder / "tokenizer.json"))

@@ -151,7 +151,7 @@ def generate(
         return logits_B1V[:, 0], changed
 
     def step(cache, token_B):
-        return enter(cache, token_B[:, None], jnp.ones((len(token_B), 1), jnp.int32))
+        return enter(cache, token_B[:, None], jnp.ones_like(token_B[:, None]))
 
     logits_BV, cache = enter({}, tokens_BP, segments_BP)
     key = jax.random.key(sampling.seed) if key is None else key

@@ -2,15 +2,14 @@
 
 config.json and model.safetensors; with a tokenizer its files, the special ids in config.json, and for a
 model that writes text generation_config.json; for images preprocessor_config.json. The name map is the
-one that loading reads, run backwards. The folder appears whole or not at all.
+one that loading reads, run backwards.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +21,33 @@ from bigjax.pretrained.entry import STACKS, Entry
 from bigjax.pretrained.families import open_family
 from bigjax.pretrained.preprocessor import preprocessor_config
 from bigjax.pretrained.table import labels_of
-from bigjax.run.files import publish, write_json
+from bigjax.run.files import write_json
 
+WEIGHTS = "model.safetensors"
 NO_IDS = dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)
 
 
-def export_folder(
+def fill_published(
+    folder: Path,
     variables: Any,
     model: Mapping[str, Any],
     family: str,
-    folder: Path,
     source: Any = None,
     preprocess: Sequence[Any] = (),
 ) -> None:
-    """Writes variables as a published checkpoint.
+    """Writes variables as a published checkpoint into a folder.
 
     Args:
+      folder: exists, and is nobody else's (see `bigjax.run.files.publish`).
       variables: {"params": ..., other collections}: arrays that this process can read whole.
       model: the values of `config.model`.
       family: a name of `bigjax.pretrained.families`.
-      folder: must not exist yet.
       source: the train split: its `tokenizer` and its `class_names`, where it has them, go along.
       preprocess: the transforms of every batch, which say how a picture becomes the model's input.
 
     Raises:
-      UserError: the folder is there or cannot be written; a leaf has no published name; the family has
-        no such model.
+      UserError: a leaf has no published name; the family has no such model.
     """
-    from safetensors.numpy import save_file
-
     layout, values, leaves = open_family(family, "export --family"), dict(model), paths(variables)
     tokenizer, names = (getattr(source, name, None) for name in ("tokenizer", "class_names"))
     pad = None if tokenizer is None else _padding(tokenizer)
@@ -64,50 +61,39 @@ def export_folder(
         config = {**NO_IDS, **config}
     special = {} if tokenizer is None else special_ids(tokenizer, config)
     tensors = published_tensors(leaves, layout.entries(values))
-    if folder.exists():
-        raise UserError(f"--output={folder}: is there already")
-
-    def write(private: Path) -> None:
-        save_file(tensors, private / "model.safetensors", metadata={"format": "pt"})
-        write_json(private / "config.json", {**config, **special})
-        # safetensors makes files for their owner alone; ours are as the umask says
-        shutil.copymode(private / "config.json", private / "model.safetensors")
-        if tokenizer is not None:
-            tokenizer.save(private)
-            file = private / "tokenizer_config.json"
-            _tell_tokenizer(file, config, generates, None if pad is None else tokenizer.token(pad))
-        if generates and special:
-            write_json(private / "generation_config.json", {**special, "do_sample": False})
-        if "image" in values:
-            picture = preprocessor_config(preprocess, values["image"], config["model_type"])
-            write_json(private / "preprocessor_config.json", picture)
-
-    publish(folder, write)
+    save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
+    write_json(folder / "config.json", {**config, **special})
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        file = folder / "tokenizer_config.json"
+        _tell_tokenizer(file, config, generates, None if pad is None else tokenizer.token(pad))
+    if generates and special:
+        write_json(folder / "generation_config.json", {**special, "do_sample": False})
+    if "image" in values:
+        picture = preprocessor_config(preprocess, values["image"], config["model_type"])
+        write_json(folder / "preprocessor_config.json", picture)
 
 
-def export_own(
-    variables: Any, model: Mapping[str, Any], folder: Path, about: Mapping[str, Any]
-) -> None:
-    """Writes variables under our own names, for a model that has no published layout.
+def fill_own(folder: Path, variables: Any, model: Mapping[str, Any]) -> None:
+    """Writes variables under our own names into a folder, for a model that has no published layout.
 
     model.safetensors holds each leaf by its path ("params/dense_0/kernel"), in our layout; config.json
-    the values of `config.model`, and what else there is to say.
-
-    Raises:
-      UserError: the folder is there or cannot be written.
+    the values of `config.model`.
     """
+    save_tensors(folder / WEIGHTS, paths(variables))
+    write_json(folder / "config.json", {"model": dict(model)})
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes arrays by name as a safetensors file."""
     from safetensors.numpy import save_file
 
-    tensors = {path: np.ascontiguousarray(leaf) for path, leaf in paths(variables).items()}
-    if folder.exists():
-        raise UserError(f"--output={folder}: is there already")
-
-    def write(private: Path) -> None:
-        save_file(tensors, private / "model.safetensors")
-        write_json(private / "config.json", {"model": dict(model), **about})
-        shutil.copymode(private / "config.json", private / "model.safetensors")
-
-    publish(folder, write)
+    path.touch()
+    mode = path.stat().st_mode  # as the umask says; safetensors makes files for their owner alone
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, path, metadata)
+    path.chmod(mode)
 
 
 def special_ids(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, int | None]:
@@ -150,7 +136,7 @@ def published_tensors(leaves: Mapping[str, Any], entries: list[Entry]) -> dict[s
     for entry in entries:
         arrays = []
         for path in entry.paths:
-            found = _find(path, leaves)
+            found = find_leaf(path, leaves)
             if found is not None:
                 used.add(found[0])
                 arrays.append(np.asarray(found[1]))
@@ -163,8 +149,14 @@ def published_tensors(leaves: Mapping[str, Any], entries: list[Entry]) -> dict[s
     return tensors
 
 
-def _find(path: str, leaves: Mapping[str, Any]) -> tuple[str, Any] | None:
+def find_leaf(path: str, leaves: Mapping[str, Any]) -> tuple[str, Any] | None:
     """The leaf of a path as the name map writes it, also where it is stacked: (path, array)."""
+    found = place_of(path, leaves)
+    return (found[0], leaves[found[0]][found[1]]) if found else None
+
+
+def place_of(path: str, names: Collection[str]) -> tuple[str, tuple[int, ...]] | None:
+    """Which of the leaves' names holds the leaf of a path, and where within, as it may be stacked."""
     choices: list[list[tuple[str, tuple[int, ...]]]] = []
     for part in path.split("/"):
         name, _, number = part.rpartition("_")
@@ -172,6 +164,6 @@ def _find(path: str, leaves: Mapping[str, Any]) -> tuple[str, Any] | None:
         choices.append([(part, ()), *stacks])
     for chosen in itertools.product(*choices):
         own = "/".join(part for part, _ in chosen)
-        if own in leaves:
-            return own, leaves[own][sum((index for _, index in chosen), ())]
+        if own in names:
+            return own, sum((index for _, index in chosen), ())
     return None

@@ -26,6 +26,7 @@ from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import default_data_dir
+from bigjax.pretrained.peft import base_of, is_adapter
 from bigjax.pretrained.reader import read_json
 
 # name in `config.init.family` -> (module or module:object, `model_type` of the config.json it reads)
@@ -73,6 +74,7 @@ def family_of_source(source: str) -> str | None:
     Raises:
       UserError: its config.json says a model of no family that is known.
     """
+    source = base_of(source) if is_adapter(source) else source
     weights = Path(default_data_dir()) / "weights"
     for folder in (Path(os.path.expanduser(source)), weights / source):
         if (folder / "config.json").is_file():

@@ -11,17 +11,30 @@ import numpy as np
 from bigjax.core.errors import UserError
 from bigjax.pretrained.reader import Published
 
-# llama.cpp's names -> Hugging Face's.
-GGUF_NAMES = {
-    r"token_embd\.weight": "model.embed_tokens.weight",
-    r"output_norm\.weight": "model.norm.weight",
-    r"output\.weight": "lm_head.weight",
-    r"blk\.(\d+)\.attn_norm\.weight": r"model.layers.\1.input_layernorm.weight",
-    r"blk\.(\d+)\.ffn_norm\.weight": r"model.layers.\1.post_attention_layernorm.weight",
-    r"blk\.(\d+)\.attn_([qkv])\.weight": r"model.layers.\1.self_attn.\2_proj.weight",
-    r"blk\.(\d+)\.attn_output\.weight": r"model.layers.\1.self_attn.o_proj.weight",
-    r"blk\.(\d+)\.ffn_(gate|up|down)\.weight": r"model.layers.\1.mlp.\2_proj.weight",
+# llama.cpp's names -> Hugging Face's, both of a ".weight"; {} is the number of a layer.
+NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
+    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
+
+
+def published_names(layers: int) -> dict[str, str]:
+    """llama.cpp's name of every tensor -> Hugging Face's."""
+    return {
+        f"{name}.weight".format(i): f"{theirs}.weight".format(i)
+        for name, theirs in NAMES.items()
+        for i in range(layers if "{}" in name else 1)
+    }
 
 
 def as_folder(published: Published) -> Published:
@@ -35,7 +48,9 @@ def as_folder(published: Published) -> Published:
     """
     config = _config_of(published)
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
-    names = {_hugging_face_name(name): name for name in published.shapes}
+    known = published_names(config["num_hidden_layers"])
+    # A name that is known to nobody stays as it is: loading will say so.
+    names = {known.get(name, name): name for name in published.shapes}
 
     def read(name: str) -> np.ndarray:
         tensor = published.read(names[name])
@@ -86,14 +101,13 @@ def _scaling_of(fields: dict[str, Any]) -> dict[str, Any]:
     return {"rope_type": kind, "factor": fields.get("llama.rope.scaling.factor", 1.0)}
 
 
-def _hugging_face_name(name: str) -> str:
-    for pattern, template in GGUF_NAMES.items():
-        if match := re.fullmatch(pattern, name):
-            return match.expand(template)
-    return name  # known to nobody: loading will say so
-
-
 def _halves(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows (N * H, D) whose rotary pairs are neighbours -> rows whose pairs are halves of a head."""
     pairs = rows.reshape(heads, -1, 2, rows.shape[-1])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def neighbours(rows: np.ndarray, heads: int) -> np.ndarray:
+    """The way back of `_halves`."""
+    pairs = rows.reshape(heads, 2, -1, rows.shape[-1])
     return pairs.swapaxes(1, 2).reshape(rows.shape)

@@ -18,6 +18,7 @@ import numpy as np
 from bigjax.core.errors import UserError
 from bigjax.pretrained.entry import Entry, unstacked
 from bigjax.pretrained.families import FAMILIES, open_family
+from bigjax.pretrained.peft import is_adapter, open_adapted
 from bigjax.pretrained.reader import Published, open_published
 
 # Published tensors that are no parameters: counters, masks and tables that are computed.
@@ -39,7 +40,8 @@ def open_checkpoint(source: str, name: str) -> tuple[Published, Any]:
     Raises:
       UserError: unknown family, no such or an unreadable checkpoint, or one of another family.
     """
-    family, published = open_family(name), open_published(source)
+    family = open_family(name)
+    published = open_adapted(source) if is_adapter(source) else open_published(source)
     if published.gguf:
         if not hasattr(family, "from_gguf"):
             raise UserError(f"{published.path}: a GGUF file cannot be read as '{name}'")

@@ -76,6 +76,11 @@ class Task:
         """Whether evaluation needs what `decode` gives."""
         return False
 
+    @property
+    def writes(self) -> bool:
+        """Whether `decode` writes token by token, and so asks the model more than once."""
+        return False
+
     def decode(self, apply: Callable[..., Any], variables: Any, batch: dict) -> dict:
         """Predictions that take more than one forward pass, such as written text."""
         return {}

@@ -81,6 +81,10 @@ class LanguageModel(Task):
     def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
         return self._labels(outputs, batch)[0]
 
+    @property
+    def writes(self) -> bool:
+        return self.generate is not None
+
     def predict(self, outputs: jax.Array) -> dict:
         return {}
 

@@ -43,6 +43,10 @@ class Seq2Seq(Task):
     def decodes(self) -> bool:
         return bool(self.scores)
 
+    @property
+    def writes(self) -> bool:
+        return True
+
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (nats, tokens), and the accuracy on this batch."""
         labels_BT, mask_BT = self._labels(batch)

@@ -228,7 +228,11 @@ def parse(
     parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
     parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")
     parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
-    parser.add_argument("--format", default="safetensors", help="export: safetensors")
+    parser.add_argument(
+        "--format",
+        default="safetensors",
+        help="export: safetensors, stablehlo, onnx, gguf:q8_0, ...",
+    )
     parser.add_argument("--family", help="export: whose layout, such as bert or roberta")
     parser.add_argument(
         "--chain", action="append", default=[], help="shrink: prune:0.9,int8; repeatable"

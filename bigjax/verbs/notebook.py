@@ -12,6 +12,8 @@ import flax.linen as nn
 
 from bigjax.config.resolve import resolve
 from bigjax.core.errors import UserError
+from bigjax.export import open as exports
+from bigjax.export.open import Exported
 from bigjax.loop import open as opened
 from bigjax.loop import train as loop
 from bigjax.loop.open import Opened
@@ -86,3 +88,14 @@ def open_run(workdir: str | Path, *, overrides: Sequence[str] = (), trust: bool 
       UserError: the folder holds no run, or no checkpoint.
     """
     return opened.open_run(Path(os.path.expanduser(workdir)), overrides, trust=trust)
+
+
+def open_exported(folder: str | Path, *, trust: bool = False) -> Exported:
+    """What `export` wrote into a folder; `.predict(rows)` asks it.
+
+    trust: the folder may name code outside bigjax, which is then imported.
+
+    Raises:
+      UserError: the folder holds no export, or a damaged one.
+    """
+    return exports.open_exported(Path(os.path.expanduser(folder)), trust)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from bigjax.core.errors import UserError
@@ -50,24 +51,36 @@ def predict_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
     """Writes one JSON object a row of the input; bad rows are reported by number and left out."""
-    if options.input is None:
+    check_paths(options.input, options.output)
+    write_answers(asked_run(raw, overrides, options), options.input, options.output)
+
+
+def check_paths(file: Path | None, output: Path | None) -> None:
+    """Raises UserError where there is nothing to read, or no folder to write into."""
+    if file is None:
         raise UserError(
             "predict needs --input=FILE: a table, arrays, texts, or pictures or a folder of them"
         )
-    if options.output and not options.output.absolute().parent.is_dir():
-        raise UserError(f"--output={options.output}: there is no folder {options.output.parent}")
-    run = asked_run(raw, overrides, options)
-    rows = run.read(options.input)
+    if output and not output.absolute().parent.is_dir():
+        raise UserError(f"--output={output}: there is no folder {output.parent}")
+
+
+def write_answers(model: Any, file: Path, output: Path | None) -> None:
+    """Writes one JSON object a row of a user's file; bad rows are reported by number and left out.
+
+    model: an `Opened` or an `Exported`. output: a file; None: the terminal.
+    """
+    rows = model.read(file)
     for problem in rows.problems:
-        print(f"{options.input}: {problem}", file=sys.stderr)
+        print(f"{file}: {problem}", file=sys.stderr)
     if len(rows.source) == 0:
-        raise UserError(f"{options.input}: no row can be predicted")
+        raise UserError(f"{file}: no row can be predicted")
     with contextlib.ExitStack() as stack:
-        to_file = options.output and distributed.is_leader()
-        out = stack.enter_context(open(options.output, "w")) if to_file else sys.stdout
+        to_file = output and distributed.is_leader()
+        out = stack.enter_context(open(output, "w")) if to_file else sys.stdout
         bar = progress("predicting", len(rows.source), unit="rows")
         if to_file:  # else the rows themselves show how far it is
             stack.enter_context(bar)
-        for number, line in zip(rows.numbers, run.answers(rows.source), strict=True):
+        for number, line in zip(rows.numbers, model.answers(rows.source), strict=True):
             out.write(json.dumps({"row": number, **line}) + "\n")
             bar.advance()

@@ -25,6 +25,8 @@ from bigjax.core.errors import RunFailed, UserError
 from bigjax.data.files import records
 from bigjax.data.npz import read_npz
 from bigjax.data.tokenizers import open_tokenizer
+from bigjax.export.card import read_card
+from bigjax.pretrained.peft import open_adapted
 from bigjax.pretrained.reader import open_published
 from bigjax.report import runs
 from bigjax.run import clock, manifest
@@ -187,6 +189,28 @@ def _npz(folder: Path) -> None:
     np.savez(folder / "train.npz", image=np.ones((3, 4), np.float32), label=np.arange(3))
 
 
+def _adapters(folder: Path) -> None:
+    """adapter_config.json and what goes with it: tensors, and the base in a folder within."""
+    from safetensors.numpy import save_file
+
+    (folder / "base").mkdir()
+    save_file({"fc.weight": np.ones((4, 3), np.float32)}, folder / "base" / "model.safetensors")
+    a, b = np.ones((2, 3), np.float32), np.ones((4, 2), np.float32)
+    name = "base_model.model.fc.lora_{}.weight"
+    save_file({name.format("A"): a, name.format("B"): b}, folder / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": 2, "lora_alpha": 4}
+    (folder / "adapter_config.json").write_text(json.dumps({**said, "alpha_pattern": {"fc": 8}}))
+
+
+EXPORTED = {
+    "format": 1, "kind": "safetensors", "family": None, "model": CONFIG["model"], "task": CONFIG["task"],
+    "precision": {"policy": "float32"}, "preprocess": [{"type": "normalize", "scale": 16.0}],
+    "features": {"image": [[4], "float32"], "label": [[], "int32"]}, "class_names": ["a", "b"],
+    "table": {"label_column": "y", "fitted": {
+        "columns": [{"name": "x", "kind": "number"}], "label": {"kind": "class", "names": ["a", "b"]},
+        "image": None, "shape": None, "unused": []}},
+    "text": None, "signature": {"inputs": {"image": {}}, "outputs": {"outputs": {}}},
+}  # fmt: skip
 READERS: dict[str, Reader] = {
     "config": text("config.json", CONFIG, lambda f: configs.load(f / "config.json")),
     "manifest": text("manifest.json", {"run": "0123456789abcdef", **START, "resumes": [START]}, _session),
@@ -203,6 +227,10 @@ READERS: dict[str, Reader] = {
     "safetensors": Reader("model.safetensors", _safetensors, _published),
     "index": Reader("model.safetensors.index.json", _sharded, _published),
     "gguf": Reader("m.gguf", _gguf, _published),
+    "exported": text("bigjax.json", EXPORTED, lambda f: read_card(f).network()),
+    "adapters": Reader("adapter_config.json", _adapters, lambda f: open_adapted(str(f)).read("fc.weight")),
+    "adapter_tensors": Reader("adapter_model.safetensors", _adapters,
+                              lambda f: open_adapted(str(f)).read("fc.weight")),
     "npz": Reader("train.npz", _npz, lambda f: read_npz(f / "train.npz")),
     "csv": text("train.csv", "a,b,label\n1,2,0\n3.5,-1e3,1\n\"x\ny\",2,1\n",
                 lambda f: list(records(f / "train.csv"))),
