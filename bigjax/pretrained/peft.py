@@ -37,6 +37,15 @@ REFUSED = (
     "arrow_config",
     "use_bdlora",
 )
+# transformers 5 calls a ViT's modules otherwise than its files do; adapters have the modules' names.
+RENAMED = {
+    r"layers\.(\d+)\.attention\.q_proj": r"encoder.layer.\1.attention.attention.query",
+    r"layers\.(\d+)\.attention\.k_proj": r"encoder.layer.\1.attention.attention.key",
+    r"layers\.(\d+)\.attention\.v_proj": r"encoder.layer.\1.attention.attention.value",
+    r"layers\.(\d+)\.attention\.o_proj": r"encoder.layer.\1.attention.output.dense",
+    r"layers\.(\d+)\.mlp\.fc1": r"encoder.layer.\1.intermediate.dense",
+    r"layers\.(\d+)\.mlp\.fc2": r"encoder.layer.\1.output.dense",
+}
 
 
 def is_adapter(source: str) -> bool:
@@ -178,6 +187,9 @@ def _sorted_out(
 
 def _tensor(folder: Path, name: str, base: Published) -> str:
     """The base's name of a tensor: theirs may have what a model with a head puts before it, or lack it."""
+    if any("attention.attention.query" in known for known in base.shapes):
+        for pattern, template in RENAMED.items():
+            name = re.sub(pattern, template, name)
     if name in base.shapes:
         return name
     near = [n for n in base.shapes if n.endswith(f".{name}") or name.endswith(f".{n}")]
@@ -190,7 +202,10 @@ def _tensor(folder: Path, name: str, base: Published) -> str:
 def _of_module(folder: Path, settings: Mapping[str, Any], module: str) -> float:
     """lora_alpha of a module. A key of alpha_pattern is a module's name or its last parts."""
     alpha = settings.get("lora_alpha")
-    for key, own in (settings.get("alpha_pattern") or {}).items():
+    patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{folder / CONFIG}: alpha_pattern should hold an alpha for each module")
+    for key, own in patterns.items():
         plain = key.removeprefix("^").replace("\\.", ".")
         if not re.fullmatch(r"[\w.]+", plain):
             raise UserError(f"{folder / CONFIG}: alpha_pattern: '{key}' is a pattern, not a name")
