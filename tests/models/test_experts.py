@@ -12,7 +12,7 @@ from bigjax.build.program import build_program
 from bigjax.config.resolve import resolve
 from bigjax.core import settings
 from bigjax.core.errors import UserError
-from bigjax.core.losses import AUXILIARY
+from bigjax.core.losses import AUXILIARY, Auxiliary, Loss, with_auxiliary
 from bigjax.core.rules import paths
 from bigjax.data import pipeline
 from bigjax.data.sources import Arrays
@@ -87,6 +87,32 @@ def test_tokens_go_to_their_experts_as_by_hand(capacity, renormalized):
                                rtol=2e-5, atol=2e-6)  # fmt: skip
 
 
+def test_losses_of_layers_join_the_loss_row_by_row_and_masked_rows_count_for_nothing():
+    rows = RNG.standard_normal((2, 6)).astype(np.float32)  # layers, rows
+    mask = np.array([1, 0, 1, 1, 1, 0], np.float32)
+    rows[:, 1] = np.nan
+
+    def joined(which):
+        pair = Auxiliary(rows[:, which], 2 * np.ones((2, len(which))), np.full(2, 0.5))
+        alone = Auxiliary(rows[0, which], np.ones(len(which)), 0.0)
+        sown = {"blocks": {"mlp": {"balance": pair}}, "last": {"load": alone}}
+        collections = {AUXILIARY: sown, "batch_stats": "kept"}
+        loss = Loss(np.float32(len(which)), np.float32(7), {"accuracy": (1.0, 2.0)}, collections)
+        return with_auxiliary(loss, mask[which])
+
+    whole, parts = joined(np.arange(6)), [joined(np.arange(3)), joined(np.arange(3, 6))]
+    real = mask > 0
+    expected = rows[:, real].astype(np.float64).sum()
+    np.testing.assert_allclose(whole.sum, 6 + 0.5 * expected, rtol=1e-6)
+    np.testing.assert_allclose(whole.sum, sum(part.sum for part in parts), rtol=1e-6)
+    np.testing.assert_allclose(whole.metrics["balance"], (expected, 2 * 2 * 4), rtol=1e-6)
+    np.testing.assert_allclose(whole.metrics["load"], (rows[0, real].sum(), 4), rtol=1e-6)
+    assert whole.metrics["task_loss"] == (6, 7) and whole.metrics["accuracy"] == (1.0, 2.0)
+    assert whole.weight == 7 and whole.collections == {"batch_stats": "kept"}
+    plain = Loss(np.float32(1), np.float32(2), {}, {})
+    assert with_auxiliary(plain, mask) == plain
+
+
 TOKENS = RNG.integers(0, 16, (64, 8)).astype(np.int32)
 BATCH = 16
 MODEL = dict(type="llama", vocab=16, layers=2, width=16, heads=4, kv_heads=2, mlp_width=24)
@@ -145,9 +171,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=[pytest.mark.slow] * ("expert" in c)) for c in CASES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_any_mesh_and_any_microbatches_give_the_numbers_of_one_device(case):
     mesh, capacity = CASES[case]
     split = case.startswith("accumulate")
