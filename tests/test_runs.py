@@ -43,6 +43,9 @@ def folder(tmp_path):
     make(tmp_path / "a/student", config=best, steps=(10,), age=600)
     make(tmp_path / "b", failure={"reason": "x"}, age=60)
     (tmp_path / "b/checkpoints/5").mkdir(parents=True)
+    (tmp_path / "exported").mkdir()  # is no run
+    (tmp_path / "exported/config.json").write_text('{"model": {"type": "mlp"}}')
+    (tmp_path / "exported/model.safetensors").write_bytes(b"")
     return tmp_path
 
 

@@ -35,8 +35,13 @@ def find(folder: Path) -> list[dict[str, Any]]:
     known), steps (of the whole run, or None), metric and value (what is judged by, or None), size
     (bytes), age (seconds since a file changed).
     """
-    configs = [path for path in folder.rglob("config.json") if "checkpoints" not in path.parts]
-    return [_row(path.parent, str(path.parent.relative_to(folder))) for path in sorted(configs)]
+    folders = [path.parent for path in sorted(folder.rglob("config.json"))]
+    return [
+        _row(path, str(path.relative_to(folder)))
+        for path in folders
+        if "checkpoints" not in path.parts
+        and not any(path.glob("model*.safetensors"))  # what was exported, or published
+    ]
 
 
 def text(rows: Sequence[Mapping[str, Any]], sort: str = "run") -> str:
