@@ -51,7 +51,7 @@ def clip(value: float, metric: str) -> float:
     """Returns the value, brought into 0..1 where `metric` ("eval/test/accuracy") is a share."""
     name = metric.rpartition("/")[2]
     is_share = any(name == share or name.startswith(f"{share}_") for share in SHARES)
-    return min(1.0, max(0.0, value)) if is_share else value
+    return min(1.0, max(0.0, value)) if is_share and not math.isnan(value) else value
 
 
 def cell(value: object) -> str:

@@ -172,6 +172,7 @@ def test_one_point_of_one_seed_draws_no_axes_and_claims_no_spread(tmp_path):
     conclude(sweep, finish(sweep, tmp_path, score), tmp_path)
     page = (tmp_path / "sweep.html").read_text()
     assert "Points</h2>" not in page and "Results</h2>" in page
+    assert "[0, 0]" not in page  # of one number there is no interval
     mean = f"{score({RATE: 1e-3}, 0)[1]:.4g}"
     assert f"best: learning_rate=0.001: eval/test/accuracy {mean} (one seed)" in page
 
