@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.build.cache import Taught, taught_source
-from bigjax.build.classes import words_of_run
 from bigjax.build.parts import traced_hyper
-from bigjax.build.program import Program, build_program
+from bigjax.build.program import Program, build_program, read_references
+from bigjax.build.references import read_models
 from bigjax.build.weights import (
     base_again,
     check_init,
     initial_state,
-    read_frozen,
-    reference_configs,
-    reference_folders,
 )
 from bigjax.config.config import Config
 from bigjax.core import settings
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
-from bigjax.core.method import Method
+from bigjax.core.method import Method, Reference
 from bigjax.core.mixing import Mixing
 from bigjax.core.state import TrainState
 from bigjax.data.sources import check_classes, open_splits
@@ -51,6 +48,8 @@ class Setup:
       initial: () -> (state before step 1, base).
       base_again: () -> the base of a run that has begun.
       read_frozen: () -> the variables of other runs that the method names.
+      models: fields of the method that name a model. read_model: one of them -> (the model, its variables),
+        also where its outputs are read from a cache.
       cached: the train split, where it holds the outputs of those runs in their place.
     """
 
@@ -73,6 +72,8 @@ class Setup:
     initial: Callable[[], tuple[TrainState, Any]]
     base_again: Callable[[], Any]
     read_frozen: Callable[[], dict[str, Any]]
+    models: tuple[str, ...]
+    read_model: Callable[[str], tuple[Reference, Any]]
     cached: Taught | None = None
     mixing: Mixing | None = None
 
@@ -119,14 +120,14 @@ def assemble(
     """
     sources = open_sources(config) if sources is None else sources
     check_init(config, workdir)
-    references = reference_configs(config, workdir)
-    folders = reference_folders(config, workdir)
-    words = {name: words_of_run(folder) for name, folder in folders.items()}
+    models = read_models(config, workdir)
+    words = {name: model.words for name, model in models.items()}
     mesh = make_mesh(config.section("mesh")) if mesh is None else mesh
     method, cached = config.make("method"), None
     if method.cached:
-        cached = taught_source(config, workdir, sources["train"], references, mesh, words)
+        cached = taught_source(config, workdir, sources["train"], models, mesh, words)
         sources = {**sources, "train": cached}
+    references = {name: model.config for name, model in models.items()}
     program = build_program(config, sources["train"], references, mesh, words)
     train, evaluation = config.section("train"), config.section("evaluate")
     source = sources["train"]
@@ -139,6 +140,11 @@ def assemble(
         raise UserError(
             "config.data.mixture: the method chooses its examples itself; leave one out"
         )
+
+    def read_model(name: str) -> tuple[Reference, Any]:
+        abstract, _, found = read_references(config, {name: references[name]}, source, mesh, words)
+        return found[name], models[name].variables(abstract[name])
+
     return Setup(
         values=config.values,
         fingerprint=config.fingerprint,
@@ -159,7 +165,13 @@ def assemble(
         hyper=traced_hyper(config),
         initial=lambda: initial_state(config, program, workdir),
         base_again=lambda: base_again(config, program, workdir),
-        read_frozen=lambda: read_frozen(config, program, workdir),
+        read_frozen=lambda: {
+            name: models[name].variables(abstract)
+            for name, abstract in program.frozen.items()
+            if name != BASE
+        },
+        models=tuple(models),
+        read_model=read_model,
         cached=cached,
     )
 

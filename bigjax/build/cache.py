@@ -2,8 +2,10 @@
 
 A cache lies in a folder named by all that its numbers follow from: the contents of the teacher, its
 config, the data, the view (the transforms that the examples go through), what is kept of the outputs. Row i
-of each file is example i. It is filled in order, before the first step; a fill that was broken off goes on
-where it stopped.
+of each file is example i. With views row e N + i is example i of N as epoch e of the run augments it: sample
+ids, augmentation and what a batch mixes are pure functions of (seed, step), so that the steps of the run are
+gone through once without a student. It is filled in order, before the first step; a fill that was broken
+off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigjax.build.classes import Words
-from bigjax.build.parts import example_batch, fitted
+from bigjax.build.parts import example_batch, fitted, key_data, split_key
 from bigjax.build.program import read_references
-from bigjax.build.weights import read_variables, reference_folders, seen_from
+from bigjax.build.references import ReadModel
+from bigjax.build.weights import seen_from
 from bigjax.config.resolve import Config
 from bigjax.config.values import canonical
 from bigjax.core.errors import UserError
+from bigjax.core.order import sample_ids
 from bigjax.core.state import params_fingerprint
 from bigjax.core.transforms import apply_transforms
 from bigjax.mesh import sharding
@@ -53,6 +57,18 @@ class Teacher:
     variables: Callable[[], tuple[Any, str]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """The examples of a run's steps, in order.
+
+    seed, steps: of the run. key: that its augmentation draws by.
+    """
+
+    seed: int
+    steps: int
+    key: jax.Array
+
+
 class Taught:
     """A source with the outputs of teachers among its columns, from a cache under `root`.
 
@@ -61,7 +77,8 @@ class Taught:
     Args:
       source: the train split.
       view: plain values, all that decides how an example looks to a teacher.
-      rows: of a batch; batch: columns of B rows -> the batch, as a step is given it.
+      rows: of a batch; batch: columns of B rows, ids, epochs -> the batch, as a step is given it.
+      views: the run's, if what differs from epoch to epoch is kept.
     """
 
     def __init__(
@@ -71,9 +88,13 @@ class Taught:
         teachers: Mapping[str, Teacher],
         view: Any,
         rows: int,
-        batch: Callable[[Columns, np.ndarray, int], Any],
+        batch: Callable[[Columns, np.ndarray, np.ndarray], Any],
+        views: Views | None = None,
     ) -> None:
-        self._source, self._root, self._teachers = source, root, teachers
+        self._source, self._root, self._teachers, self._views = source, root, teachers, views
+        # Examples that teachers are asked for, and the rows of a file.
+        self._asked = views.steps * rows if views else len(source)
+        self._kept = -(-self._asked // len(source)) * len(source)
         self._view, self._rows, self._batch = view, rows, batch
         self._columns: Columns = {}
         self.prints: dict[str, str] = {}
@@ -87,8 +108,16 @@ class Taught:
         return len(self._source)
 
     def read(self, ids: np.ndarray) -> Columns:
-        taught = {name: np.asarray(column[ids]) for name, column in self._columns.items()}
+        """As the first epoch has them."""
+        return self.read_epochs(ids, np.zeros_like(ids))
+
+    def read_epochs(self, ids: np.ndarray, epochs: np.ndarray) -> Columns:
+        rows = self._rows_of(ids, epochs)
+        taught = {name: np.asarray(column[rows]) for name, column in self._columns.items()}
         return {**self._source.read(ids), **taught}
+
+    def _rows_of(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        return epochs.astype(np.int64) * len(self) + ids if self._views else ids
 
     def fill(self) -> None:
         """Opens the cache, once, after writing what is missing.
@@ -115,23 +144,29 @@ class Taught:
     def _filled(self, folder: Path, teacher: Teacher, variables: Any, about: Any) -> Columns:
         """The columns of a teacher, whole, as files that are read where they lie."""
         files = {name: folder / f"{name.rpartition('/')[2]}.npy" for name in teacher.shapes}
-        done, total = self._done(folder, files, teacher), len(self)
+        done, total = self._done(folder, files, teacher), self._asked
         if done < total:
             log.info("%s: writing the outputs of %s from row %d on", folder, teacher.name, done)
-            self._check_view(teacher, variables)
+            if not self._views:
+                self._check_view(teacher, variables)
             columns = {
                 name: _open(path, "r+")
                 if done
                 else _open(
-                    path, "w+", (total, *teacher.shapes[name].shape), teacher.shapes[name].dtype
+                    path,
+                    "w+",
+                    (self._kept, *teacher.shapes[name].shape),
+                    teacher.shapes[name].dtype,
                 )
                 for name, path in files.items()
             }
             for first in range(done, total, self._rows):
-                ids = np.minimum(np.arange(first, first + self._rows), total - 1)
+                ids, epochs, key = self._examples(first)
                 real = min(self._rows, total - first)
-                for name, found in jax.device_get(self._outputs(teacher, variables, ids)).items():
-                    columns[name][first : first + real] = found[:real]
+                rows = self._rows_of(ids, epochs)[:real]
+                found = self._outputs(teacher, variables, ids, epochs, key)
+                for name, values in jax.device_get(found).items():
+                    columns[name][rows] = values[:real]
                 if first // self._rows % 100 == 99 or first + real == total:
                     for name, path in files.items():
                         columns[name].flush()
@@ -145,25 +180,38 @@ class Taught:
         try:
             for name, path in files.items():
                 there, one = _open(path, "r"), teacher.shapes[name]
-                if (there.shape, there.dtype) != ((len(self), *one.shape), one.dtype):
+                if (there.shape, there.dtype) != ((self._kept, *one.shape), one.dtype):
                     return 0
         except (OSError, ValueError):
             return 0
-        return rows if isinstance(rows, int) and 0 <= rows <= len(self) else 0
+        return rows if isinstance(rows, int) and 0 <= rows <= self._asked else 0
 
-    def _outputs(self, teacher: Teacher, variables: Any, ids: np.ndarray, draw: int = 0) -> Any:
-        batch = self._batch(self._source.read(ids), ids, draw)
-        return teacher.outputs(variables, batch, jax.random.key(draw))
+    def _examples(self, first: int) -> tuple[np.ndarray, np.ndarray, jax.Array]:
+        """(ids, epochs, key of the transforms) of the batch of examples from number `first` on."""
+        numbers = np.arange(first, first + self._rows)
+        if self._views:
+            return *sample_ids(self._views.seed, numbers, len(self)), self._views.key
+        ids = np.minimum(numbers, len(self) - 1)
+        return ids, np.zeros_like(ids), jax.random.key(0)
+
+    def _outputs(
+        self, teacher: Teacher, variables: Any, ids: np.ndarray, epochs: np.ndarray, key: jax.Array
+    ) -> Any:
+        return teacher.outputs(variables, self._batch(self._source.read(ids), ids, epochs), key)
 
     def _check_view(self, teacher: Teacher, variables: Any) -> None:
-        ids = np.minimum(np.arange(self._rows), len(self) - 1)
+        ids, epochs, _ = self._examples(0)
         first, second = (
-            jax.device_get(self._outputs(teacher, variables, ids, draw)) for draw in (0, 1)
+            jax.device_get(
+                self._outputs(teacher, variables, ids, epochs + draw, jax.random.key(draw))
+            )
+            for draw in (0, 1)
         )
         if any(not np.array_equal(first[name], second[name]) for name in first):
             raise UserError(
                 "config.method.cache: what the teacher sees of an example is drawn anew each epoch "
-                "(config.data.augment or preprocess): leave out the cache, or what is random"
+                "(config.data.augment or preprocess): say method.cache_views=True, or leave out the cache, "
+                "or what is random"
             )
 
 
@@ -175,25 +223,31 @@ def taught_source(
     config: Config,
     workdir: Path,
     source: Any,
-    runs: Mapping[str, Config],
+    models: Mapping[str, ReadModel],
     mesh: Mesh,
     words: Mapping[str, Words],
 ) -> Taught:
-    """The train split with the outputs of the runs that the method names, as its `cached` says.
+    """The train split with the outputs of the models that the method names, as its `cached` says.
 
     Raises:
-      UserError: a run cannot read these examples; or there are several processes.
+      UserError: a model cannot read these examples; or there are several processes.
     """
     if jax.process_count() > 1:
         raise UserError("config.method.cache: is written and read by one process; leave it out")
-    wanted, folders = config.make("method").cached, reference_folders(config, workdir)
+    wanted = config.make("method").cached
+    if wanted.views and config.get("check.policy") == "rewind":
+        raise UserError(
+            "config.method.cache_views: config.check.policy must not be rewind, which leaves examples out "
+            "that others may be mixed with"
+        )
+    runs = {name: model.config for name, model in models.items()}
     augment = fitted(config.make("data.augment"), source)
     abstract, _, references = read_references(config, runs, source, mesh, words)
     rows, B = sharding.batch_sharding(mesh), config.get("train.batch_size")
 
-    def batch_of(columns: Columns, ids: np.ndarray, draw: int) -> Any:
+    def batch_of(columns: Columns, ids: np.ndarray, epochs: np.ndarray) -> Any:
         own = {"mask": np.ones(len(ids), np.float32), "sample": ids.astype(np.int32)}
-        return {**columns, **own, "epoch": np.full(len(ids), draw, np.int32)}
+        return {**columns, **own, "epoch": epochs.astype(np.int32)}
 
     def teacher(name: str) -> Teacher:
         reference, variables = references[name], abstract[name]
@@ -210,7 +264,7 @@ def taught_source(
         layout = jax.tree.map(lambda leaf: leaf.sharding, variables)
 
         def read() -> tuple[Any, str]:
-            values = read_variables(folders[name], variables)
+            values = models[name].variables(variables)
             return values, params_fingerprint(values)
 
         return Teacher(
@@ -221,11 +275,19 @@ def taught_source(
             variables=read,
         )
 
+    views, view = None, [config.get("data.augment"), words]
+    if wanted.views:
+        steps = config.section("train").total_steps(len(source))
+        run_key = jax.random.wrap_key_data(split_key(key_data(config.seed))[1])
+        # The key that `core.steps` augments by.
+        views = Views(config.seed, steps, jax.random.split(run_key)[0])
+        view += [config.seed, steps, B]
     return Taught(
         source,
         seen_from(workdir, wanted.folder),
         {name: teacher(name) for name in runs},
-        [config.get("data.augment"), words],
+        view,
         B,
         batch_of,
+        views,
     )

@@ -29,7 +29,8 @@ from bigjax.config.config import Config
 from bigjax.core import steps
 from bigjax.core.adapt import BASE, MODEL
 from bigjax.core.exact import exactly
-from bigjax.core.method import Call, Facts
+from bigjax.core.method import Call, Facts, Reference
+from bigjax.core.precision import stored_params
 from bigjax.core.rules import map_with_path, paths
 from bigjax.core.state import TrainState
 from bigjax.mesh import offload, sharding
@@ -53,6 +54,7 @@ class Program:
       evaluation_variables: (state, frozen) -> the Linen variables that a run is judged by.
       state: the abstract TrainState, with shardings.
       frozen: name -> abstract variables that are read but never trained, with shardings.
+      references: name -> the model that is read, where its variables are in `frozen`.
       variables: the abstract variables of the model, with shardings.
       preprocess: transforms of every batch, fitted to the train split.
       placed: parameter path -> where it lies and the rule that says so.
@@ -74,6 +76,7 @@ class Program:
     evaluation_variables: Callable[..., Any]
     state: TrainState
     frozen: dict[str, Any]
+    references: dict[str, Reference]
     variables: Any
     preprocess: tuple[Any, ...]
     placed: dict[str, Placement]
@@ -193,6 +196,7 @@ def _build(
         **_jitted(functions, layout, frozen, mesh),
         state=abstract_with(layout, abstract),
         frozen=frozen,
+        references=recipe_references,
         variables=model_variables,
         preprocess=network.preprocess,
         placed=placed,
@@ -212,6 +216,8 @@ def read_references(
             name, config, run, source, words.get(name, Words())
         )
         abstract = jax.eval_shape(network.variables, jax.random.key(0))
+        kept = functools.partial(stored_params, run.section("precision"))
+        abstract = {**abstract, "params": jax.eval_shape(kept, abstract["params"])}
         frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
         calls[name] = network.call(abstract)
     return frozen, calls, references

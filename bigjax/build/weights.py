@@ -20,12 +20,11 @@ import numpy as np
 from bigjax.build.parts import key_data, split_key, traced_hyper
 from bigjax.build.program import Program, from_leaves
 from bigjax.config.config import Config
-from bigjax.config.resolve import load
 from bigjax.core.adapt import BASE, MODEL, OwnLeaves
 from bigjax.core.errors import UserError
 from bigjax.core.rules import match_rules, paths
 from bigjax.core.state import TrainState, params_fingerprint
-from bigjax.pretrained.load import check_published, read_published
+from bigjax.pretrained.load import BLOCK, check_published, read_published
 from bigjax.run.checkpoint import has_checkpoints, newest_manifest, restore_leaves
 from bigjax.run.files import read_json
 from bigjax.run.manifest import read_manifest
@@ -42,7 +41,7 @@ def initial_state(config: Config, program: Program, workdir: Path) -> tuple[Trai
     if init is None:
         return program.init(rng, hyper)
     leaves = paths(program.variables)
-    wanted = _source_paths(init.rules, leaves)
+    wanted = _source_paths(init, leaves)
     asked = {path: leaves[target] for target, path in wanted.items()}
     back = {path: target for target, path in wanted.items()}
 
@@ -116,26 +115,47 @@ def check_init(config: Config, workdir: Path) -> None:
     init = config.section("init")
     if init is None or (has_checkpoints(workdir) and not config.get("adapt")):
         return
+    if init.layers:
+        _check_layers(init, config.get("model"))
     if init.family is None:
         run_folder(workdir, init.source, "config.init.source")
     else:
         check_published(init, config.get("model"))
 
 
-def _source_paths(rules: Any, leaves: Mapping[str, Any]) -> dict[str, str]:
+def _check_layers(init: Any, model: Mapping[str, Any]) -> None:
+    if model.get("layers") != len(init.layers):
+        raise UserError(
+            f"config.init.layers: chooses {len(init.layers)} blocks; config.model.layers is "
+            f"{model.get('layers', 'no key of this model')}"
+        )
+    if init.family is None and model.get("scan_layers"):
+        raise UserError(
+            "config.init.layers: of a run's folder only without config.model.scan_layers, whose blocks "
+            "are one array"
+        )
+
+
+def _source_paths(init: Any, leaves: Mapping[str, Any]) -> dict[str, str]:
     """Path in this run's variables -> path in the source's, for every leaf that a rule takes over.
 
     Rules see paths without their collection: "head/kernel" of "params/head/kernel".
     """
     names = {path: path.partition("/")[2] for path in leaves}
     short = dict.fromkeys(names.values(), 0)
-    matched = match_rules([(p, (p, t)) for p, t in rules], short, what="config.init.rules")
+    matched = match_rules([(p, (p, t)) for p, t in init.rules], short, what="config.init.rules")
+
+    def chosen(block: re.Match[str]) -> str:
+        return f"block_{init.layers[int(block[1])]}/" if init.layers else block[0]
+
     found = {}
     for path, name in names.items():
         pattern, template = matched[name]
         if template is not None:
             collection = path.partition("/")[0]
-            found[path] = f"{collection}/{re.fullmatch(pattern, name).expand(template)}"
+            theirs = re.fullmatch(pattern, name).expand(template)
+            theirs = BLOCK.sub(chosen, theirs)
+            found[path] = f"{collection}/{theirs}"
     return found
 
 
@@ -160,34 +180,6 @@ def run_folder(workdir: Path, path: str, where: str) -> Path:
     if not (folder / "config.json").exists():
         raise UserError(f"{where}: {folder} holds no run (no config.json)")
     return folder
-
-
-def reference_folders(config: Config, workdir: Path) -> dict[str, Path]:
-    """Field of the method -> folder of the run that it names."""
-    return {
-        path.removeprefix("method."): run_folder(workdir, folder, f"config.{path}")
-        for path, folder in config.references.items()
-        if path.startswith("method.")
-    }
-
-
-def reference_configs(config: Config, workdir: Path) -> dict[str, Config]:
-    """Field of the method -> config of the run that it names."""
-    folders = reference_folders(config, workdir)
-    return {
-        name: load(folder / "config.json", trusted=config.trusted)
-        for name, folder in folders.items()
-    }
-
-
-def read_frozen(config: Config, program: Program, workdir: Path) -> dict[str, Any]:
-    """name -> variables of the runs that the method names, from their newest checkpoints."""
-    folders = reference_folders(config, workdir)
-    return {
-        name: read_variables(folders[name], abstract)
-        for name, abstract in program.frozen.items()
-        if name != BASE
-    }
 
 
 def read_variables(folder: Path, abstract: Any) -> Any:

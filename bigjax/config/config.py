@@ -109,11 +109,8 @@ class Config:
         published = (self.values["init"] or {}).get("family")
         found = {}
         for path in self.marked(marks.RUN):
-            folders = self.get(path)
-            if isinstance(folders, Mapping):  # by name
-                found |= {f"{path}.{name}": folder for name, folder in folders.items()}
-            elif not (path == "init.source" and published):
-                found[path] = folders
+            if not (path == "init.source" and published):
+                found |= _folders(path, self.get(path))
         return found
 
     def with_value(self, path: str, value: Any) -> Config:
@@ -139,6 +136,16 @@ class Config:
             if path not in free and path.split(".")[0] not in elsewhere
         }
         return hashlib.sha256(canonical(kept).encode()).hexdigest()
+
+
+def _folders(path: str, named: Any) -> dict[str, str]:
+    """Path -> folder of the run, for a folder, dict(source=FOLDER, ...), or several by name."""
+    if isinstance(named, str):
+        return {path: named}
+    if isinstance(named.get("source"), str):
+        return {} if named.get("family") else {f"{path}.source": named["source"]}
+    found = [_folders(f"{path}.{name}", one) for name, one in named.items()]
+    return {key: folder for one in found for key, folder in one.items()}
 
 
 def _at(values: Mapping[str, Any], path: str) -> Any:

@@ -26,6 +26,10 @@ NAMES: dict[str, dict[str, str]] = {
         "relational": "bigjax.methods.distill.feature_objectives:Relational",
         "similarity": "bigjax.methods.distill.feature_objectives:SimilarityPreserving",
         "contrast": "bigjax.methods.distill.feature_objectives:Contrast",
+        "hidden_states": "bigjax.methods.distill.layer_objectives:HiddenStates",
+        "attention_scores": "bigjax.methods.distill.layer_objectives:AttentionScores",
+        "relations": "bigjax.methods.distill.layer_objectives:Relations",
+        "dino": "bigjax.methods.distill.objectives:Dino",
     },
     "adapter": {
         "lora": "bigjax.methods.lora:LoRA",
@@ -41,6 +45,7 @@ NAMES: dict[str, dict[str, str]] = {
         "statistics": "bigjax.loop.evaluate:Statistics",
         "samples": "bigjax.loop.samples:Samples",
         "episodes": "bigjax.loop.episodes:Episodes",
+        "agreement": "bigjax.loop.agreement:Agreement",
     },
     "model": {
         "mlp": "bigjax.models.mlp:MLP",

@@ -28,6 +28,7 @@ from bigjax.config.values import (
 )
 from bigjax.config.when import When
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.marks import RUN, marked_fields
 from bigjax.core.optax_names import REPLACED_BY_RULES
 
 # Defaults of typed sections inside another section.
@@ -56,6 +57,8 @@ def resolve(
     said = set(flatten(given))
     if given.get("init"):
         given["init"] = _with_family(given["init"])
+    if isinstance(given.get("method"), dict):
+        given["method"] = _with_families(given["method"])
     if "model" in given:
         given["model"] = _with_published(given["model"], given.get("init"))
     in_checkpoint = set(flatten(given)) - said
@@ -163,6 +166,23 @@ def _with_family(init: Any) -> Any:
         return init
     found = _hook(FIND_FAMILY)(init["source"])
     return {**init, "family": found} if found else init
+
+
+def _with_families(method: dict[str, Any]) -> dict[str, Any]:
+    """The raw method section, its published teachers as dict(source=..., family=...)."""
+
+    def one(named: Any) -> Any:
+        if isinstance(named, str):
+            section = _with_family({"source": named})
+            return section if "family" in section else named
+        if isinstance(named, dict) and "source" not in named:
+            return {name: one(own) for name, own in named.items()}
+        return _with_family(named)
+
+    if not isinstance(method.get("type"), str):
+        return method
+    marked = marked_fields(target_of("method", method["type"], "config.method"), RUN)
+    return method | {key: one(method[key]) for key in marked if key in method}
 
 
 def _hook(target: str) -> Any:

@@ -7,7 +7,7 @@ from its annotations.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 TRACED, RUN = "traced", "run"
@@ -16,6 +16,8 @@ Traced = Annotated[float, TRACED]
 """An input of the compiled step: another value compiles nothing."""
 RunReference = Annotated[str, RUN]
 """Another run's folder; "../NAME" is an earlier stage of a pipeline."""
+ModelReference = Annotated[str | Mapping[str, Any], RUN]
+"""A `RunReference`, or a dict as `bigjax.core.settings.Teacher` says: also a published checkpoint."""
 
 
 def marked_fields(target: Any, mark: str) -> Iterator[str]:

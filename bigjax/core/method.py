@@ -59,10 +59,14 @@ class Reference:
 
 
 class Cached(NamedTuple):
-    """Where the outputs of references are kept, and how many of each distribution (None: all)."""
+    """Where the outputs of references are kept, and how many of each distribution (None: all).
+
+    views: whether on each example as every epoch of the run augments it, in place of once.
+    """
 
     folder: str
     top: int | None = None
+    views: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +86,7 @@ class Scope:
     rng: a key of this step (and microbatch).
     step: int32, updates already done.
     collections: the model's mutable collections.
-    ema: moving average of the trained leaves, or None.
+    ema: the model's parameters by the moving average of the trained leaves, or None.
     memory: what the method keeps between steps.
     frozen: name -> variables that are read but never trained (teacher, base, ...).
     hyper: the method's traced scalars, by field.

@@ -240,7 +240,36 @@ class Init:
     rules: Sequence[tuple[str, str | None]] = field(default=((r"(.*)", r"\1"),))
     unused: Sequence[str] = ()  # regexes of published names that nothing needs to read
     resize: Sequence[str] = ()  # regexes of leaves cut or, from scratch, filled up to our shape
+    # which blocks of the source, from 0, become block_0, block_1, ... here: (0, 2, 4) of six; (): all
+    layers: Sequence[int] = ()
 
     def __post_init__(self) -> None:
+        if any(layer < 0 for layer in self.layers):
+            raise UserError(f"config.init.layers: {tuple(self.layers)} must be 0 or more")
         if self.family is None and (self.unused or self.resize):
             raise UserError("config.init: `unused` and `resize` need a `family`")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A model that a method reads and does not train; what is not said here is its run's own, or this run's
+    of a published checkpoint.
+    """
+
+    source: str  # a run folder; or a folder or Hub id OWNER/NAME in published layout
+    family: str | None = None  # of a published checkpoint; found in its config.json
+    model: Mapping[str, Any] | None = None  # fields of the model, such as head="mlm"
+    task: Mapping[str, Any] | None = None  # what it reads of a batch
+    preprocess: Sequence[Any] | None = None  # in place of its run's
+    precision: Mapping[str, Any] | None = None  # in which it computes
+    sharding: Mapping[str, Any] | None = None  # where its parameters lie
+    unused: Sequence[str] = ()  # as in `Init`
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Section of a config -> what is said otherwise."""
+        sections = ("model", "task", "precision", "sharding")
+        found = {name: value for name in sections if (value := getattr(self, name)) is not None}
+        return (
+            found if self.preprocess is None else found | {"data": {"preprocess": self.preprocess}}
+        )

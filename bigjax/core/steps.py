@@ -249,7 +249,7 @@ def scope_of(
         step=state.step,
         total_steps=recipe.total_steps,
         collections=state.collections,
-        ema=state.ema,
+        ema=None if state.ema is None else recipe.params(state.ema, frozen, state.step),
         memory=state.memory,
         frozen=frozen,
         hyper={field: state.hyper[name] for field, name in recipe.hyper.items()},

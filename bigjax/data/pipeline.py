@@ -72,7 +72,7 @@ def train_batches(
         if leave_out:
             pairs = zip(epochs.tolist(), ids.tolist(), strict=True)
             mask *= [pair not in leave_out for pair in pairs]
-        columns = read_unmasked(source, ids, mask)
+        columns = read_unmasked(source, ids, mask, epochs)
         return _place(columns, ids, epochs, mask, rows, batch_size, sharding)
 
     return _iterate(batch_of, sys.maxsize, start_step, workers, prefetch)
@@ -133,20 +133,23 @@ def _iterate(batch_of, length: int, start: int, workers: int, prefetch: int) -> 
     return iter(dataset.to_iter_dataset(options))
 
 
-def read_unmasked(source: Source, ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
-    """The examples `ids` (N,); those of `mask` 0 are not read and are zeros.
+def read_unmasked(
+    source: Source, ids: np.ndarray, mask: np.ndarray, epochs: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The examples `ids` (N,) of `epochs`; those of `mask` 0 are not read and are zeros.
 
-    Zeros, because a NaN would reach the gradient of the weights through a loss of weight 0.
+    What differs from epoch to epoch a source gives by `read_epochs(ids, epochs)`, if it has that. Zeros, because a NaN would reach the gradient of the weights through a loss of weight 0.
     """
     real = mask > 0
+    of_epochs = getattr(source, "read_epochs", lambda ids, epochs: source.read(ids))
     if real.all():
-        return source.read(ids)
+        return of_epochs(ids, epochs)
     columns = {
         name: np.zeros((len(ids), *shape), dtype)
         for name, (shape, dtype) in source.features.items()
     }
     if real.any():
-        for name, values in source.read(ids[real]).items():
+        for name, values in of_epochs(ids[real], epochs[real]).items():
             columns[name][real] = values
     return columns
 

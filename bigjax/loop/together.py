@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.build.assemble import Setup, assemble, open_sources
+from bigjax.build.references import named_models
 from bigjax.build.together import stack, together
 from bigjax.build.weights import contents
 from bigjax.config.config import Config
@@ -26,6 +27,7 @@ from bigjax.config.when import When
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.order import sample_ids
+from bigjax.core.settings import Teacher
 from bigjax.core.state import params_fingerprint
 from bigjax.data.pipeline import read_unmasked
 from bigjax.loop.evaluate import Metrics, evaluate_due
@@ -80,7 +82,7 @@ def train_together(
         )
     batch = Together(setups, folders[0])
     check_evaluators(batch.setup, folders[0])
-    states, frozen = batch.start([config.references for config in trials])
+    states, frozen = batch.start([named_models(config) for config in trials])
     steps = range(1, batch.setup.total_steps + 1)
     states, metrics, _ = run_steps(batch.setup, batch, states, frozen, steps, Idle(), stop)
 
@@ -121,10 +123,10 @@ class Together:
         self._of_seed = {one.seed: one for one in setups}  # one run for each distinct seed
         self._losses = np.zeros((2, len(setups)))  # sums and weights since the last line
 
-    def start(self, references: Sequence[dict[str, str]]) -> tuple[Any, Any]:
+    def start(self, references: Sequence[dict[str, Teacher]]) -> tuple[Any, Any]:
         """(the stacked states before step 1, the stacked frozen variables and which is whose).
 
-        references: of each run, path in its config -> folder that it names.
+        references: of each run, field of its method -> the model that it names.
         """
         begun = [one.initial() for one in self.setups]
         self.frozen = [contents({BASE: base} if base else {}) for _, base in begun]
@@ -134,7 +136,7 @@ class Together:
                 which[name] = jnp.arange(len(begun))
                 trees[name] = stack([base for _, base in begun])
                 continue
-            named = [found[f"method.{name}"] for found in references]
+            named = [str(found[name]) for found in references]
             distinct = list(dict.fromkeys(named))
             readers = [self.setups[named.index(folder)] for folder in distinct]
             which[name] = jnp.asarray([distinct.index(folder) for folder in named])
@@ -156,7 +158,7 @@ class Together:
             orders = [_rows(one, source, steps, size) for one in self._of_seed.values()]
             blocks = (np.stack(x, axis=1) for x in zip(*orders, strict=True))
             for ids, epochs, mask in zip(*blocks, strict=True):
-                rows = read_unmasked(source, ids.ravel(), mask.ravel())
+                rows = read_unmasked(source, ids.ravel(), mask.ravel(), epochs.ravel())
                 yield (
                     seed_of,
                     {

@@ -6,6 +6,7 @@ never holds more than one leaf. Nothing on disk is changed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ BUFFERS = (
 # What a run may say otherwise than the checkpoint: it changes no number of the leaves that are loaded,
 # or shows as a leaf of another shape.
 FREE = ("vocab", "context", "dropout", "head", "outputs", "remat", "scan_layers")
+BLOCK = re.compile(r"\bblock_(\d+)/")  # one of a model's equal blocks, in a path
 SHOWN = 6  # problems that one message lists
 
 
@@ -84,7 +86,9 @@ def derived_model(init: Mapping[str, Any], model: Mapping[str, Any], needed: Seq
         )
     if not published.config:
         return dict(model)
-    return {**family.model_values(published.config), **model}
+    theirs = family.model_values(published.config)
+    chosen = {"layers": len(init["layers"])} if init.get("layers") else {}
+    return {**theirs, **chosen, **model}
 
 
 def check_published(init: Any, model: Mapping[str, Any]) -> tuple[Published, Any]:
@@ -95,11 +99,17 @@ def check_published(init: Any, model: Mapping[str, Any]) -> tuple[Published, Any
     """
     published, family = open_checkpoint(init.source, init.family)
     theirs = family.model_values(published.config) if published.config else {}
+    free = (*FREE, "layers") if init.layers else FREE
     differing = [
         f"{key} is {model[key]!r}, the checkpoint has {value!r}"
         for key, value in theirs.items()
-        if key not in FREE and key in model and model[key] != value
+        if key not in free and key in model and model[key] != value
     ]
+    if max(init.layers, default=-1) >= theirs.get("layers", math.inf):
+        raise UserError(
+            f"config.init.layers: {published.path} has blocks 0 to {theirs['layers'] - 1}, "
+            f"not {max(init.layers)}"
+        )
     if differing:
         raise UserError(f"config.model: {published.path}: {'; '.join(differing)}")
     return published, family
@@ -127,7 +137,9 @@ def read_published(
       UserError: everything that is missing, unused, of another shape or says otherwise, in one line.
     """
     published, family = check_published(init, model)
-    source = _Source(published, family.entries(dict(model)))
+    theirs = family.model_values(published.config) if init.layers and published.config else {}
+    entries = family.entries(dict(model) | ({"layers": theirs["layers"]} if theirs else {}))
+    source = _Source(published, entries, init.layers)
     problems, found, unfilled = [], {}, []
     for path, leaf in wanted.items():
         try:
@@ -149,12 +161,15 @@ def read_published(
 class _Source:
     """A checkpoint seen through a name map.
 
+    Args:
+      chosen: the published layers, where they are not all.
+
     Attributes:
       known: the published names that the map speaks of.
     """
 
-    def __init__(self, published: Published, entries: Sequence[Entry]):
-        self._published = published
+    def __init__(self, published: Published, entries: Sequence[Entry], chosen: Sequence[int] = ()):
+        self._published, self._chosen = published, chosen
         self._entries = {path: (e, part) for e in entries for part, path in enumerate(e.paths)}
         self.known = {entry.name for entry in entries}
 
@@ -187,6 +202,8 @@ class _Source:
         paths = np.array(path, object)
         if path not in self._entries:
             paths = unstacked(path, ours.shape)
+            for index, own in np.ndenumerate(paths) if self._chosen else ():
+                paths[index] = BLOCK.sub(lambda m: f"block_{self._chosen[int(m[1])]}/", own)
         if any(own not in self._entries for own in paths.flat):
             raise ValueError("has no counterpart in this family; `config.init.rules` may say None")
         return paths

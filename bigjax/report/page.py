@@ -32,6 +32,7 @@ log = logging.getLogger("bigjax")
 
 MOST_CLASSES = 40  # of a confusion matrix drawn in full; beyond it, only its most confused pairs
 MOST_PAIRS = 20
+ENDS = ("_low", "_high")  # of an interval, after the name of a metric
 MOST_PICTURES = 4  # of one name: the newest
 EVERY = 10.0  # seconds between two pages of a run that goes on, at least
 SHARE = 0.02  # of the time, at most, that is spent on them
@@ -61,6 +62,7 @@ def write_report(workdir: Folder, problem: str = "") -> Path:
         last_step=lines[-1]["step"] if lines else None,
         problem=problem,
         metrics=table(_by_split(final)),
+        intervals=table(_intervals(final)),
         pictures=_pictures(workdir),
         curves=_charts(lines),
         classes=table(_by_class(final, names)),
@@ -208,11 +210,26 @@ def _charts(lines: Sequence[dict]) -> list[charts.Chart]:
 def _by_split(metrics: Mapping[str, object]) -> list[dict[str, object]]:
     """A row per metric, a column per split, so that train and test stand side by side."""
     rows: dict[str, dict[str, object]] = {}
+    inside = {f"{row['metric']}{end}" for row in _intervals(metrics) for end in ENDS}
     for name, value in metrics.items():
-        if not isinstance(value, list):
+        if not isinstance(value, list) and name not in inside:
             split, _, metric = name.rpartition("/")
             rows.setdefault(metric, {"metric": metric})[split or "value"] = float(value)
     return list(rows.values())
+
+
+def _intervals(metrics: Mapping[str, object]) -> list[dict[str, object]]:
+    """A row per metric that is logged with the ends of an interval, NAME_low and NAME_high."""
+    return [
+        {
+            "metric": name,
+            "value": value,
+            "from": metrics[name + ENDS[0]],
+            "to": metrics[name + ENDS[1]],
+        }
+        for name, value in metrics.items()
+        if all(isinstance(metrics.get(name + end), float) for end in ENDS)
+    ]
 
 
 def _by_class(metrics: Mapping[str, object], names: Sequence[str]) -> list[dict[str, object]]:

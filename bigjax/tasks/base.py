@@ -15,6 +15,7 @@ import numpy as np
 
 from bigjax.core.errors import UserError
 from bigjax.core.losses import Pair, kl_divergence
+from bigjax.models.generate import Sampling
 from bigjax.tasks import scores
 
 
@@ -84,6 +85,30 @@ class Task:
     def decode(self, apply: Callable[..., Any], variables: Any, batch: dict) -> dict:
         """Predictions that take more than one forward pass, such as written text."""
         return {}
+
+    def rewritten(
+        self,
+        apply: Callable[..., Any],
+        variables: Any,
+        batch: dict,
+        sampling: Callable[[int], Sampling],
+        prompt: int | None,
+        key: jax.Array,
+    ) -> dict:
+        """The batch with text that a model writes in place of its own, of the same shapes.
+
+        sampling: length -> how at most so many tokens are chosen. prompt: tokens of a row that are kept.
+        """
+        raise NotImplementedError
+
+    def check_rewritten(
+        self, features: Mapping[str, Any], prompt: int | None, stop: Sequence[int]
+    ) -> None:
+        """Refuses what `rewritten` cannot be told, for the features of a source.
+
+        Raises:
+          UserError: says what is missing or too much.
+        """
 
     def present(
         self,

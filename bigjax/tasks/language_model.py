@@ -111,6 +111,47 @@ class LanguageModel(Task):
         real_BL = jnp.arange(sampling.max_new_tokens) < found["length"][:, None]
         return {"written": jnp.where(real_BL, found["tokens"], -1)}
 
+    def check_rewritten(self, features, prompt, stop) -> None:
+        keys = (self.input,) if isinstance(self.input, str) else self.input
+        length = features.get(keys[0], ((0,),))[0][0]
+        if prompt is None or not 0 < prompt < length:
+            raise UserError(
+                f"config.method.written.prompt: {prompt} must be at least 1 and less than the {length} "
+                "tokens of a row"
+            )
+        if stop and len(keys) < 2:
+            raise UserError("config.method.written.stop: needs segments in config.task.input")
+
+    def rewritten(self, apply, variables, batch, sampling, prompt, key) -> dict:
+        """The first `prompt` tokens of each row (of its first document) and what follows; with a
+        `token_mask` what follows alone is predicted. A row that stopped has the first stop token there."""
+        tokens_BT, *segments = self.inputs(batch)
+        T, new = tokens_BT.shape[1], tokens_BT.shape[1] - prompt
+        segments_BT = segments[0] if segments else jnp.ones_like(tokens_BT)
+        # A row of padding has a prompt of one token, which counts nowhere.
+        own_BP = (segments_BT[:, :prompt] == segments_BT[:, :1]).at[:, 0].set(True)
+        prompt_BP = tokens_BT[:, :prompt]
+        found = generate(apply, variables, prompt_BP, own_BP, sampling(new), key)
+        length_B1, stop = found["length"][:, None], sampling(new).stop
+        written_BL = found["tokens"]
+        if stop:
+            written_BL = jnp.where(jnp.arange(new) == length_B1, stop[0], written_BL)
+        real_BL = jnp.arange(new) < length_B1 + bool(stop)
+        # The prompt ends where the written text begins: a shorter one is moved there.
+        shift_B = prompt - jnp.sum(own_BP, axis=1)
+        moved_BP = jax.vmap(jnp.roll)(prompt_BP, shift_B)
+        first_BP = jnp.arange(prompt) >= shift_B[:, None]
+        names = (self.input,) if isinstance(self.input, str) else tuple(self.input)
+        text = {names[0]: jnp.concatenate([moved_BP, written_BL], axis=1).astype(tokens_BT.dtype)}
+        if segments:
+            kept_BT = jnp.concatenate([first_BP, real_BL], axis=1)
+            text[names[1]] = kept_BT.astype(segments_BT.dtype)
+        if self.token_mask is not None:
+            given = batch[self.token_mask]
+            after_BT = jnp.broadcast_to(jnp.arange(T) >= prompt, tokens_BT.shape)
+            text[self.token_mask] = after_BT.astype(given.dtype)
+        return {**batch, **text}
+
     def present(self, predicted, batch, source, corpus=None) -> dict[str, Any]:
         """Text in place of ids, where the source has a tokenizer."""
         tokenizer = getattr(source, "tokenizer", None)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.core.errors import UserError
 from bigjax.core.losses import Pair, softmax_cross_entropy
 from bigjax.models.common import choose
 from bigjax.models.generate import Sampling, decode
@@ -67,7 +68,47 @@ class Seq2Seq(Task):
 
     def decode(self, apply: Callable[..., Any], variables: Any, batch: dict) -> dict:
         """The most likely next token, again and again: ids (B, T - 1), -1 after a row's end."""
-        source_BS, source_segments_BS, target_BT, target_segments_BT = self.inputs(batch)
+        end = self._end(batch)
+        written = self._written(
+            apply, variables, batch, lambda n: Sampling(n, stop=(end,)), jax.random.key(0)
+        )
+        real = jnp.arange(written["tokens"].shape[1]) < written["length"][:, None]
+        return {"written": jnp.where(real, written["tokens"], -1)}
+
+    def rewritten(self, apply, variables, batch, sampling, prompt, key) -> dict:
+        """Each source with the target that the model writes: start, text, and the data's end token."""
+        end, (_, _, target_BT, segments_BT) = self._end(batch), self.inputs(batch)
+
+        def stopping(length: int) -> Sampling:
+            return dataclasses.replace(sampling(length), stop=(end,))
+
+        written, T = self._written(apply, variables, batch, stopping, key), target_BT.shape[1]
+        place_T, length_B1 = jnp.arange(T), written["length"][:, None]
+        text_BT = jnp.concatenate([target_BT[:, :1], written["tokens"]], axis=1)
+        text_BT = jnp.where(place_T == length_B1 + 1, end, text_BT)
+        _, _, target, segments = self.input
+        real_BT = place_T <= length_B1 + 1
+        return {
+            **batch,
+            target: jnp.where(real_BT, text_BT, 0).astype(target_BT.dtype),
+            segments: real_BT.astype(segments_BT.dtype),
+        }
+
+    def check_rewritten(self, features, prompt, stop) -> None:
+        if prompt is not None or stop:
+            raise UserError(
+                "config.method.written: a target follows its source and ends as the data's do; leave out "
+                "prompt and stop"
+            )
+
+    def _end(self, batch: dict) -> jax.Array:
+        """Which token ends a target, as the first row shows."""
+        _, _, target_BT, segments_BT = self.inputs(batch)
+        return target_BT[0, jnp.sum(segments_BT[0] > 0) - 1]
+
+    def _written(self, apply, variables, batch, sampling, key) -> dict:
+        """What `models.generate.decode` gives for each source."""
+        source_BS, source_segments_BS, target_BT, _ = self.inputs(batch)
         memory_BSD = apply(variables, source_BS, source_segments_BS, train=False, method="encode")
         T = target_BT.shape[1]
 
@@ -86,13 +127,8 @@ class Seq2Seq(Task):
             )
             return logits_B1V[:, 0], cache
 
-        # Which tokens start and end a target, the first row shows.
-        end = target_BT[0, jnp.sum(target_segments_BT[0] > 0) - 1]
         logits_BV, cache = step({}, target_BT[:, 0])
-        sampling = Sampling(max_new_tokens=T - 1, stop=(end,))
-        written = decode(step, cache, logits_BV, sampling, jax.random.key(0))
-        real = jnp.arange(T - 1) < written["length"][:, None]
-        return {"written": jnp.where(real, written["tokens"], -1)}
+        return decode(step, cache, logits_BV, sampling(T - 1), key)
 
     def present(self, predicted, batch, source, corpus=None) -> dict[str, list]:
         """Texts in place of ids, where the source has a tokenizer; else the ids."""

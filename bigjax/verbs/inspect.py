@@ -9,7 +9,7 @@ from typing import Any
 
 from bigjax.build.assemble import assemble
 from bigjax.build.program import build_program
-from bigjax.build.weights import reference_configs
+from bigjax.build.references import read_models
 from bigjax.config import resolve as configs
 from bigjax.config.config import Config
 from bigjax.config.values import TRUST_ALL, flatten
@@ -93,15 +93,9 @@ def of_stage(found: dict[str, Config], options: argparse.Namespace) -> dict[str,
 def references(
     config: Config, stage_configs: dict[str, Config], options: argparse.Namespace
 ) -> dict[str, Config]:
-    """The configs of the runs that the method names: those of stages need not have run."""
-    named = {
-        path.removeprefix("method."): stage_configs.get(folder.removeprefix("../"))
-        for path, folder in config.references.items()
-        if path.startswith("method.")
-    }
-    if None in named.values():
-        return reference_configs(config, options.workdir)
-    return named
+    """The configs of the models that the method names: those of stages need not have run."""
+    models = read_models(config, options.workdir, stage_configs)
+    return {name: model.config for name, model in models.items()}
 
 
 def checkpoints_verb(

@@ -129,6 +129,27 @@ def test_another_teacher_has_another_cache_and_is_refused_at_resume(folder):
         (folder / "first").rename(folder / "teacher")
 
 
+def test_augmented_views_are_cached_as_the_run_will_see_them(folder):
+    """Shifted and mixed: what every step of the online run would ask its teacher, bit for bit."""
+    augment = (dict(type="shift", pixels=1), dict(type="mixup", alpha=1.0, num_classes=10))
+    data = {**small().values["data"], "augment": augment}
+    # A thousand examples: 26 steps of 40 go on into a second epoch.
+    short = ("train.steps=26", "evaluate.splits=()", "checkpoint.every='end'", "log.every=26")
+    views = {**METHOD, "cache": "../views", "cache_views": True}
+    online = train(small(*short, method=METHOD, data=data), folder / "mixed")
+    found = train(small(*short, method=views, data=data), folder / "mixed_cached")
+    assert found["fingerprint"] == online["fingerprint"]
+    (cache,) = (folder / "views").iterdir()
+    kept = np.load(cache / "outputs.npy")
+    assert kept.shape == (2000, 10)
+    assert (np.abs(kept).max(1) > 0).sum() == 26 * 40  # and no more
+    other = train(small(*short, "seed=1", method=views, data=data), folder / "mixed_other")
+    assert other["fingerprint"] != online["fingerprint"]
+    assert len(list((folder / "views").iterdir())) == 2
+    with pytest.raises(UserError, match=r"cache_views: config.check.policy must not be rewind"):
+        assemble(small(*short, "check.policy=rewind", method=views, data=data), folder / "x")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

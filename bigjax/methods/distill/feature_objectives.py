@@ -28,8 +28,8 @@ class OfFeatures(Objective):
     teacher_feature: str
 
     @property
-    def features(self) -> tuple[str, str]:
-        return self.teacher_feature, self.student_feature
+    def features(self) -> tuple[tuple[str, str], ...]:
+        return ((self.teacher_feature, self.student_feature),)
 
     def check_shapes(self, teacher: Shape, student: Shape) -> None:
         """Refuses features that cannot be compared; (rows, ..., channels) each."""
@@ -37,7 +37,7 @@ class OfFeatures(Objective):
     def pair(self, seen: Seen) -> Pair:
         teacher, student = (
             features.of_units(x, seen.units, path)
-            for x, path in zip(seen.features, self.features, strict=True)
+            for x, path in zip(seen.features[0], self.features[0], strict=True)
         )
         return self.compare(teacher, student, seen)
 
@@ -106,7 +106,7 @@ class OfRows(OfFeatures):
         mask = seen.batch["mask"]
         teacher, student = (
             features.of_units(x, mask, path).reshape(len(mask), -1)
-            for x, path in zip(seen.features, self.features, strict=True)
+            for x, path in zip(seen.features[0], self.features[0], strict=True)
         )
         weight = jnp.sum(seen.units.astype(jnp.float32))
         return weight * self.relation(teacher, student, mask, seen.own), weight

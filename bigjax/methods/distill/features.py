@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from bigjax.core.losses import (
 from bigjax.core.method import Call
 
 LOOP = "blocks"  # the layers of a model with `scan_layers`, as one module with a leading axis
+IN_LOOP = re.compile(r"^block_\d+")  # what these layers are called, each by itself
 SMALLEST = 1e-12  # of a squared length, under a root or in a quotient
 
 
@@ -39,11 +41,10 @@ class WithFeatures:
     def apply(self, variables: Any, *inputs: Any, **options: Any) -> Any:
         """As `nn.Module.apply`."""
         asked = options.get("mutable")
+        wanted = {*self.paths, *(IN_LOOP.sub(LOOP, path) for path in self.paths)}
         if self.paths:
             options["mutable"] = [*(asked or ()), "intermediates"]
-            options["capture_intermediates"] = lambda module, _: (
-                _path(module) in (*self.paths, LOOP)
-            )
+            options["capture_intermediates"] = lambda module, _: _path(module) in wanted
         outputs = self.model.apply(variables, *inputs, **options)
         outputs, collections = (outputs, {}) if "mutable" not in options else outputs
         collections = dict(collections)
@@ -89,11 +90,16 @@ def _by_path(intermediates: Mapping[str, Any], at: str = "") -> dict[str, jax.Ar
     for name, value in intermediates.items():
         if isinstance(value, Mapping):
             found |= _by_path(value, f"{at}/{name}" if at else name)
-        elif name == "__call__" and at == LOOP:
-            found |= {f"block_{i}": value[0][i] for i in range(len(value[0]))}
-        elif name == "__call__" and isinstance(value[0], jax.Array):
+        elif name == "__call__" and at.partition("/")[0] == LOOP and _is_array(value[0]):
+            inside = at.removeprefix(LOOP)
+            found |= {f"block_{i}{inside}": value[0][i] for i in range(len(value[0]))}
+        elif name == "__call__" and _is_array(value[0]):
             found[at] = value[0]
     return found
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array)
 
 
 def of_units(feature: jax.Array, mask: jax.Array, path: str) -> jax.Array:
@@ -125,8 +131,12 @@ def squared(teacher: jax.Array, student: jax.Array, mask: jax.Array, real: jax.A
 
 def cosine(teacher: jax.Array, student: jax.Array, mask: jax.Array, real: jax.Array) -> Pair:
     """1 - cos(t, s) over the channels, the mean over positions (Sanh et al. 2019, DistilBERT, section 2)."""
-    similar = jnp.sum(_unit(teacher) * _unit(student), axis=-1)
-    return masked_sum(_mean_of_real(1 - similar, mask, real), mask)
+    return masked_sum(_mean_of_real(1 - similarity(teacher, student), mask, real), mask)
+
+
+def similarity(teacher: jax.Array, student: jax.Array) -> jax.Array:
+    """cos(t, s) over the last axis."""
+    return jnp.sum(_unit(teacher) * _unit(student), axis=-1)
 
 
 def attention_map(teacher: jax.Array, student: jax.Array, mask: jax.Array) -> Pair:

@@ -99,6 +99,22 @@ def hard_labels(teacher: jax.Array, student: jax.Array, mask: jax.Array) -> Pair
     return masked_sum(-sum_per_unit(jnp.where(chosen, log_q, 0.0), mask), mask)
 
 
+def centred(
+    teacher: jax.Array,
+    student: jax.Array,
+    mask: jax.Array,
+    centre: jax.Array,
+    teacher_temperature: Scalar,
+    student_temperature: Scalar,
+) -> Pair:
+    """-sum p log q, p = softmax((t - centre) / T_t), q = softmax(s / T_s) (Caron et al. 2021, eq. 1 and
+    section 3.1, "Avoiding collapse"). centre (K,).
+    """
+    p = jnp.exp(_log_softmax(teacher - centre, mask, teacher_temperature))
+    log_q = _log_softmax(student, mask, student_temperature)
+    return masked_sum(-sum_per_unit(p * log_q, mask), mask)
+
+
 def _log_softmax(logits: jax.Array, mask: jax.Array, temperature: Scalar) -> jax.Array:
     return jax.nn.log_softmax(hide_masked(logits, mask) / temperature)
 

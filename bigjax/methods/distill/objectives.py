@@ -7,33 +7,37 @@ logged ("train/objectives/NAME"). The mathematics is in `losses`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
-from bigjax.core.losses import Pair, kl_divergence
+from bigjax.core.losses import Pair, hide_masked, kl_divergence
 from bigjax.core.marks import Traced
 from bigjax.core.method import Batch, Facts
-from bigjax.methods.distill import losses
+from bigjax.methods.distill import features, losses
 from bigjax.tasks.base import Task
 
 ONLY_TEACHER = "teacher"
+EMA = "ema"  # the teacher that is the student's own moving average
 
 
 class Seen(NamedTuple):
     """What an objective compares, of teacher and student on the same examples.
 
-    teacher, student: their outputs. features: (teacher's, student's), for those that ask.
-    own: the objective's own trained leaves.
+    teacher, student: their outputs. features: pairs (teacher's, student's), as the objective names them.
+    own: the objective's own trained leaves. memory: what it keeps between steps, or None.
     """
 
     task: Any
     batch: Batch
     teacher: Any
     student: Any
-    features: tuple[jax.Array, jax.Array] | None = None
+    features: Sequence[tuple[jax.Array, jax.Array]] = ()
     own: Any = None
+    memory: Any = None
 
     @property
     def units(self) -> jax.Array:
@@ -55,17 +59,23 @@ class Objective:
     """The base class.
 
     weight: of its mean over the units; schedule: what the weight is multiplied by, over the run.
-    teacher: a name in `method.teachers`; default the one of `method.teacher`.
+    teacher: a name in `method.teachers`; default the one of `method.teacher`; "ema" is the student's own
+        moving average, which `train.ema_decay` keeps.
+    student_output: path of a module of the student whose output is compared in place of the model's, such as
+        the "distillation_head" of a ViT.
     COMPARES_EXAMPLES: whether what it says of an example depends on the others of its batch.
     NEEDS_ALL: whether it has no meaning with some of the teacher's outputs only.
+    LISTENS: whether it asks a teacher at all.
     """
 
     COMPARES_EXAMPLES: ClassVar[bool] = False
     NEEDS_ALL: ClassVar[bool] = False
+    LISTENS: ClassVar[bool] = True
 
     weight: Traced = 1.0
     schedule: Any = None
     teacher: str = ONLY_TEACHER
+    student_output: str | None = None
 
     def check(self, facts: Facts) -> None:
         """Refuses, by name, what it cannot be told of.
@@ -92,20 +102,32 @@ class Objective:
         return 1.0
 
     @property
-    def features(self) -> tuple[str, str] | None:
-        """Paths of the modules in teacher and student whose outputs it compares, if it does."""
-        return None
+    def features(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of paths of the modules in teacher and student whose outputs it compares, if it does."""
+        return ()
 
     def check_shapes(self, teacher: Any, student: Any) -> None:
-        """Refuses features of shapes that cannot be compared.
+        """Refuses a pair of features of shapes that cannot be compared.
 
         Raises:
           UserError: says which they are.
         """
 
     def parameters(self, rng: jax.Array, teacher: Any, student: Any) -> dict[str, jax.Array]:
-        """Trained leaves of its own, for features of these shapes."""
+        """Trained leaves of its own, for features of these shapes: those of the first pair."""
         return {}
+
+    def memory(self) -> Any:
+        """What it keeps between steps, before the first: a tree of arrays, or None."""
+        return None
+
+    def turned(self, memory: Any) -> Any:
+        """The memory at the start of a step, from that after the one before."""
+        return memory
+
+    def remembered(self, seen: Seen) -> Any:
+        """The memory after these examples: sums over them, as microbatches come one by one."""
+        return seen.memory
 
     def pair(self, seen: Seen) -> Pair:
         """(sum over the units of the task's loss, their weight), without weight and scale."""
@@ -115,6 +137,8 @@ class Objective:
 @dataclasses.dataclass(frozen=True)
 class Labels(Objective):
     """The task's own loss, where objectives are mixed with it as a paper says; see method.alpha."""
+
+    LISTENS: ClassVar[bool] = False
 
     def pair(self, seen: Seen) -> Pair:
         return seen.task.loss(seen.student, seen.batch)[0]
@@ -244,3 +268,61 @@ class Hard(OfDistributions):
 
     def pair(self, seen: Seen) -> Pair:
         return losses.hard_labels(*seen.distributions())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dino(OfDistributions):
+    """-sum p log q with p = softmax((t - c) / teacher_temperature), q = softmax(s / student_temperature).
+
+    Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (DINO), eq. 1 with the
+    centring of eq. 4: c = momentum c + (1 - momentum) times the mean of the teacher's outputs over a batch,
+    of the batches before this one. Centring alone tends to uniform outputs, sharpening to one-hot ones:
+    together they keep a teacher that is the student's own average ("ema") from collapsing.
+
+    outputs: K, how many the model has.
+    """
+
+    outputs: int
+    student_temperature: Traced = 0.1
+    teacher_temperature: Traced = 0.04
+    momentum: Traced = 0.9
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        if facts.sharding.mode == "shard_map":
+            raise UserError("centres over a batch: config.sharding.mode must be jit")
+        found = features.shapes(facts.calls["model"]).get("", (None,))[-1]
+        if found != self.outputs:
+            raise UserError(f"outputs: {self.outputs}, but the model has {found}")
+
+    def memory(self) -> Any:
+        zeros = jnp.zeros(self.outputs)
+        return {"centre": zeros, "sum": zeros, "weight": jnp.zeros(())}
+
+    def turned(self, memory: Any) -> Any:
+        mean = memory["sum"] / jnp.maximum(memory["weight"], 1.0)
+        moved = self.momentum * memory["centre"] + (1 - self.momentum) * mean
+        centre = jnp.where(memory["weight"] > 0, moved, memory["centre"])
+        return {**jax.tree.map(jnp.zeros_like, memory), "centre": centre}
+
+    def remembered(self, seen: Seen) -> Any:
+        teacher, _, mask = seen.distributions()
+        rows = hide_masked(teacher, mask).reshape(-1, self.outputs)
+        counted = jnp.sum(mask.astype(jnp.float32)) * (len(rows) / mask.size)
+        memory = seen.memory
+        return {
+            **memory,
+            "sum": memory["sum"] + jnp.sum(rows, axis=0),
+            "weight": memory["weight"] + counted,
+        }
+
+    def pair(self, seen: Seen) -> Pair:
+        teacher, student, mask = seen.distributions()
+        return losses.centred(
+            teacher,
+            student,
+            mask,
+            seen.memory["centre"],
+            self.teacher_temperature,
+            self.student_temperature,
+        )
