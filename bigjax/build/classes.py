@@ -18,10 +18,12 @@ class Words(NamedTuple):
     """What the outputs of a run's model mean, as far as it is known.
 
     classes: their names, in order. tokenizer: fingerprint of what made its tokens.
+    mapped: how many tokens of ours a vocabulary of the user's maps to its own; None: there is none.
     """
 
     classes: tuple[str, ...] | None = None
     tokenizer: str | None = None
+    mapped: int | None = None
 
 
 def words_of_run(folder: Path) -> Words:
@@ -48,10 +50,11 @@ def columns(
     Raises:
       UserError: a class of ours is none of theirs (the nearest is named), or the tokens are others.
     """
-    if None not in (ours.tokenizer, theirs.tokenizer) and ours.tokenizer != theirs.tokenizer:
+    if theirs.mapped is None and differ(ours.tokenizer, theirs.tokenizer):
         raise UserError(
             f"{key}: reads other tokens than this run: its tokenizer is {theirs.tokenizer[:12]}, "
-            f"this run's {ours.tokenizer[:12]}; train one of them with the tokenizer of the other"
+            f"this run's {ours.tokenizer[:12]}; train one of them with the tokenizer of the other, or say "
+            "in config.method.tokens which token is which"
         )
     for name in renamed:
         if name not in (ours.classes or ()):
@@ -68,6 +71,52 @@ def columns(
             )
     same = tuple(found) == theirs.classes
     return None if same else tuple(theirs.classes.index(name) for name in found)
+
+
+def differ(a: str | None, b: str | None) -> bool:
+    return None not in (a, b) and a != b
+
+
+def read_vocabulary(path: Path, theirs: int) -> np.ndarray:
+    """The teacher's id of each token of ours, int32 (V,); theirs: how many tokens the teacher has.
+
+    Raises:
+      UserError: it is no such file.
+    """
+    try:
+        ids = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"config.method.tokens: {path} is no file .npy ({error})") from None
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+        raise UserError(
+            f"config.method.tokens: {path} holds {ids.dtype} {ids.shape}, not whole numbers (V,)"
+        )
+    if ids.min() < 0 or ids.max() >= theirs:
+        raise UserError(
+            f"config.method.tokens: {path} names ids {ids.min()} to {ids.max()}; the teacher has {theirs}"
+        )
+    return ids.astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Translated:
+    """A model of texts that reads our tokens and speaks of ours, its own being `vocabulary/ids` (V,) of its
+    variables. tokens: which of its inputs are tokens.
+    """
+
+    COLLECTION = "vocabulary"
+
+    model: Any
+    tokens: Sequence[int]
+
+    def apply(self, variables: Any, *inputs: Any, **options: Any) -> Any:
+        """As `nn.Module.apply`."""
+        variables = dict(variables)
+        ids = variables.pop(self.COLLECTION)["ids"]
+        inputs = [ids[x] if place in self.tokens else x for place, x in enumerate(inputs)]
+        result = self.model.apply(variables, *inputs, **options)
+        outputs, *collections = result if "mutable" in options else (result,)
+        return (outputs[..., ids], *collections) if collections else outputs[..., ids]
 
 
 def _named(name: str, renamed: Mapping[str, str], theirs: Sequence[str]) -> str:

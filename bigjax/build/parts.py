@@ -213,6 +213,14 @@ def make_reference(
             f"config.method.{name}: its preprocessing and model cannot read this run's examples "
             f"({reason})"
         ) from None
+    if words.mapped is not None:
+        if not network.task.TOKENS or getattr(source, "vocab_size", words.mapped) != words.mapped:
+            raise UserError(
+                f"config.method.tokens: maps {words.mapped} tokens; the task {type(network.task).__name__} "
+                f"reads {getattr(source, 'vocab_size', 'none')}"
+            )
+        translated = classes.Translated(network.applied, network.task.TOKENS)
+        network = dataclasses.replace(network, applied=translated)
     ours, renamed = classes.words_of_source(source), config.make("method").renamed
     taken = classes.columns(ours, words, renamed, f"config.method.{name}")
     if taken is not None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from bigjax.build.classes import Words
+from bigjax.build.classes import Translated, Words
 from bigjax.build.parts import (
     Parts,
     key_data,
@@ -218,6 +219,9 @@ def read_references(
         abstract = jax.eval_shape(network.variables, jax.random.key(0))
         kept = functools.partial(stored_params, run.section("precision"))
         abstract = {**abstract, "params": jax.eval_shape(kept, abstract["params"])}
+        if (mapped := words.get(name, Words()).mapped) is not None:
+            ids = {"ids": jax.ShapeDtypeStruct((mapped,), np.int32)}
+            abstract = {**abstract, Translated.COLLECTION: ids}
         frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
         calls[name] = network.call(abstract)
     return frozen, calls, references

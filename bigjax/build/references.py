@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from bigjax.build.classes import Words, words_of_run
+from bigjax.build.classes import Translated, Words, read_vocabulary, words_of_run
 from bigjax.build.program import from_leaves
-from bigjax.build.weights import read_variables, run_folder
+from bigjax.build.weights import read_variables, run_folder, seen_from
 from bigjax.config.config import Config
 from bigjax.config.resolve import load, resolve
 from bigjax.core import marks, settings
@@ -32,17 +33,21 @@ class ReadModel:
     """A model that is read.
 
     config: of its run. folder: the run's; None of a published checkpoint.
+    vocabulary: its id of each of our tokens, int32 (V,), where the user says them.
     """
 
     config: Config
     folder: Path | None
+    vocabulary: np.ndarray | None = None
 
     @property
     def words(self) -> Words:
         """What its outputs mean, as far as it is known."""
         if self.folder is not None:
-            return words_of_run(self.folder)
-        return _words_of_published(self.config.section("init"))
+            known = words_of_run(self.folder)
+        else:
+            known = _words_of_published(self.config.section("init"))
+        return known._replace(mapped=None if self.vocabulary is None else len(self.vocabulary))
 
     def variables(self, abstract: Any) -> Any:
         """Its Linen variables, laid out as `abstract` says.
@@ -50,6 +55,14 @@ class ReadModel:
         Raises:
           UserError: they lack a leaf, or have it in another shape.
         """
+        own = {name: tree for name, tree in abstract.items() if name != Translated.COLLECTION}
+        found = self._read(own)
+        if self.vocabulary is None:
+            return found
+        layout = abstract[Translated.COLLECTION]["ids"].sharding
+        return {**found, Translated.COLLECTION: {"ids": jax.device_put(self.vocabulary, layout)}}
+
+    def _read(self, abstract: Any) -> Any:
         if self.folder is not None:
             return read_variables(self.folder, abstract)
         init, model = self.config.section("init"), self.config.get("model")
@@ -77,6 +90,11 @@ def read_models(
             found[name] = ReadModel(_published(config, section), None)
         except UserError as error:
             raise UserError(f"config.method.{name}: {error}") from None
+    if file := config.make("method").vocabulary:
+        path = seen_from(workdir, file)
+        for name, model in found.items():
+            theirs = model.config.get("model").get("vocab", 0)
+            found[name] = dataclasses.replace(model, vocabulary=read_vocabulary(path, theirs))
     return found
 
 

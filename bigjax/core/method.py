@@ -201,6 +201,11 @@ class Method:
         """This run's name of a class -> that of the runs which the method reads, where they differ."""
         return {}
 
+    @property
+    def vocabulary(self) -> str | None:
+        """A file that says which token of the models which it reads is which of this run's, if they differ."""
+        return None
+
     def order(
         self, source: Any, seed: int, batch_size: int, total_steps: int
     ) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] | None:

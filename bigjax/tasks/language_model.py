@@ -34,6 +34,7 @@ class LanguageModel(Task):
     """
 
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("loss", "min")
+    TOKENS: ClassVar[tuple[int, ...]] = (0,)
 
     input: str | Sequence[str] = "tokens"
     token_mask: str | None = None

@@ -27,6 +27,7 @@ class MaskedLM(Task):
     """
 
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("loss", "min")
+    TOKENS: ClassVar[tuple[int, ...]] = (0,)
 
     input: Sequence[str | None] = ("tokens", "segments")
     labels: str = "labels"

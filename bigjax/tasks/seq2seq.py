@@ -31,6 +31,7 @@ class Seq2Seq(Task):
     """
 
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("loss", "min")
+    TOKENS: ClassVar[tuple[int, ...]] = (0, 2)
 
     input: Sequence[str] = ("source", "source_segments", "target", "target_segments")
     scores: Sequence[str] = ("bleu",)

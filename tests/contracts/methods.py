@@ -14,8 +14,11 @@ METHODS = {
             objectives=dict(
                 kd=dict(type="dkd", temperature=3.0, schedule=dict(type="linear")),
                 hint=dict(type="hint", student_feature="dense_0", teacher_feature="dense_0"),
+                own=dict(type="soft", teacher="ema", student_output="head"),
+                dino=dict(type="dino", teacher="ema", outputs=10, weight=0.1),
             ),
         ),
+        train=dict(steps=12, batch_size=40, ema_decay=0.9),
     ),
     "lora": dict(
         adapt=(dict(type="lora", rank=2, rules=((".*kernel", "adapt"), (".*", None))),),

@@ -2,14 +2,16 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from bigjax.build.assemble import assemble
-from bigjax.build.classes import Columns, Words, columns
+from bigjax.build.classes import Columns, Translated, Words, columns
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped, train
+from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
 from tests.small import small
 
@@ -90,3 +92,54 @@ def test_a_changed_teacher_is_refused_at_resume(folder):
     again = json.loads((run / "manifest.json").read_text())["resumes"][-1]["frozen"]
     assert again["teachers.one"] == recorded["teachers.one"]
     assert again["teachers.two"] != recorded["teachers.two"]
+
+
+def test_tokens_of_a_teacher_are_translated_both_ways():
+    model = GPT2(vocab=9, context=4, layers=1, width=4, heads=1, dropout=0.0)
+    tokens, ids = np.array([[0, 3, 2, 1]]), np.array([8, 2, 5, 0], np.int32)
+    variables = nn.unbox(model.init(jax.random.key(0), tokens, train=False))
+    translated = Translated(model, (0,))
+    found = translated.apply({**variables, "vocabulary": {"ids": ids}}, tokens, train=False)
+    expected = model.apply(variables, np.array([[8, 0, 5, 2]]), train=False)
+    assert found.shape == (1, 4, 4)
+    for ours, theirs in enumerate(ids):
+        np.testing.assert_array_equal(found[..., ours], expected[..., theirs])
+
+
+TEXTS = dict(
+    data=dict(
+        source=dict(type="markov_tokens", vocab=4, length=4, examples=80, branches=2),
+        splits=dict(train="train", test="test"),
+    ),
+    model=dict(type="gpt2", vocab=4, context=4, layers=1, width=4, heads=1, dropout=0.0),
+    task=dict(type="language_model"),
+)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([8, 2, 5, 0]), None),
+        (np.array([9, 2, 5, 0]), "names ids 0 to 9; the teacher has 9"),
+        (np.array([0.5]), "not whole numbers"),
+        (None, "the teacher 'teacher' has 9 outputs, the student 4"),
+    ],
+)
+def test_a_vocabulary_is_given_by_the_user(tmp_path, ids, message):
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    wide = {**TEXTS, "model": {**TEXTS["model"], "vocab": 9}}
+    (teacher / "config.json").write_text(json.dumps(small(**wide).values))
+    method = dict(type="distill", teacher="../teacher")
+    if ids is not None:
+        np.save(tmp_path / "ids.npy", ids)
+        method["tokens"] = "../ids.npy"
+    config = small(**TEXTS, method=method)
+    if message is not None:
+        with pytest.raises(UserError, match=message):
+            assemble(config, tmp_path / "student")
+        return
+    program = assemble(config, tmp_path / "student").program
+    assert program.frozen["teacher"]["vocabulary"]["ids"].shape == (4,)
+    shape = program.frozen["teacher"]["params"]["embedding"].shape
+    assert shape == (9, 4)

@@ -1,5 +1,6 @@
 """Text of a model's own in place of the data's: sequence-level and on-policy distillation."""
 
+import functools
 import json
 
 import flax.linen as nn
@@ -33,6 +34,7 @@ BATCH = {
     "new": jnp.ones((B, T)),
     "mask": jnp.ones(B),
 }
+KEY = jax.random.key(0)
 PROMPTS = [TOKENS[0, :3].tolist(), TOKENS[1, :2].tolist(), TOKENS[2, :3].tolist()]
 
 
@@ -45,18 +47,33 @@ def pair():
     ]
 
 
+@jax.jit
+def logits_of(variables, tokens):
+    return MODEL.apply(variables, tokens, train=False)
+
+
 def greedy(variables, prompt, length):
-    """One token after the other, without a cache."""
+    """One token after the other, without a cache; what stands behind them no token sees."""
     text = list(prompt)
     for _ in range(length):
-        logits = MODEL.apply(variables, jnp.asarray([text]), train=False)
-        text.append(int(jnp.argmax(logits[0, -1])))
+        padded = jnp.asarray([[*text, *[0] * (T - len(text))]])
+        text.append(int(jnp.argmax(logits_of(variables, padded)[0, len(text) - 1])))
     return text
 
 
-def scope_of(pair):
+@functools.cache
+def written(by, temperature=0.0):
+    """`prepared(params, frozen, rng)`: a batch written anew, and the method that wrote it."""
+    options = dict(by=by, prompt=P, temperature=temperature)
+    method = Distill("../teacher", alpha=1.0, written=options, objectives={"labels": Labels()})
+    return method, jax.jit(
+        lambda pair, rng: method.prepare(pair[1]["params"], BATCH, scope_of(pair, rng))[0]
+    )
+
+
+def scope_of(pair, rng):
     return Scope(
-        model=MODEL, task=TASK, rng=jax.random.key(0), step=jnp.int32(0), collections={}, ema=None,
+        model=MODEL, task=TASK, rng=rng, step=jnp.int32(0), collections={}, ema=None,
         memory=None, frozen={"teacher": pair[0]}, hyper={"alpha": 1.0, "temperature": 1.0},
         references={"teacher": Reference(MODEL, TASK, ())}, total_steps=10,
     )  # fmt: skip
@@ -64,8 +81,7 @@ def scope_of(pair):
 
 @pytest.mark.parametrize("by", ["student", "teacher"])
 def test_the_text_is_what_the_writer_would_say(pair, by):
-    method = Distill("../teacher", written=dict(by=by, prompt=P))
-    batch, _ = method.prepare(pair[1]["params"], BATCH, scope_of(pair))
+    batch = written(by)[1](pair, KEY)
     writer = pair[0] if by == "teacher" else pair[1]
     tokens, segments = np.asarray(batch["tokens"]), np.asarray(batch["segments"])
     for row, prompt in enumerate(PROMPTS):
@@ -78,18 +94,14 @@ def test_the_text_is_what_the_writer_would_say(pair, by):
 
 def test_what_was_written_is_what_is_learned_from(pair):
     """Sequence-level: the student's cross-entropy of the teacher's text, in float64."""
-    method = Distill(
-        "../teacher",
-        alpha=1.0,
-        written=dict(by="teacher", prompt=P),
-        objectives={"labels": Labels()},
-    )
-    batch, _ = method.prepare(pair[1]["params"], BATCH, scope_of(pair))
-    found = method.loss(pair[1]["params"], batch, scope_of(pair))
+    method, prepared = written("teacher")
+    batch = prepared(pair, KEY)
+    found = method.loss(pair[1]["params"], batch, scope_of(pair, KEY))
     total = 0.0
     for prompt in PROMPTS:
         text = greedy(pair[0], prompt, T - P)
-        logits = np.asarray(MODEL.apply(pair[1], jnp.asarray([text]), train=False)[0], np.float64)
+        padded = jnp.asarray([[*text, *[0] * (T - len(text))]])
+        logits = np.asarray(logits_of(pair[1], padded)[0], np.float64)
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         total -= sum(log_p[i - 1, text[i]] for i in range(len(prompt), len(text)))
     np.testing.assert_allclose(found.sum, total, rtol=1e-4)
@@ -97,14 +109,13 @@ def test_what_was_written_is_what_is_learned_from(pair):
 
 
 def test_no_gradient_passes_through_what_is_drawn(pair):
-    method = Distill("../teacher", written=dict(by="student", prompt=P, temperature=1.0))
-    scope, params = scope_of(pair), pair[1]["params"]
+    method, prepared = written("student", temperature=1.0)
+    scope, params, batch = scope_of(pair, KEY), pair[1]["params"], prepared(pair, KEY)
 
     def loss(params):
         batch, _ = method.prepare(params, BATCH, scope)
         return method.loss(params, batch, scope).sum
 
-    batch, _ = method.prepare(params, BATCH, scope)
     fixed = jax.jit(jax.grad(lambda params: method.loss(params, batch, scope).sum))(params)
     found = jax.jit(jax.grad(loss))(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, fixed)
@@ -115,7 +126,7 @@ def test_a_share_of_the_steps_sees_the_data(pair):
 
     @jax.jit
     def prepared(seed):
-        scope = scope_of(pair).replace(rng=jax.random.key(seed))
+        scope = scope_of(pair, jax.random.key(seed))
         return method.prepare(pair[1]["params"], BATCH, scope)[0]["tokens"]
 
     wrote = [not np.array_equal(prepared(seed), TOKENS) for seed in range(40)]

@@ -42,6 +42,8 @@ class Distill(Method):
     objectives: name -> what is compared and how much it counts, see `objectives`.
     classes: this run's name of a class -> the teachers', where they differ. Outputs are matched by name;
         a teacher with more classes is taken as it judges among this run's.
+    tokens: where the teachers' tokenizer is another one whose tokens can be told apart by ours: a file .npy,
+        int (V,), of the teachers' id of each of our V tokens; "../NAME" is seen from the run's folder.
     cache: a folder in which the teachers' outputs on the train split are written once, and read in place of
         the teachers; "../NAME" is seen from the run's. cache_top: of how many classes, see `cached`.
         cache_views: on the very augmented examples of every epoch of this run (its seed, its length).
@@ -54,6 +56,7 @@ class Distill(Method):
     teachers: Mapping[str, ModelReference] = dataclasses.field(default_factory=dict)
     objectives: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    tokens: str | None = None
     cache: str | None = None
     cache_top: int | None = None
     cache_views: bool = False
@@ -98,6 +101,10 @@ class Distill(Method):
     @property
     def renamed(self) -> Mapping[str, str]:
         return self.classes
+
+    @property
+    def vocabulary(self) -> str | None:
+        return self.tokens
 
     @property
     def _objectives(self) -> Mapping[str, Objective]:
