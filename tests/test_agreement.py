@@ -85,6 +85,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_reports_how_alike_it_is_to_its_teacher(folder):
     evaluators = dict(alike=dict(type="agreement", data="test", timed=3))
     cached = {**METHOD, "cache": "../cache"}  # also where no teacher is in the program
@@ -92,7 +93,7 @@ def test_a_run_reports_how_alike_it_is_to_its_teacher(folder):
     metrics = json.loads((folder / "student" / "result.json").read_text())["metrics"]
     found = {k.removeprefix("eval/alike/"): v for k, v in metrics.items()}
     teacher, student = (open_run(folder / name) for name in ("teacher", "student"))
-    images = teacher.setup.sources["test"].read(np.arange(797))["image"] / np.float32(16)
+    images = student.setup.sources["test"].read(np.arange(797))["image"] / np.float32(16)
     t, s = (run.model.apply(run.variables, images, train=False) for run in (teacher, student))
     assert found["agreement"] == pytest.approx(np.mean(t.argmax(1) == s.argmax(1)))
     assert found["agreement_low"] < found["agreement"] < found["agreement_high"]

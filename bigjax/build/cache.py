@@ -235,10 +235,10 @@ def taught_source(
     if jax.process_count() > 1:
         raise UserError("config.method.cache: is written and read by one process; leave it out")
     wanted = config.make("method").cached
-    if wanted.views and config.get("check.policy") == "rewind":
+    if wanted.views and (config.get("check.policy") == "rewind" or config.get("data.mixture")):
         raise UserError(
-            "config.method.cache_views: config.check.policy must not be rewind, which leaves examples out "
-            "that others may be mixed with"
+            "config.method.cache_views: goes with neither config.data.mixture nor config.check.policy "
+            "rewind, which leaves examples out that others may be mixed with"
         )
     runs = {name: model.config for name, model in models.items()}
     augment = fitted(config.make("data.augment"), source)

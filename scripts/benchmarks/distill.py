@@ -1,6 +1,6 @@
 """What distillation adds to a step: online over its two parts alone, cached over plain training.
 
-    .venv/bin/python -m scripts.benchmarks.distill [--rounds=15] [--steps=10]
+    .venv/bin/python -m scripts.benchmarks.distill [--rounds=15] [--steps=10] [--out=FILE]
 
 Student 784-512-512-10, teacher 784-2048-2048-10, batch 256, Adam, on one device. Plain step, the teacher's
 forward pass, online step and cached step take turns, `--steps` each; ratios are medians over the rounds, of
@@ -11,8 +11,10 @@ plain step once more: what the method itself gives.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +26,6 @@ from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
 from bigjax.config.config import Config
 from bigjax.data.sources import Arrays
-from bigjax.run.text import table
 from scripts.benchmarks.measure import machine, summary
 
 BATCH, CLASSES = 256, 10
@@ -35,9 +36,9 @@ COLUMNS = {
 }
 OUTPUTS = {"teacher/outputs": RNG.normal(size=(BATCH, CLASSES)).astype(np.float32)}
 RATIOS = {
-    "online / (teacher + plain)": lambda s: s["online"] / (s["teacher"] + s["plain"]),
-    "cached / plain": lambda s: s["cached"] / s["plain"],
-    "plain again / plain": lambda s: s["plain again"] / s["plain"],
+    "online": lambda s: s["online"] / (s["teacher"] + s["plain"]),
+    "cached": lambda s: s["cached"] / s["plain"],
+    "plain again": lambda s: s["plain again"] / s["plain"],
 }
 
 
@@ -92,6 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--out", type=Path, help="write the ratios there, as JSON")
     options = parser.parse_args()
     distill = dict(method=dict(type="distill", teacher="../teacher", alpha=0.9))
     plain = stepping(COLUMNS)
@@ -113,16 +115,15 @@ def main() -> None:
             ended = time.perf_counter(), time.process_time()
             for clock, first, last in zip(seconds, began, ended, strict=True):
                 seconds[clock].setdefault(name, []).append((last - first) / options.steps)
-    rows = []
-    for ratio, of in RATIOS.items():
-        row: dict[str, Any] = {"ratio": ratio}
-        for clock, found in seconds.items():
-            values = summary(of({name: np.array(x) for name, x in found.items()}))
-            row[clock] = values["median"]
-            row[f"quartiles ({clock})"] = f"{values['quarter']} to {values['three_quarters']}"
-        rows.append(row)
-    print(table(rows, list(rows[0])))
-    print({name: f"{1e3 * np.median(x):.2f} ms" for name, x in seconds["wall"].items()}, machine())
+    arrays = {clock: {n: np.array(x) for n, x in one.items()} for clock, one in seconds.items()}
+    result = {
+        name: {clock: summary(ratio(one)) for clock, one in arrays.items()}
+        for name, ratio in RATIOS.items()
+    }
+    text = json.dumps({"machine": machine(), **result}, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

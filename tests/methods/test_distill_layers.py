@@ -1,9 +1,11 @@
 """Objectives that compare layers of two Transformers: against float64 by hand, and the published presets."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from scipy.special import softmax
 from scipy.stats import entropy
 
@@ -135,19 +137,23 @@ BATCH = {"tokens": TOKENS, "segments": jnp.asarray(SEGMENTS), "labels": jnp.asar
 
 @pytest.fixture(scope="module")
 def berts():
-    """(model, variables) of a teacher of four layers and of a student of two,."""
-    import flax.linen as nn
+    """(model, variables, all that its modules give, by path) of a teacher of four layers, a student of two."""
 
     def make(model, seed):
         inputs = (TOKENS, BATCH["segments"])
         made = jax.jit(lambda key: model.init(key, *inputs, train=False))(jax.random.key(seed))
-        return model, nn.unbox(made)
+        variables = nn.unbox(made)
+        see_all = dict(train=False, capture_intermediates=True)
+        outputs, kept = jax.jit(lambda v: model.apply(v, *inputs, **see_all))(variables)
+        found = traverse_util.flatten_dict(kept["intermediates"])
+        inside = {"/".join(path[:-1]): np.asarray(x[0], np.float64) for path, x in found.items()}
+        return model, variables, {**inside, "": np.asarray(outputs, np.float64)}
 
     return make(bert(4), 0), make(bert(2), 1)
 
 
 def sum_of(berts, preset, own=None):
-    (teacher, frozen), (student, variables) = berts
+    (teacher, frozen, _), (student, variables, _) = berts
     objectives = made("method.objectives", "method.objectives", preset["objectives"])
     method = Distill(teacher="../teacher", alpha=preset["alpha"], objectives=objectives)
     scope = Scope(
@@ -155,19 +161,13 @@ def sum_of(berts, preset, own=None):
         memory=None, frozen={"teacher": frozen}, hyper={"alpha": preset["alpha"], "temperature": 2.0},
         references={"teacher": Reference(teacher, MaskedLM(), ())}, own=own or {},
     )  # fmt: skip
-    return method.loss(variables["params"], BATCH, scope)
-
-
-def inside(berts, which, path):
-    model, variables = berts[which]
-    shown = features.WithFeatures(model, (path,))
-    outputs, found = shown.apply(variables, TOKENS, BATCH["segments"], train=False)
-    return np.asarray(found[path], np.float64), np.asarray(outputs, np.float64)
+    return jax.jit(lambda params: method.loss(params, BATCH, scope))(variables["params"])
 
 
 def test_the_triple_loss_of_distilbert(berts):
     found = sum_of(berts, distilbert(2, 4))
-    (t, t_logits), (s, s_logits) = inside(berts, 0, "block_3"), inside(berts, 1, "block_1")
+    t, t_logits = (berts[0][2][path] for path in ("block_3", ""))
+    s, s_logits = (berts[1][2][path] for path in ("block_1", ""))
     cos = (t * s).sum(-1) / np.linalg.norm(t, axis=-1) / np.linalg.norm(s, axis=-1)
     angles = sum(UNITS[b] * np.mean(1 - cos[b][real(b)]) for b in (0, 1, 3))
     p, q = (softmax(x / 2.0, axis=-1) for x in (t_logits, s_logits))
@@ -182,7 +182,7 @@ def test_the_layers_of_tinybert_and_minilm(berts):
     assert preset["objectives"]["hidden"]["layers"] == ((0, 1), (1, 3))
     own = {name: {"kernel": normal(4, 4)} for name in ("embeddings", "hidden")}
     found = sum_of(berts, preset, own).metrics
-    of = lambda which, path: inside(berts, which, path)[0]  # noqa: E731
+    of = lambda which, path: berts[which][2][path]  # noqa: E731
     expected = sum(
         layers.hidden_states(*F32(of(0, f"block_{t}"), of(1, f"block_{s}") @ own["hidden"]["kernel"]), SEGMENTS)
         for s, t in ((0, 1), (1, 3))
@@ -211,10 +211,8 @@ def test_the_layers_of_tinybert_and_minilm(berts):
 
 def test_the_scores_are_those_that_the_model_looks_by(berts):
     """What attention gives, made again from its captured query, key and value."""
-    weights = []
-    q, k, v = (
-        inside(berts, 1, f"block_0/attention/{name}")[0] for name in ("query", "key", "value")
-    )
+    _, variables, inside = berts[1]
+    q, k, v = (inside[f"block_0/attention/{name}"] for name in ("query", "key", "value"))
     mixed = np.zeros_like(v)
     for b in (0, 1, 3):
         for i in real(b):
@@ -222,22 +220,22 @@ def test_the_scores_are_those_that_the_model_looks_by(berts):
                 keys = seen_by(b, i)
                 p = softmax(k[b, keys, n] @ q[b, i, n] / np.sqrt(2))
                 mixed[b, i, n] = p @ v[b, keys, n]
-                weights.append(p)
-    _, variables = berts[1]
     out = variables["params"]["block_0"]["attention"]["out"]
     expected = np.einsum("BTNH,NHD->BTD", mixed, out["kernel"]) + out["bias"]
-    found = inside(berts, 1, "block_0/attention")[0]
+    found = inside["block_0/attention"]
     for b in (0, 1, 3):
         np.testing.assert_allclose(found[b][real(b)], expected[b][real(b)], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_inside_a_loop_over_layers_the_paths_are_the_same(berts):
-    (model, variables), loop = berts[1], bert(2, scan=True)
+    (_, variables, inside), loop = berts[1], bert(2, scan=True)
     params = dict(variables["params"])
     blocks = [params.pop(f"block_{i}") for i in range(2)]
     stacked = {"params": {**params, "blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}}
     inputs, path = (TOKENS, BATCH["segments"]), "block_1/attention/value"
-    _, expected = features.WithFeatures(model, (path,)).apply(variables, *inputs, train=False)
-    _, found = features.WithFeatures(loop, (path, "block_0")).apply(stacked, *inputs, train=False)
-    np.testing.assert_allclose(found[path], expected[path], rtol=1e-5, atol=1e-6)
+    shown = features.WithFeatures(loop, (path, "block_0"))
+    _, found = jax.jit(lambda v: shown.apply(v, *inputs, train=False))(stacked)
+    for name in (path, "block_0"):
+        np.testing.assert_allclose(found[name], inside[name], rtol=1e-5, atol=1e-6)
     assert features.shapes(Call(loop, stacked, inputs))[path] == (B, T, 2, 2)

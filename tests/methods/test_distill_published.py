@@ -151,7 +151,9 @@ def test_a_section_that_cannot_be_is_one_line(folder, changes, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("scan", [False, True, pytest.param(None, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "scan", [False, *(pytest.param(x, marks=pytest.mark.slow) for x in (True, None))]
+)
 def test_a_student_starts_from_chosen_layers_of_its_teacher(folder, scan, request):
     """DistilBERT's and TinyBERT's start: block 0 of the student is block 1 of the teacher."""
     source, model = folder / "hub", {**VIT, "layers": 1, "scan_layers": bool(scan)}

@@ -107,7 +107,8 @@ def test_deit_the_teachers_class_goes_to_the_second_head():
     """CE(head, label) / 2 + CE(distillation_head, the teacher's class) / 2 (Touvron et al. 2021, eq. 3)."""
     student = ViT(outputs=K, image=4, patch=2, layers=1, width=8, heads=2, distillation=True)
     images = BATCH["image"]
-    params = nn.unbox(student.init(jax.random.key(0), images, train=False))["params"]
+    made = jax.jit(lambda key: student.init(key, images, train=False))(jax.random.key(0))
+    params = nn.unbox(made)["params"]
     params = {**params, "head": {**params["head"], "bias": jnp.arange(K) / 3.0}}
     halves = {
         "labels": objectives.Labels(weight=0.5, student_output="head"),
@@ -120,8 +121,9 @@ def test_deit_the_teachers_class_goes_to_the_second_head():
         frozen={"teacher": {"params": OTHER}},
         references={"teacher": Reference(MODEL, TASK, ())},
     )
-    found = method.loss(params, BATCH, scope)
-    _, kept = student.apply({"params": params}, images, train=False, capture_intermediates=True)
+    found = jax.jit(lambda params: method.loss(params, BATCH, scope))(params)
+    see_all = dict(train=False, capture_intermediates=True)
+    _, kept = jax.jit(lambda p: student.apply({"params": p}, images, **see_all))(params)
     first, second = (
         np.asarray(kept["intermediates"][name]["__call__"][0], np.float64)
         for name in ("head", "distillation_head")
@@ -145,6 +147,7 @@ def test_an_output_that_is_not_there_is_refused():
         assemble(config, "x")
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_taught_by_its_own_average(tmp_path):
     own = dict(
         soft=dict(type="soft", teacher="ema"),

@@ -108,6 +108,7 @@ def test_what_was_written_is_what_is_learned_from(pair):
     assert found.weight == B * (T - P)
 
 
+@pytest.mark.slow
 def test_no_gradient_passes_through_what_is_drawn(pair):
     method, prepared = written("student", temperature=1.0)
     scope, params, batch = scope_of(pair, KEY), pair[1]["params"], prepared(pair, KEY)
@@ -121,6 +122,7 @@ def test_no_gradient_passes_through_what_is_drawn(pair):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, fixed)
 
 
+@pytest.mark.slow
 def test_a_share_of_the_steps_sees_the_data(pair):
     method = Distill("../teacher", written=dict(by="student", prompt=P, share=0.5))
 
@@ -133,14 +135,16 @@ def test_a_share_of_the_steps_sees_the_data(pair):
     assert 10 < sum(wrote) < 30  # 20 expected, sd 3.2
 
 
+@pytest.mark.slow
 def test_a_row_that_stopped_ends_with_the_stop_token(pair):
     first = greedy(pair[0], PROMPTS[0], 1)[-1]
-    key, sampling = jax.random.key(0), lambda length: Sampling(length, stop=(first,))
-    batch = TASK.rewritten(MODEL.apply, pair[0], BATCH, sampling, P, key)
+    sampling = lambda length: Sampling(length, stop=(first,))  # noqa: E731
+    batch = jax.jit(lambda v: TASK.rewritten(MODEL.apply, v, BATCH, sampling, P, KEY))(pair[0])
     assert batch["tokens"][0, P] == first
     np.testing.assert_array_equal(batch["segments"][0], [1] * (P + 1) + [0] * (T - P - 1))
 
 
+@pytest.mark.slow
 def test_a_target_is_written_from_its_source():
     model = T5(vocab=V, layers=1, width=8, heads=2, head_width=4, mlp_width=16)
     source = jnp.asarray(RNG.integers(1, V, (B, 5)))
@@ -150,8 +154,8 @@ def test_a_target_is_written_from_its_source():
     batch = {**dict(zip(task.input, inputs, strict=True)), "mask": jnp.ones(B)}
     made = jax.jit(lambda key: model.init(key, *inputs, train=False))(jax.random.key(4))
     variables = jax.tree.map(lambda x: 3 * x, nn.unbox(made))
-    expected = task.decode(model.apply, variables, batch)["written"]
-    found = task.rewritten(model.apply, variables, batch, Sampling, None, jax.random.key(0))
+    expected = jax.jit(lambda v: task.decode(model.apply, v, batch)["written"])(variables)
+    found = jax.jit(lambda v: task.rewritten(model.apply, v, batch, Sampling, None, KEY))(variables)
     for row in range(B):
         text = [t for t in np.asarray(expected[row]).tolist() if t >= 0]
         seen = np.asarray(found["target"][row])[np.asarray(found["target_segments"][row]) > 0]
