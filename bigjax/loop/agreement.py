@@ -34,7 +34,7 @@ class Agreement(Evaluator):
     Metrics: "agreement", how often both find the same class likeliest; "kl", KL(teacher || student) in nats
     per unit; accuracy and "ece" (`scores.calibration_error`) of both; "parameters_ratio", "flops_ratio" (of a
     forward pass), "latency_ratio": the student's over the teacher's. NAME_low and NAME_high are the ends
-    of the 95 % interval over other examples: percentiles of the bootstrap (Efron 1979), always with the
+    of its interval at level 0.95 over other examples: percentiles of the bootstrap (Efron 1979), always with the
     same resamples of whole rows.
 
     teacher: the field of the method that names it: "teacher", or "teachers.NAME".
