@@ -78,15 +78,13 @@ def test_the_interval_is_that_of_a_share():
     assert found["kl_low"] == found["kl_high"] == 1.0
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("agreement")
-    train(small(*SHORT, model=dict(type="mlp", widths=(16,), outputs=10)), folder / "teacher")
-    return folder
+TEACHER = dict(type="mlp", widths=(16,), outputs=10)
 
 
 @pytest.mark.slow
-def test_a_run_reports_how_alike_it_is_to_its_teacher(folder):
+def test_a_run_reports_how_alike_it_is_to_its_teacher(tmp_path):
+    folder = tmp_path
+    train(small(*SHORT, model=TEACHER), folder / "teacher")
     evaluators = dict(alike=dict(type="agreement", data="test", timed=3))
     cached = {**METHOD, "cache": "../cache"}  # also where no teacher is in the program
     train(small(*SHORT, method=cached, evaluators=evaluators), folder / "student")
@@ -115,7 +113,11 @@ def test_a_run_reports_how_alike_it_is_to_its_teacher(folder):
         (dict(data=None), "data: name the split"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(folder, evaluator, message):
+def test_what_cannot_be_compared_is_refused(tmp_path, evaluator, message):
+    folder = tmp_path
+    (folder / "teacher").mkdir()
+    values = small(*SHORT, model=TEACHER).values
+    (folder / "teacher" / "config.json").write_text(json.dumps(values))
     evaluators = dict(alike={"type": "agreement", "data": "test", **evaluator})
     with pytest.raises(UserError, match=rf"config.evaluators.alike: .*{message}"):
         setup = assemble(small(*SHORT, method=METHOD, evaluators=evaluators), folder / "x")
