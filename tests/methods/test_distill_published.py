@@ -14,7 +14,7 @@ from bigjax.loop.train import Stopped, train
 from bigjax.pretrained.export import export_folder
 from tests.small import small
 
-VIT = dict(type="vit", image=8, patch=4, outputs=10, layers=2, width=8, heads=2)
+VIT = dict(type="vit", image=8, patch=4, outputs=10, layers=2, width=8, heads=2, mlp_width=32)
 # Little is compiled: what is asked is which numbers a teacher has, not what is learned from it.
 SHORT = ("train.steps=2", "evaluate.splits=()", "checkpoint.every='end'")
 
