@@ -37,7 +37,12 @@ MODELS = [
     ("distilbert", "ForMaskedLM"),
     ("distilbert", "ForSequenceClassification"),
     ("distilbert", "ForTokenClassification"),
+    ("electra", "Model"),
+    ("electra", "ForMaskedLM"),
+    ("electra", "ForSequenceClassification"),
+    ("electra", "ForTokenClassification"),
 ]
+SLOW = (("electra", "Model"), ("electra", "ForTokenClassification"))  # parts of the others
 # DistilBERT's own names for the sizes.
 DISTILBERT = dict(
     hidden_size="dim",
@@ -51,6 +56,9 @@ CHANGED = {
     ("bert", "ForSequenceClassification"): dict(hidden_act="gelu_new"),
     ("roberta", "ForMaskedLM"): dict(pad_token_id=5),
     ("distilbert", "ForMaskedLM"): dict(activation="relu"),
+    ("electra", "ForMaskedLM"): dict(embedding_size=20),
+    ("electra", "ForTokenClassification"): dict(embedding_size=20),
+    ("electra", "ForSequenceClassification"): dict(embedding_size=32),
 }
 NO_POOLER = dict(unused=(r"pooler\..*",))
 
@@ -58,8 +66,8 @@ NO_POOLER = dict(unused=(r"pooler\..*",))
 def reference(family, name):
     """A small random model of transformers, its tokens (padded) and their types."""
     torch.manual_seed(0)
-    kind = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}[family]
-    padding, types = {"bert": (0, 2), "roberta": (1, 1), "distilbert": (0, 0)}[family]
+    kind = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}.get(family, "Electra")
+    padding, types = {"roberta": (1, 1), "distilbert": (0, 0)}.get(family, (0, 2))
     renamed = DISTILBERT if family == "distilbert" else {}
     sizes = {renamed.get(key, key): value for key, value in SIZES.items()}
     options = dict(sizes, pad_token_id=padding, num_labels=3) | CHANGED.get((family, name), {})
@@ -76,7 +84,8 @@ def reference(family, name):
 
 
 def no_pooler(family, name):
-    return dict(add_pooling_layer=False) if name == "Model" and family != "distilbert" else {}
+    pooled = name == "Model" and family in ("bert", "roberta")
+    return dict(add_pooling_layer=False) if pooled else {}
 
 
 def torch_output(model, tokens, segments, types):
@@ -99,7 +108,10 @@ def assert_equal(ours, theirs, segments):
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("family", "name"), MODELS)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [pytest.param(*one, marks=[pytest.mark.slow] * (one in SLOW)) for one in MODELS],
+)
 def test_published_weights_give_the_published_numbers_and_go_back(family, name, tmp_path):
     theirs, inputs = reference(family, name)
     theirs.save_pretrained(tmp_path / "theirs")

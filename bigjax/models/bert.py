@@ -3,7 +3,7 @@
 Every parameter names its logical axes; which mesh axis a name lies on is said elsewhere. Shapes are in
 the names: B batch, T length, D width, N heads, H width of a head, V vocabulary, K outputs.
 
-Parameters: embedding, positions, types, embedding_norm, block_0, block_1, ... (with scan_layers:
+Parameters: embedding, positions, types, embedding_norm, (embedding_dense,) block_0, block_1, ... (with scan_layers:
 blocks), and of the head mlm_dense, mlm_norm and mlm_bias, or pooler and head.
 """
 
@@ -41,7 +41,7 @@ PRESETS = {
 
 class BERT(nn.Module):
     """Devlin et al. 2019; with `roberta` the RoBERTa of Liu et al. 2019; with `pooled` "relu" and no types
-    the DistilBERT of Sanh et al. 2019.
+    the DistilBERT of Sanh et al. 2019; with `pooled` "gelu" the ELECTRA of Clark et al. 2020.
 
     vocab: number of tokens.
     layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
@@ -51,7 +51,8 @@ class BERT(nn.Module):
     roberta: the sequence head drops out once more, and positions do not start in row 0 of their table.
     first_position: the row in which they start; default 2 for RoBERTa (its padding token is 1), else 0.
     activation: of the blocks and the masked-LM head (see `bigjax.models.transformer.ACTIVATIONS`).
-    pooled: what the sequence head does before its last layer: "tanh", or "relu".
+    pooled: what the sequence head does before its last layer: "tanh", "relu" or "gelu".
+    embedding_width: of the tables, where it is not D: a linear map then leads into the blocks (ELECTRA).
     head: what comes out (see `__call__`); "sequence" and "tokens" need `outputs`.
     outputs: K, classes or tags.
     dropout: of the embeddings, of each residual branch and before the last layer. (The published one
@@ -75,6 +76,7 @@ class BERT(nn.Module):
     first_position: int | None = None
     activation: str = "gelu"
     pooled: str = "tanh"
+    embedding_width: int | None = None
     remat: str = "none"
     scan_layers: bool = False
 
@@ -104,10 +106,12 @@ class BERT(nn.Module):
         if (self.head in ("sequence", "tokens")) != (self.outputs is not None):
             raise UserError("model.outputs: heads 'sequence' and 'tokens' need it, the others not")
         form = form_of(self, causal=False, norm_places="sum")
-        embedding_VD = table(self, "embedding", self.vocab, "vocab")
+        embedding_VD = table(self, "embedding", self.vocab, "vocab", width=self.embedding_width)
         x_BTD = self._embed(embedding_VD, tokens_BT, segments_BT, types_BT)
         drop = nn.Dropout(self.dropout, deterministic=not train)
         x_BTD = drop(layer_norm("embedding_norm", self.norm_epsilon)(x_BTD))
+        if self.embedding_width is not None:
+            x_BTD = dense("embedding_dense", self.width, "pooled", "embed")(x_BTD)
         x_BTD = stack(
             self,
             Block,
@@ -123,7 +127,7 @@ class BERT(nn.Module):
             return dense("head", self.outputs, "embed", "outputs")(drop(x_BTD))
         if self.head == "sequence":
             first_BD = drop(x_BTD[:, 0]) if self.roberta else x_BTD[:, 0]
-            act = ACTIVATIONS[choose("model.pooled", self.pooled, ("tanh", "relu"))]
+            act = ACTIVATIONS[choose("model.pooled", self.pooled, ("tanh", "relu", "gelu"))]
             pooled_BD = act(dense("pooler", self.width, "embed", "pooled")(first_BD))
             return dense("head", self.outputs, "embed", "outputs")(drop(pooled_BD))
         return mean_embedding(x_BTD, segments_BT) if self.head == "embedding" else x_BTD
@@ -134,20 +138,20 @@ class BERT(nn.Module):
         check_context(self.context, T)
         first = self.first_position
         first = 2 * self.roberta if first is None else first
-        positions_CD = table(self, "positions", first + self.context, "position")
+        width = self.embedding_width
+        positions_CD = table(self, "positions", first + self.context, "position", width=width)
         places = jnp.arange(T) if segments_BT is None else positions(segments_BT)
         x_BTD = embedding_VD[tokens_BT] + positions_CD[first + places]
         if self.types:
-            types_YD = table(self, "types", self.types, "type")
+            types_YD = table(self, "types", self.types, "type", width=width)
             kinds = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
             x_BTD = x_BTD + types_YD[kinds]
         return x_BTD
 
     def _masked_lm(self, x_BTD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
         """Logits from one more layer and the tokens' own embeddings, float32 (B, T, V)."""
-        x_BTD = ACTIVATIONS[self.activation](
-            dense("mlm_dense", self.width, "embed", "pooled")(x_BTD)
-        )
+        width = self.embedding_width or self.width
+        x_BTD = ACTIVATIONS[self.activation](dense("mlm_dense", width, "embed", "pooled")(x_BTD))
         x_BTD = layer_norm("mlm_norm", self.norm_epsilon)(x_BTD)
         bias_V = self.param("mlm_bias", named(nn.initializers.zeros, "vocab"), (self.vocab,))
         return unembed(x_BTD, embedding_VD) + bias_V

@@ -176,10 +176,11 @@ def table(
     rows: int,
     axis: str,
     init: nn.initializers.Initializer | None = None,
+    width: int | None = None,
 ) -> jax.Array:
-    """A parameter (rows, module.width) to look up in. Call inside a compact method of the module."""
+    """A parameter (rows, width) to look up in; width: default the module's. Call inside its compact method."""
     init = named(init or normal(), axis, "embed")
-    found_VD = module.param(name, init, (rows, module.width))
+    found_VD = module.param(name, init, (rows, width or module.width))
     # Whole rows on every device, or a lookup in columns would scatter what it finds.
     return constrain(found_VD, "vocab" if axis == "vocab" else None, None)
 

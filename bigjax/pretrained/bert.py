@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT in Hugging Face's layout, both ways: one table says what each is.
+"""BERT, RoBERTa, DistilBERT and ELECTRA in Hugging Face's layout, both ways: one table says what each is.
 
 An encoder under a head has names with a prefix, a bare one without; transformers reads both.
 """
@@ -46,7 +46,8 @@ class Encoder:
     model_type, kind: its name in config.json, and in the names of its classes.
     names: our parameters' paths, "{i}" for the layer -> published names. A head's stand under its name.
     choices: our fields that are always so.
-    keys: of config.json; extra: what is written beside them.
+    keys: of config.json; fixed: what is written beside them, and the only values known.
+    pretraining: our head of the class ForPreTraining.
     """
 
     model_type: str
@@ -60,13 +61,17 @@ class Encoder:
         default_factory=lambda: {"position_embedding_type": "absolute"}
     )
 
+    pretraining: str = "mlm"
+
     TYPE = "bert"
-    PREFIXES = ("bert.", "roberta.", "distilbert.")
-    # Copies of the embedding and of its bias, and the head of BERT's second pre-training task.
+    PREFIXES = ("bert.", "roberta.", "distilbert.", "electra.")
+    # Copies of the embedding and of its bias, and the heads of BERT's second and ELECTRA's pre-training task.
     IGNORED = (
         r"(cls\.predictions|lm_head)\.decoder\..*",
         r"cls\.seq_relationship\..*",
         r"vocab_projector\.weight",
+        r"generator_lm_head\.weight",
+        r"discriminator_predictions\..*",
     )
 
     def model_values(self, published: dict[str, Any]) -> dict[str, Any]:
@@ -80,13 +85,16 @@ class Encoder:
             table.check({"model_type": self.model_type}, published)
         table.check({**self.fixed, "tie_word_embeddings": True, "is_decoder": False}, published)
         values = {**table.read(self.keys, published), **self.choices}
+        if values["embedding_width"] == values["width"]:
+            values["embedding_width"] = None
         if values["roberta"]:  # positions start behind the padding token's
             padding = published.get("pad_token_id")
             first = 1 + (1 if padding is None else padding)
             values["context"] -= first
             values["first_position"] = None if first == 2 else first  # as our model has it
         name = (published.get("architectures") or ["Model"])[0]
-        heads = [head for ending, head in HEADS.items() if name.endswith(ending)]
+        endings = HEADS | {"ForPreTraining": self.pretraining}
+        heads = [head for ending, head in endings.items() if name.endswith(ending)]
         values["head"] = heads[0] if heads else "none"
         if values["head"] in ("sequence", "tokens"):
             values["outputs"] = table.outputs_of(published, default=2)
@@ -107,6 +115,7 @@ class Encoder:
         endings = {head: ending for ending, head in HEADS.items()}
         head = "none" if model["head"] == "embedding" else model["head"]
         filled = {**model, "mlp_width": model["mlp_width"] or 4 * model["width"]}
+        filled["embedding_width"] = model["embedding_width"] or model["width"]
         values = dict(
             model_type=self.model_type,
             architectures=[self.kind + endings[head]],
@@ -122,6 +131,8 @@ class Encoder:
         """Every published tensor of a model with these values and the leaf it becomes."""
         found = []
         for ours, theirs in self.names.items():
+            if ours == "embedding_dense" and model["embedding_width"] is None:
+                continue
             layers = range(model["layers"]) if "{i}" in theirs else (0,)
             for i in layers:
                 found += _lines(theirs.format(i=i), ours.format(i=i))
@@ -191,7 +202,7 @@ BERT = Encoder(
         "tokens": {"head": "classifier"},
         "sequence": {"pooler": "pooler.dense", "head": "classifier"},
     },
-    dict(roberta=False, pooled="tanh"),
+    dict(roberta=False, pooled="tanh", embedding_width=None),
 )
 ROBERTA = Encoder(
     "roberta",
@@ -207,7 +218,30 @@ ROBERTA = Encoder(
         "tokens": {"head": "classifier"},
         "sequence": {"pooler": "classifier.dense", "head": "classifier.out_proj"},
     },
-    dict(roberta=True, pooled="tanh"),
+    dict(roberta=True, pooled="tanh", embedding_width=None),
+)
+ELECTRA = Encoder(
+    "electra",
+    "Electra",
+    NAMES | {"embedding_dense": "embeddings_project"},
+    ATTENTION,
+    {
+        "mlm": {
+            "mlm_dense": "generator_predictions.dense",
+            "mlm_norm": "generator_predictions.LayerNorm",
+            "mlm_bias": "generator_lm_head.bias",
+        },
+        "tokens": {"head": "classifier"},
+        "sequence": {"pooler": "classifier.dense", "head": "classifier.out_proj"},
+    },
+    dict(roberta=False, pooled="gelu"),
+    # Its heads have a gelu whatever the blocks have.
+    (
+        *KEYS[:-1],
+        Key("hidden_act", "activation", "gelu", {"gelu": "gelu"}),
+        Key("embedding_size", "embedding_width", 128),
+    ),
+    pretraining="none",
 )
 DISTILBERT = Encoder(
     "distilbert",
@@ -231,7 +265,7 @@ DISTILBERT = Encoder(
         "tokens": {"head": "classifier"},
         "sequence": {"pooler": "pre_classifier", "head": "classifier"},
     },
-    dict(roberta=False, pooled="relu", types=0),
+    dict(roberta=False, pooled="relu", types=0, embedding_width=None),
     (
         Key("vocab_size", "vocab"),
         Key("n_layers", "layers"),

@@ -46,6 +46,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "bert": ("bert:BERT", ("bert",)),
     "roberta": ("bert:ROBERTA", ("roberta", "xlm-roberta")),
     "distilbert": ("bert:DISTILBERT", ("distilbert",)),
+    "electra": ("bert:ELECTRA", ("electra",)),
     "t5": ("t5", ("t5",)),
     "vit": ("vit", ("vit", "deit")),
     "resnet": ("resnet", ("resnet",)),
