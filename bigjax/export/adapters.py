@@ -13,7 +13,7 @@ from bigjax.core.adapt import BASE, MODEL
 from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.mesh import distributed
-from bigjax.methods.lora import LoRA
+from bigjax.methods.lora import DoRA, LoRA
 from bigjax.pretrained.export import fill_published, published_tensors
 from bigjax.pretrained.load import open_checkpoint
 from bigjax.pretrained.peft import OWN_BASE
@@ -30,15 +30,17 @@ def export_adapters(run: Any, variables: Any, family: str | None, folder: Path) 
       run: a `bigjax.loop.open.Opened`. variables: the merged model's, on the host.
 
     Raises:
-      UserError: the run has no LoRA, or one that peft's files cannot say; the folder is there.
+      UserError: the run has no LoRA or DoRA, or one that peft's files cannot say; the folder is there.
     """
     parts = run.config.make("adapt")
     model = run.setup.values["model"]
     if family is None:
         raise UserError(f"--format=peft: a model of type '{model['type']}' has no published layout")
-    if len(parts) != 1 or type(parts[0]) is not LoRA:
+    if len(parts) != 1 or type(parts[0]) not in (LoRA, DoRA):
         names = ", ".join(part.NAME for part in parts) or "none"
-        raise UserError(f"--format=peft: needs one config.adapt, of type lora; the run has {names}")
+        raise UserError(
+            f"--format=peft: needs one config.adapt, of type lora or dora; the run has {names}"
+        )
     if folder.exists():
         raise UserError(f"--output={folder}: is there already")
     init = run.config.section("init")

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,29 @@ REFUSED = (
     "arrow_config",
     "use_bdlora",
 )
-# transformers 5 calls a ViT's modules otherwise than its files do; adapters have the modules' names.
-RENAMED = {
-    r"layers\.(\d+)\.attention\.q_proj": r"encoder.layer.\1.attention.attention.query",
-    r"layers\.(\d+)\.attention\.k_proj": r"encoder.layer.\1.attention.attention.key",
-    r"layers\.(\d+)\.attention\.v_proj": r"encoder.layer.\1.attention.attention.value",
-    r"layers\.(\d+)\.attention\.o_proj": r"encoder.layer.\1.attention.output.dense",
-    r"layers\.(\d+)\.mlp\.fc1": r"encoder.layer.\1.intermediate.dense",
-    r"layers\.(\d+)\.mlp\.fc2": r"encoder.layer.\1.output.dense",
+# transformers 5 calls a ViT's modules otherwise than its files do, and adapters have the modules' names.
+VIT = {
+    "layers.{}.attention.q_proj": "encoder.layer.{}.attention.attention.query",
+    "layers.{}.attention.k_proj": "encoder.layer.{}.attention.attention.key",
+    "layers.{}.attention.v_proj": "encoder.layer.{}.attention.attention.value",
+    "layers.{}.attention.o_proj": "encoder.layer.{}.attention.output.dense",
+    "layers.{}.mlp.fc1": "encoder.layer.{}.intermediate.dense",
+    "layers.{}.mlp.fc2": "encoder.layer.{}.output.dense",
+    "layers.{}.layernorm_before": "encoder.layer.{}.layernorm_before",
+    "layers.{}.layernorm_after": "encoder.layer.{}.layernorm_after",
 }
+
+
+def renamed(name: str, names: Mapping[str, str]) -> str:
+    """A module's or tensor's name with the part that `names` has, {} for the layer, put in other words."""
+    for old, new in names.items():
+        pattern = re.escape(old).replace(r"\{\}", r"(\d+)")
+        name = re.sub(rf"(?<![\w.]){pattern}|(?<=vit\.){pattern}", _filled(new), name)
+    return name
+
+
+def _filled(template: str) -> Callable[[re.Match[str]], str]:
+    return lambda match: template.format(next(filter(None, match.groups())))
 
 
 def is_adapter(source: str) -> bool:
@@ -188,8 +202,7 @@ def _sorted_out(
 def _tensor(folder: Path, name: str, base: Published) -> str:
     """The base's name of a tensor: theirs may have what a model with a head puts before it, or lack it."""
     if any("attention.attention.query" in known for known in base.shapes):
-        for pattern, template in RENAMED.items():
-            name = re.sub(pattern, template, name)
+        name = renamed(name, VIT)
     if name in base.shapes:
         return name
     near = [n for n in base.shapes if n.endswith(f".{name}") or name.endswith(f".{n}")]

@@ -15,7 +15,7 @@ from bigjax.core.rules import paths
 from bigjax.pretrained.entry import Entry
 from bigjax.pretrained.export import find_leaf, place_of, save_tensors
 from bigjax.pretrained.families import FAMILIES, open_family
-from bigjax.pretrained.peft import CONFIG, PREFIX, WEIGHTS
+from bigjax.pretrained.peft import CONFIG, PREFIX, VIT, WEIGHTS, renamed
 from bigjax.run.files import write_json
 
 TASKS = {  # the end of an architecture's name -> peft's task_type
@@ -46,7 +46,7 @@ def write_adapters(
     of each below each other, the B in blocks, its rank their sum.
 
     Args:
-      lora: `bigjax.methods.lora.LoRA`. trained: the trained leaves, {"lora": ..., "model": ...}.
+      lora: a `bigjax.methods.lora.LoRA` or `DoRA`. trained: the trained leaves, by its NAME and "model".
       variables: the merged model's. model: the values of `config.model`.
       base: what the base is found by.
 
@@ -62,6 +62,8 @@ def write_adapters(
     entries = layout.entries(dict(model))
 
     def full(module: str) -> str:
+        if family == "vit":
+            module = renamed(module, {file: own for own, file in VIT.items()})
         return module if module.partition(".")[0] in HEADS else before + module
 
     for entry in entries:
@@ -69,11 +71,16 @@ def write_adapters(
         name = full(module)
         found = [_adapter(path, own) for path in entry.paths]
         used |= {where for one in found if one for where in one[2]}
+        used |= {one[0] for path in entry.paths if (one := find_leaf(f"{path}/m", own))}
         if any(found):
             a, b, scale = _fused(entry, found, leaves, lora)
             tensors[f"{PREFIX}{name}.lora_A.weight"] = a
             tensors[f"{PREFIX}{name}.lora_B.weight"] = b
-            ranks[name], alphas[name] = len(a), scale * len(a)
+            if magnitudes := _magnitudes(entry, own, leaves, inputs=a.shape[1]):
+                tensors[f"{PREFIX}{name}.lora_magnitude_vector"] = np.concatenate(magnitudes)
+            rank = len(a)
+            ranks[name] = rank
+            alphas[name] = scale * (math.sqrt(rank) if lora.rank_stabilized else rank)
         if here := {found[0] for path in entry.paths if (found := place_of(path, kept))}:
             used |= here
             whole.add(module)
@@ -107,6 +114,8 @@ def _config(lora, config, ranks, alphas, whole, base, family) -> dict[str, Any]:
         alpha_pattern={name: a for name, a in alphas.items() if a != lora.alpha},
         target_modules=sorted(ranks),
         modules_to_save=whole or None,
+        use_rslora=lora.rank_stabilized,
+        use_dora=lora.NAME == "dora",
         fan_in_fan_out=family == "gpt2",
         lora_dropout=0.0,
         bias="none",
@@ -127,6 +136,20 @@ def _adapter(path: str, own: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray,
     """(A, B, the leaves that they are) of one of our leaves; None if it has none."""
     a, b = (find_leaf(f"{path}/{part}", own) for part in "ab")
     return (np.asarray(a[1]), np.asarray(b[1]), [a[0], b[0]]) if a and b else None
+
+
+def _magnitudes(
+    entry: Entry, own: Mapping[str, Any], leaves: Mapping[str, Any], inputs: int
+) -> list[np.ndarray]:
+    """DoRA's, of a published matrix's outputs; where a part of it has none, the norms that it has."""
+    found = [find_leaf(f"{path}/m", own) for path in entry.paths]
+    if not any(found):
+        return []
+    matrices = [np.reshape(find_leaf(path, leaves)[1], (inputs, -1)) for path in entry.paths]
+    return [
+        np.asarray(one[1]) if one else np.linalg.norm(matrix, axis=0)
+        for one, matrix in zip(found, matrices, strict=True)
+    ]
 
 
 def _fused(
