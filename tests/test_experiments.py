@@ -68,6 +68,7 @@ SMALLER: dict[str, list[str]] = {
     ],
     "imagenet_vit_s16": ["data.workers=1"],
     "markov_transformer": ["data.source.examples=64"],
+    "markov_mixture": ["data.source.examples=64", "data.sources.rare.examples=64"],
 }
 
 

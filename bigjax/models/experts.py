@@ -117,6 +117,11 @@ class MixtureOfExperts(nn.Module):
         return y_BTD
 
     def _sow(self, logits_BTE, p_BTE, chosen_BTKE, real_BT, dropped_B) -> None:
+        if not self.is_mutable_collection(AUXILIARY):
+            raise UserError(
+                "model.experts: the losses of their router would be lost here: nothing collects them "
+                "from the blocks of a pipeline (config.mesh.pipeline); split the experts by mesh.expert"
+            )
         routing, E = self.routing, self.routing.experts
         real_BT = real_BT.astype(jnp.float32)
         n_B = jnp.sum(real_BT, axis=1)

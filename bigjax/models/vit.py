@@ -52,7 +52,7 @@ class ViT(nn.Module):
         attention with one learned query (Zhai et al. 2022, section 3.4).
     positions: "learned", one vector a token; "sincos", fixed sines and cosines of row and column
         (Beyer et al. 2022, "Better plain ViT baselines").
-    distillation: a second token beside cls (Touvron et al. 2021, section 4). distillation_head: whether it
+    distillation: a second token beside cls (Touvron et al. 2021, section 4). second_head: whether it
         has a head of its own, and the logits are the mean of the two heads'.
     activation, biases: of the blocks (see `bigjax.models.transformer.Form`).
     dropout: after the positions and on each residual branch.
@@ -69,7 +69,7 @@ class ViT(nn.Module):
     pool: str = "cls"
     positions: str = "learned"
     distillation: bool = False
-    distillation_head: bool = True
+    second_head: bool = True
     dropout: float = 0.0
     norm_epsilon: float = 1e-6
     activation: str = "gelu"
@@ -111,7 +111,7 @@ class ViT(nn.Module):
         else:
             x_BD = AttentionPool(form, name="pool")(x_BTD)
         logits = dense("head", self.outputs, "embed", "classes")(x_BD)
-        if self.distillation and self.distillation_head:
+        if self.distillation and self.second_head:
             second = dense("distillation_head", self.outputs, "embed", "classes")(x_BTD[:, 1])
             logits = (logits + second) / 2
         return logits

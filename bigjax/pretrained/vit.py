@@ -41,7 +41,7 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
         pool="cls",
         positions="learned",
         distillation=published.get("model_type") == "deit",
-        distillation_head=architecture != "DeiTForImageClassification",
+        second_head=architecture != "DeiTForImageClassification",
     )
 
 
@@ -54,7 +54,7 @@ def published_config(model: dict[str, Any]) -> dict[str, Any]:
         )
     deit = model["distillation"]
     name = "DeiTForImageClassification" if deit else "ViTForImageClassification"
-    name += "WithTeacher" * (deit and model["distillation_head"])
+    name += "WithTeacher" * (deit and model["second_head"])
     filled = {**model, "mlp_width": model["mlp_width"] or 4 * model["width"]}
     return dict(
         model_type="deit" if deit else "vit",
@@ -78,7 +78,7 @@ def entries(model: dict[str, Any]) -> list[Entry]:
         found += block(f"encoder.layer.{i}", f"block_{i}", model)
     if model["distillation"]:
         found.append(Entry("embeddings.distillation_token", ("params/distillation",), "1 1 d -> d"))
-    if not (model["distillation"] and model["distillation_head"]):
+    if not (model["distillation"] and model["second_head"]):
         return found + linear("classifier", "head")
     heads = (("cls_classifier", "head"), ("distillation_classifier", "distillation_head"))
     return [*found, *(entry for names in heads for entry in linear(*names))]

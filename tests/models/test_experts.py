@@ -87,6 +87,12 @@ def test_tokens_go_to_their_experts_as_by_hand(capacity, renormalized):
                                rtol=2e-5, atol=2e-6)  # fmt: skip
 
 
+def test_training_without_the_routers_losses_is_refused():
+    module = MixtureOfExperts(Routing(E, K), F, nn.silu, None, True)
+    with pytest.raises(UserError, match="the losses of their router would be lost"):
+        module.apply({"params": variables()}, X)
+
+
 def test_losses_of_layers_join_the_loss_row_by_row_and_masked_rows_count_for_nothing():
     rows = RNG.standard_normal((2, 6)).astype(np.float32)  # layers, rows
     mask = np.array([1, 0, 1, 1, 1, 0], np.float32)
