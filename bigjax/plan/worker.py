@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from bigjax.build.classes import Words
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError
 from bigjax.plan.topology import Topology, devices_of, environment, one_line
@@ -28,11 +29,13 @@ from bigjax.plan.topology import Topology, devices_of, environment, one_line
 class Case:
     """One config to compile.
 
-    references: field of the method -> config of the run that it names.
+    references: field of the method -> config of the model that it names.
+    words: field of the method -> what the outputs of that model mean, where it is known.
     """
 
     config: Config
     references: dict[str, Config] = field(default_factory=dict)
+    words: dict[str, Words] = field(default_factory=dict)
 
 
 def run(
@@ -114,7 +117,7 @@ def answer_or_refusal(
         source, is_there = train_split(config)
         with compiled_for(topology.platform):
             mesh = make_mesh(config.section("mesh"), devices)
-            program = build_program(config, source, references, mesh)
+            program = build_program(config, source, references, mesh, case.words)
             found = answer(
                 program,
                 source.features,

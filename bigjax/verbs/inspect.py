@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bigjax.build.assemble import assemble
+from bigjax.build.classes import Words
 from bigjax.build.program import build_program
 from bigjax.build.references import read_models
 from bigjax.config import resolve as configs
@@ -66,7 +67,8 @@ def sharding_verb(
     reports = {}
     for name, config in of_stage(found, options).items():
         source, there = train_split(config)
-        program = build_program(config, source, references(config, found, options))
+        others, words = references(config, found, options)
+        program = build_program(config, source, others, words=words)
         batch_size = config.get("train.batch_size")
         reports[name] = sharding_report.report(program, source.features, batch_size)
     if options.json:
@@ -92,10 +94,14 @@ def of_stage(found: dict[str, Config], options: argparse.Namespace) -> dict[str,
 
 def references(
     config: Config, stage_configs: dict[str, Config], options: argparse.Namespace
-) -> dict[str, Config]:
-    """The configs of the models that the method names: those of stages need not have run."""
+) -> tuple[dict[str, Config], dict[str, Words]]:
+    """(configs of the models that the method names, what is known of their outputs), by field.
+
+    Stages need not have run; nothing is known of the outputs of one that has not.
+    """
     models = read_models(config, options.workdir, stage_configs)
-    return {name: model.config for name, model in models.items()}
+    others = {name: model.config for name, model in models.items()}
+    return others, {name: model.words for name, model in models.items()}
 
 
 def checkpoints_verb(

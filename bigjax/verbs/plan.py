@@ -40,7 +40,7 @@ def plan_verb(
     if len(asked) > 1 and (options.suggest or sizes or options.search):
         one = next(iter(asked))
         raise UserError(f"--suggest, --scale and --search look at one run: give --stage={one}")
-    cases = [Case(config, references(config, found, options)) for config in asked.values()]
+    cases = [Case(config, *references(config, found, options)) for config in asked.values()]
 
     def check() -> None:
         if stop():
@@ -103,7 +103,9 @@ def searched(
     found = changes.combinations(case.config, plan["mesh"])
     made = [(change, changes.applied(case.config, change.overrides)) for change in found]
     possible = [(change.flags, one) for change, one in made if isinstance(one, Config)]
-    plans = run(wanted, [Case(one, case.references) for _, one in possible], seconds=seconds)
+    plans = run(
+        wanted, [Case(one, case.references, case.words) for _, one in possible], seconds=seconds
+    )
     tried = [("as it is", plan), *zip((flags for flags, _ in possible), plans, strict=False)]
     fitting = [pair for pair in tried if show.rank(pair[1]) is not None]
     fitting.sort(key=lambda pair: show.rank(pair[1]))
@@ -119,7 +121,7 @@ def _plans(
 ) -> list[dict[str, Any]]:
     """A plan for each change, or why there is none."""
     made = [changes.applied(case.config, change.overrides) for change in wished]
-    cases = [Case(one, case.references) for one in made if isinstance(one, Config)]
+    cases = [Case(one, case.references, case.words) for one in made if isinstance(one, Config)]
     plans = iter(run(wanted, cases))
     return [next(plans) if isinstance(one, Config) else {"refused": one} for one in made]
 

@@ -1,5 +1,6 @@
 """Teachers: which outputs are which classes, several of them, and one that changed."""
 
+import argparse
 import functools
 import json
 
@@ -10,10 +11,12 @@ import pytest
 
 from bigjax.build.assemble import assemble
 from bigjax.build.classes import Columns, Translated, Words, columns
+from bigjax.build.program import build_program
 from bigjax.core.errors import UserError
 from bigjax.loop.train import Stopped, train
 from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
+from bigjax.verbs.inspect import references
 from tests.small import small
 
 TWO = dict(
@@ -69,8 +72,14 @@ def test_a_teacher_of_other_classes_is_refused_before_the_first_step(folder, tmp
         with pytest.raises(UserError, match=r"config.method.teachers.two: has no class '0'"):
             assemble(small(method=TWO), folder / "other")
         names = {str(i): f"digit {(i + 1) % 10}" for i in range(10)}
-        program = assemble(small(method={**TWO, "classes": names}), folder / "other").program
-        assert program.method.renamed == names
+        config = small(method={**TWO, "classes": names})
+        setup = assemble(config, folder / "other")
+        assert setup.program.method.renamed == names
+        # sharding and plan look at the very program of the run
+        there = argparse.Namespace(workdir=folder / "other")
+        others, words = references(config, {}, there)
+        source = setup.sources["train"]
+        assert build_program(config, source, others, words=words) is setup.program
     finally:
         path.write_text(before)
     with pytest.raises(UserError, match="has 10 outputs, the student 11"):
