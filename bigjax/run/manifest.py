@@ -8,17 +8,13 @@ than stopped. Reads and writes `config.json` and `manifest.json`, nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import platform
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +25,12 @@ from jax.experimental import multihost_utils
 from bigjax.config import resolve as configs
 from bigjax.config.config import Config
 from bigjax.core.errors import UserError
+from bigjax.run.code import code_revision, versions
 from bigjax.run.files import RUN_ID, plain, read_json, write_json
-from bigjax.run.public import PROJECT, command, shown
+from bigjax.run.public import command, shown
 
 log = logging.getLogger("bigjax")
 
-PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "grain",
-    "numpy",
-    "tensorflow-datasets",
-)
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION")
 
 BITWISE = "bitwise: the run goes on as if it had never stopped"
@@ -107,7 +94,7 @@ def describe(config: Config, mesh: Any, sources: dict[str, Any]) -> dict[str, An
         "seed": config.seed,
         "config_fingerprint": config.fingerprint,
         "code": code_revision(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions(),
         "devices": {
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,
@@ -311,52 +298,6 @@ def differences(
         for key in sorted(before.keys() | after.keys())
         if before.get(key, _ABSENT) != after.get(key, _ABSENT) and not _covers(ignore, key)
     ]
-
-
-def code_revision() -> dict[str, Any]:
-    """The git revision of bigjax's checkout, whether files differ from it, and the hash of the code.
-
-    The first two are None outside of git.
-    """
-    revision, changed = _git("rev-parse", "HEAD"), code_diff()
-    return {
-        "revision": revision and revision.strip(),
-        "modified": bool(changed) if changed is not None else None,
-        "source": source_hash(),
-    }
-
-
-def code_diff() -> str | None:
-    """What `git apply` turns the revision into the tracked files with; None outside of git."""
-    return _git("diff", "HEAD", "--binary")
-
-
-def source_hash() -> str:
-    """sha256 over the path and text of every Python file of bigjax."""
-    folder, digest = PROJECT / "bigjax", hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _git(*arguments: str) -> str | None:
-    """What git says of bigjax's checkout; None if it is none, or git is not there."""
-    command = ["git", "-C", str(PROJECT), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _changed(part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

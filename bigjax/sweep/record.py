@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.run import manifest
+from bigjax.run.code import code_diff, code_revision
 from bigjax.run.files import plain, read_json, write_json
 from bigjax.run.public import command
 from bigjax.run.result import read_result
@@ -31,14 +32,14 @@ def new_start(how: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       how: the flags that say how trials are run.
     """
-    diff = manifest.code_diff()
+    diff = code_diff()
     packages = {(d.metadata["Name"] or "").lower(): d.version for d in metadata.distributions()}
     return {
         "command": command(sys.argv),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "how": dict(how),
         "code": {
-            **manifest.code_revision(),
+            **code_revision(),
             "diff": diff and diff[:LONGEST_DIFF],
             "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
             "diff_complete": diff is None or len(diff) <= LONGEST_DIFF,
