@@ -18,7 +18,7 @@ from bigjax.config import resolve as configs
 from bigjax.config.flags import expanded, parsed
 from bigjax.config.values import TRUST_ALL, check_trusted, fingerprint, flatten, plain
 from bigjax.core.errors import UserError
-from bigjax.run import manifest
+from bigjax.run import code
 from bigjax.run.files import read_json, workdir_lock
 from bigjax.run.manifest import differences
 from bigjax.run.text import table
@@ -232,7 +232,7 @@ def _edited(row: Mapping[str, Any], folder: Path) -> list[str]:
 
 def _packages(start: Mapping[str, Any]) -> dict[str, Any]:
     """A start's packages but those that every run names itself, and its uncommitted changes."""
-    others = {n: v for n, v in start["packages"].items() if n not in manifest.PACKAGES}
+    others = {n: v for n, v in start["packages"].items() if n not in code.PACKAGES}
     return {"packages": others, "code": {"diff_sha256": start["code"]["diff_sha256"]}}
 
 
