@@ -189,7 +189,9 @@ def test_verb_prints_tables_or_json_and_trains_nothing(capsys, tmp_path):
         == launch.OK
     )
     found = json.loads(capsys.readouterr().out)
-    assert {"mesh", "devices", "parameters", "bytes_per_device", "collectives"} == set(found)
+    assert set(found) == {
+        *("mesh", "devices", "parameters", "pipeline", "bytes_per_device", "collectives")
+    }
     assert not (tmp_path / "run").exists()
 
 

@@ -36,6 +36,7 @@ from bigjax.core.rules import map_with_path, paths
 from bigjax.core.state import TrainState
 from bigjax.mesh import offload, sharding
 from bigjax.mesh.placement import Placement, vocabulary
+from bigjax.models.pipeline import pipeline_of
 from bigjax.run.checkpoint import abstract_with
 
 
@@ -60,6 +61,7 @@ class Program:
       preprocess: transforms of every batch, fitted to the train split.
       placed: parameter path -> where it lies and the rule that says so.
       formula: batch -> a step's FLOPs by the model's own formula.
+      pipeline: stages, microbatches and bubble of the blocks, or None (see `bigjax.models.pipeline`).
       trials: how many runs these functions train at once (see `bigjax.build.together`), or None.
     """
 
@@ -82,6 +84,7 @@ class Program:
     preprocess: tuple[Any, ...]
     placed: dict[str, Placement]
     formula: Callable[[Any], dict[str, float]]
+    pipeline: dict[str, Any] | None = None
     trials: int | None = None
 
 
@@ -129,7 +132,7 @@ def _build(
     words: Mapping[str, Words],
 ) -> Program:
     train, options = config.section("train"), config.section("sharding")
-    sharding.check_batch("config.train.batch_size", train.batch_size, train.accumulate, mesh)
+    rows = sharding.check_batch("config.train.batch_size", train.batch_size, train.accumulate, mesh)
     parts = make_parts(config, source, total_steps)
     network = parts.network
     variables = jax.eval_shape(network.variables, jax.random.key(0))
@@ -156,6 +159,8 @@ def _build(
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
     placed = parts.placements(options, mesh, abstract.params, base)
     sharding.check_axes(mesh, placed, network.model)
+    stages = mesh.shape["pipeline"]
+    pipeline = pipeline_of(stages, rows, options.microbatches) if stages > 1 else None
     layout = on_device = sharding.layout(placed, abstract, mesh)
     frozen |= {BASE: _placed(placed, base, mesh)} if base else {}
 
@@ -167,7 +172,10 @@ def _build(
     if by_hand:
         recipe = dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
     functions = _functions(recipe)
-    constrained = sharding.activations(mesh, vocabulary(network.model, options))
+    constrained = sharding.activations(mesh, vocabulary(network.model, options), options)
+    if stages * mesh.shape["sequence"] > 1:
+        with constrained:  # what the model itself refuses, before a device is touched
+            network.trace(variables, train.batch_size // train.accumulate)
     for name in functions:
         # Inside shard_map an array is a device's own and has no layout to constrain.
         if not (by_hand and name in ("train_step", "diagnose")):
@@ -202,6 +210,7 @@ def _build(
         preprocess=network.preprocess,
         placed=placed,
         formula=network.flops,
+        pipeline=pipeline,
     )
 
 

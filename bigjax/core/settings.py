@@ -222,8 +222,16 @@ class Sharding:
     logical: Sequence[tuple[str, Any]] = ()
     # jit: the compiler splits the step; shard_map: it runs per device, with explicit sums
     mode: Literal["jit", "shard_map"] = "jit"
+    # with mesh.sequence: keys and values go round, or each device gathers all (`bigjax.models.ring`)
+    sequence: Literal["ring", "gather"] = "ring"
+    # with mesh.pipeline: at most so many pass at a time (`bigjax.models.pipeline`); None: 4 a stage
+    microbatches: int | None = None
     # the optimizer's state lies in the host's memory between steps (see `bigjax.mesh.offload`)
     offload_optimizer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.microbatches is not None and self.microbatches < 1:
+            raise UserError(f"config.sharding.microbatches: {self.microbatches} must be at least 1")
 
 
 @dataclass(frozen=True)

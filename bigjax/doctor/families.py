@@ -160,7 +160,9 @@ def _split_gradient(tiny: Tiny, sizes: dict[str, int], devices: list[jax.Device]
     placed = place(options.rules, params, mesh, logical_names(tiny.boxed["params"]), words)
     layout = sharding.layout(placed, params, mesh)
     gathered = sharding.gathering(mesh, placed)
-    gradient = sharding.activations(mesh, words)(lambda p, *x: tiny.gradient(gathered(p), *x))
+    gradient = sharding.activations(mesh, words, options)(
+        lambda p, *x: tiny.gradient(gathered(p), *x)
+    )
     rows = sharding.batch_sharding(mesh)
     with jax.default_matmul_precision("highest"):
         step = jax.jit(

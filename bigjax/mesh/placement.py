@@ -80,13 +80,32 @@ def place(
     placed = {}
     for path, leaf in paths(params).items():
         pattern, rule = matched[path]
-        spec: Spec = (None,) * len(leaf.shape)
+        own, first = (names or {}).get(path, ()), _of_stages(path, leaf, mesh, names or {})
+        spec: Spec = (*first, *(None,) * (len(leaf.shape) - len(first)))
         for tactic in tactics(rule, words or Vocabulary()):
-            spec = tactic(spec, mesh, path, leaf, (names or {}).get(path, ()))
+            spec = tactic(spec, mesh, path, leaf, own)
+        spec = (*first, *spec[len(first) :])
         while spec and spec[-1] is None:
             spec = spec[:-1]
         placed[path] = Placement(leaf.shape, pattern, rule, PartitionSpec(*spec))
     return placed
+
+
+def _of_stages(path: str, leaf: Any, mesh: Mesh, names: Mapping[str, Names]) -> Spec:
+    """("pipeline",) for stacked layers on a mesh of stages, whatever the rule says of the rest.
+
+    Raises:
+      UserError: the stages do not share the layers evenly.
+    """
+    stages = mesh.shape.get("pipeline", 1)
+    if stages == 1 or tuple(names.get(path, ()))[:1] != ("layers",):
+        return ()
+    if leaf.shape[0] % stages:
+        raise UserError(
+            f"config.mesh.pipeline: {stages} stages do not share {leaf.shape[0]} layers evenly; "
+            f"{any_of(divisors(leaf.shape[0]))} would"
+        )
+    return ("pipeline",)
 
 
 def logical_names(boxed: Any) -> dict[str, Names]:

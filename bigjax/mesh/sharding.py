@@ -20,14 +20,15 @@ from bigjax.core.errors import UserError
 from bigjax.core.layout import laid_out
 from bigjax.core.method import Sums
 from bigjax.core.rules import map_with_path, path_of
-from bigjax.mesh.placement import Placement, Vocabulary, any_of, axes_of, divisors, logical
+from bigjax.mesh.layout import OnMesh
+from bigjax.mesh.placement import Placement, Vocabulary, any_of, axes_of, divisors
 
 # Slow to change first: the last axis lies on the nearest devices, the first over the slow network.
 AXES = ("dcn", "pipeline", "data", "fsdp", "expert", "sequence", "tensor")
 # The batch is split over these.
 BATCH_AXES = ("dcn", "data", "fsdp", "expert")
 # The axes that activations name, beside those that a model's parameters name.
-ACTIVATION_RULES = (("batch", BATCH_AXES), ("length", "sequence"))
+ACTIVATION_RULES = (("batch", BATCH_AXES), ("length", "sequence"), ("layers", "pipeline"))
 
 
 def make_mesh(sizes: settings.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -117,15 +118,10 @@ def layout(placed: Mapping[str, Placement], tree: Any, mesh: Mesh) -> Any:
 
 
 @contextlib.contextmanager
-def activations(mesh: Mesh, words: Vocabulary) -> Iterator[None]:
-    """While a step is traced: what a model says with `constrain` holds, over this mesh."""
+def activations(mesh: Mesh, words: Vocabulary, options: settings.Sharding) -> Iterator[None]:
+    """While a step is traced: what a model says of its arrays' layout holds, over this mesh."""
     table = (*ACTIVATION_RULES, *words.logical)
-
-    def layout(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-        spec = logical(table, (None,) * x.ndim, mesh, "an activation", x, names)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
-
-    with laid_out(layout):
+    with laid_out(OnMesh(mesh, table, options.sequence, options.microbatches)):
         yield
 
 
@@ -169,6 +165,12 @@ def check_axes(mesh: Mesh, placed: Mapping[str, Placement], model: Any) -> None:
     """
     split = {axis for placement in placed.values() for axis in axes_of(placement.spec)}
     used = {"dcn", "data", "fsdp", *split, *getattr(model, "MESH_AXES", ())}
+    if mesh.shape["sequence"] > 1 and mesh.shape["pipeline"] > 1:
+        raise UserError(
+            "config.mesh: sequence and pipeline do not go together; give the one's devices to fsdp"
+        )
+    if mesh.shape["pipeline"] > 1 and getattr(model, "scan_layers", True) is False:
+        raise UserError("config.mesh.pipeline: stages need model.scan_layers=True (stacked layers)")
     for axis, size in mesh.shape.items():
         if size > 1 and axis not in used:
             raise UserError(

@@ -22,12 +22,11 @@ from bigjax.models.blocks import (
     dense,
     layer_norm,
     named,
-    stack,
     table,
     unembed,
 )
 from bigjax.models.common import choose
-from bigjax.models.transformer import ACTIVATIONS, Block, Where, flops_by_formula, form_of, size
+from bigjax.models.transformer import ACTIVATIONS, Where, blocks, flops_by_formula, form_of, size
 
 HEADS = ("none", "mlm", "sequence", "tokens", "embedding")
 PRESETS = {
@@ -80,6 +79,7 @@ class BERT(nn.Module):
     remat: str = "none"
     scan_layers: bool = False
 
+    MESH_AXES = ("sequence",)
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
     TENSOR_RULES = ((".*", "logical"),)
     LOGICAL_RULES = (("vocab", "tensor"), ("heads", "tensor"), ("mlp", "tensor"))
@@ -112,12 +112,8 @@ class BERT(nn.Module):
         x_BTD = drop(layer_norm("embedding_norm", self.norm_epsilon)(x_BTD))
         if self.embedding_width is not None:
             x_BTD = dense("embedding_dense", self.width, "pooled", "embed")(x_BTD)
-        x_BTD = stack(
-            self,
-            Block,
-            dict(form=form, train=train),
-            x_BTD,
-            Where(segments=segments_BT, keys=segments_BT),
+        x_BTD = blocks(
+            self, form, x_BTD, Where(segments=segments_BT, keys=segments_BT), train=train
         )
         if self.head == "mlm":
             if places_BP is not None:  # much of the work of a small model are its logits

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from bigjax.core import layout
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
 from bigjax.core.losses import AUXILIARY
 from bigjax.models.common import choose
+from bigjax.models.pipeline import pipelined
 
 # What the forward pass keeps of a block for the backward pass; the rest is computed again (Chen et
 # al. 2016, "Training deep nets with sublinear memory cost"). From most memory to least:
@@ -34,6 +36,20 @@ REMAT: dict[str, Callable[..., bool] | None] = {
 def branch(x: jax.Array) -> jax.Array:
     """Marks the output of a residual branch: a named point that remat "names" keeps."""
     return checkpoint_name(x, "branch")
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, whose zeros do not depend on which part of the batch the block sees at a time."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.deterministic or self.rate == 0:
+            return x
+        if self.rate == 1:
+            return jnp.zeros_like(x)
+        key, keep = self.make_rng("dropout"), 1 - self.rate
+        kept = layout.drawn(lambda shape: jax.random.bernoulli(key, keep, shape), x.shape)
+        return jnp.where(kept, x / keep, jnp.zeros_like(x))
 
 
 def stack(
@@ -60,6 +76,7 @@ def stack(
       each: a tree of arrays with a leading axis of `layers`, in which the blocks differ; None: in none.
     """
     layers, remat, scan = model.layers, model.remat, model.scan_layers
+    in_stages = layout.parts("layers") > 1 and scan and not fields.get("cache")
     choose("model.remat", remat, tuple(REMAT))
     if remat != "none":
         # A loop keeps the two passes apart by itself; unrolled, XLA must be kept from joining them.
@@ -70,15 +87,45 @@ def stack(
             x = block(**fields, name=f"block_{i}")(x, *shared, *own)
         return x
     own = () if each is None else (each,)
+    if in_stages and not model.is_initializing():
+        return _in_stages(model, block, fields, x, shared, own)
     loop = nn.scan(
         lambda module, x, *rest: (module(x, *rest), None),
         variable_axes={"params": 0, "cache": 0, "intermediates": 0, AUXILIARY: 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast,) * len(shared) + (0,) * len(own),
         length=layers,
+        check_constancy_invariants=False,  # one trace: what a block draws does not depend on a second
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return loop(block(**fields, name="blocks"), x, *shared, *own)[0]
+
+
+def _in_stages(model, block, fields, x, shared, each) -> jax.Array:
+    """The loop of `stack` over stages of a pipeline: the same parameters, random keys and numbers."""
+    others = {name for name, tree in model.variables.items() if "blocks" in tree} - {"params"}
+    if others or model.is_mutable_collection("intermediates"):
+        raise UserError(
+            f"config.mesh.pipeline: {', '.join(sorted(others)) or 'what the blocks give'} cannot be "
+            "collected from the blocks of a pipeline; take mesh.fsdp or mesh.tensor"
+        )
+    # Each layer's keys as the loop would split them.
+    keys = nn.scan(
+        lambda module, carry: (carry, dict(module.scope.rngs)),
+        split_rngs={"params": True, "dropout": True},
+        length=model.layers,
+        check_constancy_invariants=False,
+    )(block(**fields, name="blocks"), None)[1]
+
+    def stage(own: Any, x: jax.Array, shared: Any) -> jax.Array:
+        def layer(x: jax.Array, own: Any):
+            params, rngs, each = own
+            module = block(**fields, parent=None)
+            return module.apply({"params": params}, x, *shared, *each, rngs=rngs), None
+
+        return jax.lax.scan(layer, x, own)[0]
+
+    return pipelined(stage, (model.variables["params"]["blocks"], keys, each), x, shared)
 
 
 def named(init: nn.initializers.Initializer, *names: str) -> nn.initializers.Initializer:

@@ -18,11 +18,10 @@ from bigjax.models.blocks import (
     check_context,
     last_token,
     layer_norm,
-    stack,
     table,
     unembed,
 )
-from bigjax.models.transformer import Block, flops_by_formula, form_of, size, stand
+from bigjax.models.transformer import blocks, flops_by_formula, form_of, size, stand
 
 # Radford et al. 2019, table 2 (124m there says 117M, 350m says 345M), and Brown et al. 2020, table 2.1,
 # "GPT-3 XL", with GPT-2's vocabulary and 16 heads of 128 in place of 24: a multiple of what GPUs like.
@@ -62,6 +61,7 @@ class GPT2(nn.Module):
     remat: str = "none"
     scan_layers: bool = False
 
+    MESH_AXES = ("sequence",)
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
     TENSOR_RULES = ((".*", "logical"),)
     LOGICAL_RULES = (("vocab", "tensor"), ("heads", "tensor"), ("mlp", "tensor"))
@@ -95,13 +95,7 @@ class GPT2(nn.Module):
         x_BTD = positions_CD[:T] if where.segments is None else positions_CD[where.at]
         x_BTD = embedding_VD[tokens_BT] + x_BTD
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
-        x_BTD = stack(
-            self,
-            Block,
-            dict(form=form, train=train, cache=cache),
-            x_BTD,
-            where,
-        )
+        x_BTD = blocks(self, form, x_BTD, where, train=train, cache=cache)
         if cache:
             x_BTD = last_token(x_BTD, segments_BT)
         return unembed(layer_norm("norm", self.norm_epsilon)(x_BTD), embedding_VD)

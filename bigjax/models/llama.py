@@ -20,13 +20,13 @@ import numpy as np
 
 from bigjax.core.errors import UserError
 from bigjax.models import rotary
-from bigjax.models.blocks import check_context, head_width, last_token, stack, table, unembed
+from bigjax.models.blocks import check_context, head_width, last_token, table, unembed
 from bigjax.models.common import choose
 from bigjax.models.experts import Routing
 from bigjax.models.transformer import (
-    Block,
     Form,
     Layer,
+    blocks,
     flops_by_formula,
     norm,
     size,
@@ -120,6 +120,7 @@ class Llama(nn.Module):
     remat: str = "none"
     scan_layers: bool = False
 
+    MESH_AXES = ("sequence",)
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
     TENSOR_RULES = ((".*", "logical"),)
     LOGICAL_RULES = (
@@ -159,12 +160,13 @@ class Llama(nn.Module):
         x_BTD = embedding_VD[tokens_BT]
         if self.scaled_embedding:
             x_BTD = x_BTD * jnp.asarray(self.width**0.5, x_BTD.dtype)
-        x_BTD = stack(
+        x_BTD = blocks(
             self,
-            Block,
-            dict(form=form, train=train, cache=cache),
+            form,
             x_BTD,
             where,
+            train=train,
+            cache=cache,
             each=self._layers(form.head_width, jnp.max(where.at) + 1),
         )
         if cache:

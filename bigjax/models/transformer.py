@@ -19,9 +19,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigjax.core import layout
+from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import (
+    Dropout,
     branch,
     dense,
     head_width,
@@ -30,9 +33,11 @@ from bigjax.models.blocks import (
     named,
     rms_norm,
     split_heads,
+    stack,
 )
 from bigjax.models.common import choose
 from bigjax.models.experts import MixtureOfExperts, Routing
+from bigjax.models.ring import check_length, ring_attend, unzigzag, zigzag
 from bigjax.models.rotary import rotate
 
 ACTIVATIONS = {
@@ -150,6 +155,53 @@ def stand(module: nn.Module, length: int, segments_BT: jax.Array | None, cache: 
     return Where(at_BT, at_BT, segments_BT, segments_BT, None)
 
 
+def blocks(
+    model: nn.Module,
+    form: Form,
+    x_BTD: jax.Array,
+    where: Where,
+    *,
+    train: bool,
+    cache: int = 0,
+    each: Any = None,
+) -> jax.Array:
+    """The model's stack of `Block`s (see `bigjax.models.blocks.stack`). Call inside its compact method.
+
+    Where the length is split over devices it is in zig-zag order inside, if attention is causal.
+    """
+    fields = dict(form=form, train=train, cache=cache)
+    for axis, name in (("sequence", "length"), ("pipeline", "layers")):
+        if form.routing is not None and layout.parts(name) > 1:
+            raise UserError(
+                f"config.mesh.{axis}: experts decide over whole rows and report from every block; "
+                "use mesh.expert, mesh.fsdp or mesh.tensor"
+            )
+    if _in_ring(cache):
+        check_length(x_BTD.shape[1], form.causal)
+    if not _in_ring(cache) or not form.causal:
+        return stack(model, Block, fields, x_BTD, where, each=each)
+    if model.is_mutable_collection("intermediates") and not model.is_initializing():
+        raise UserError(
+            "config.sharding.sequence: 'ring' has the tokens in another order inside the blocks, "
+            "and the method reads what they give; take 'gather'"
+        )
+    with layout.seeing(1, zigzag):
+        where = Where(*(x if x is None else _ordered(x) for x in where))
+        return unzigzag(stack(model, Block, fields, zigzag(x_BTD), where, each=each))
+
+
+def _in_ring(cache: int) -> bool:
+    return layout.parts("length") > 1 and layout.layout().sequence == "ring" and not cache
+
+
+def _ordered(x_BT: jax.Array) -> jax.Array:
+    """Positions or segments, which every device has whole, in zig-zag order."""
+    size = layout.parts("length")
+    chunks = jnp.split(x_BT, 2 * size, axis=1)
+    order = [number for i in range(size) for number in (i, 2 * size - 1 - i)]
+    return jnp.concatenate([chunks[number] for number in order], axis=1)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the norms stand where `form.norm_places` says."""
 
@@ -161,7 +213,7 @@ class Block(nn.Module):
     def __call__(self, x_BTD: jax.Array, where: Where, layer: Layer | None = None) -> jax.Array:
         x_BTD = constrain(x_BTD, "batch", "length", None)
         form = self.form
-        drop = nn.Dropout(form.dropout, deterministic=not self.train)
+        drop = Dropout(form.dropout, deterministic=not self.train)
         attention = Attention(form, self.cache, name="attention")
         mlp = mlp_of(form, self.train)
         for name, part in (
@@ -211,24 +263,36 @@ class Attention(nn.Module):
             k_BSKH = rotate(k_BSKH, where.at, layer.turns, layer.factor)
         if self.cache:
             k_BSKH, v_BSKH = cached_keys(self, k_BSKH, v_BSKH, where.slot, self.cache)
-        near_BTS = None
-        if layer is not None and layer.window is not None:
-            near_BTS = where.at[:, :, None] - where.key_at[:, None, :] < layer.window
-        mixed_BTNH = attend(
-            q_BTNH,
-            k_BSKH,
-            v_BSKH,
+        mixed_BTNH = self._mix(q_BTNH, k_BSKH, v_BSKH, where, layer, axis, memory_BSD is None)
+        out = join_heads("out", x_BTD.shape[-1], bias="out" in form.biases, layers=form.depth)
+        return out(mixed_BTNH)
+
+    def _mix(self, q_BTNH, k_BSKH, v_BSKH, where: Where, layer: Layer | None, axis: str, own: bool):
+        """What each query takes of the values; own: keys are of the queries' own tokens."""
+        form, window = self.form, None if layer is None else layer.window
+        options = dict(
             causal=form.causal,
             query_segments=where.segments,
             key_segments=where.keys,
-            mask=near_BTS,
-            offset=where.slot,
             scale=form.scale,
             softcap=form.softcap,
-            implementation=form.implementation,
         )
-        out = join_heads("out", x_BTD.shape[-1], bias="out" in form.biases, layers=form.depth)
-        return out(mixed_BTNH)
+        if own and _in_ring(self.cache):
+            return ring_attend(q_BTNH, k_BSKH, v_BSKH, window=window, **options)
+        if own and not self.cache and layout.parts("length") > 1:  # every device gathers all keys
+            k_BSKH, v_BSKH = (constrain(x, "batch", None, axis, None) for x in (k_BSKH, v_BSKH))
+        near_BTS = None
+        if window is not None:
+            near_BTS = where.at[:, :, None] - where.key_at[:, None, :] < window
+        return attend(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            mask=near_BTS,
+            offset=where.slot,
+            implementation=form.implementation,
+            **options,
+        )
 
     def _norm(self, name: str, axis: str) -> nn.Module:
         """RMSNorm of each head, or of all heads as one vector."""

@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.models.blocks import dense, layer_norm, named, normal, stack, table
+from bigjax.models.blocks import dense, layer_norm, named, normal, table
 from bigjax.models.common import choose
 from bigjax.models.convolution import check_images
 from bigjax.models.transformer import (
     MLP,
     Attention,
-    Block,
     Form,
     Where,
+    blocks,
     flops_by_formula,
     form_of,
     size,
@@ -96,13 +96,7 @@ class ViT(nn.Module):
         x_BTD = self._with_positions(x_BRCD)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         form = form_of(self, causal=False, biases=self.biases)
-        x_BTD = stack(
-            self,
-            Block,
-            dict(form=form, train=train),
-            x_BTD,
-            Where(),
-        )
+        x_BTD = blocks(self, form, x_BTD, Where(), train=train)
         x_BTD = layer_norm("norm", self.norm_epsilon)(x_BTD)
         if self.pool == "cls":
             x_BD = x_BTD[:, 0]

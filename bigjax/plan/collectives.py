@@ -121,8 +121,8 @@ def by_axis(
         if row["groups"] is not None:
             groups, axes = row["groups"], axes_of_groups(row["groups"], mesh)
         members, spans = groups.shape[1], max(len(set(nodes[group])) for group in groups)
-        if members == 1:
-            continue  # a group of one sends nothing
+        if members == 1 or not axes:
+            continue  # a group of one sends nothing, nor a permutation that leaves all in place
         empty = dict(kind=row["kind"], axes=axes, count=0, bytes=0, inside=0, across=0)
         total = found.setdefault((row["kind"], axes), empty)
         inside, across = sent(row["kind"], row["bytes"], members, spans)

@@ -19,7 +19,7 @@ from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.mesh.placement import Placement
 from bigjax.mesh.sharding import batch_sharding
-from bigjax.plan.collectives import by_kind, of_program
+from bigjax.plan.collectives import by_axis, of_program
 from bigjax.run.text import table
 
 REPLICATED_LIMIT = 2**20  # bytes; a larger parameter is replicated only where a rule says so
@@ -37,7 +37,8 @@ def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[
     Returns:
       mesh: axis -> size, those above 1. parameters: a dict each. bytes_per_device: of what lies on
       every device, and the compiler's figure for what the step needs beside it. collectives: a dict
-      each, or None where the compiler does not show its program.
+      for each kind and mesh axes, or None where the compiler does not show its program. pipeline:
+      stages, microbatches and bubble, or None.
 
     Raises:
       UserError: a large parameter is replicated though no rule says so.
@@ -46,7 +47,9 @@ def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[
     compiled = lowered_step(program, abstract_batch(program, features, batch_size)).compile()
     memory, sent = compiled.memory_analysis(), of_program(compiled, program.mesh.size)
     found["bytes_per_device"]["activations"] = None if memory is None else memory.temp_size_in_bytes
-    return {**found, "collectives": None if sent is None else by_kind(sent)}
+    if sent is not None:
+        sent = by_axis(sent, program.mesh, lambda device: device.process_index)
+    return {**found, "collectives": sent}
 
 
 def held(program: Program) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def held(program: Program) -> dict[str, Any]:
         "mesh": {axis: size for axis, size in program.mesh.shape.items() if size > 1},
         "devices": program.mesh.size,
         "parameters": parameters,
+        "pipeline": program.pipeline,
         "bytes_per_device": {
             "params": bytes_per_device(state.params),
             "optimizer": bytes_per_device(state.opt_state),
@@ -168,17 +172,32 @@ def text(found: dict[str, Any]) -> str:
         table(rows, list(rows[0])),
         table(totals, list(totals[0])),
     ]
+    if found["pipeline"]:
+        parts.append(pipeline_line(found["pipeline"]))
     if found["collectives"] is None:
         parts.append("the compiler does not show this program, so its collectives are unknown")
     elif not found["collectives"]:
         parts.append("no collectives")
     else:
         sent = [
-            {"a step": c["kind"], "count": c["count"], "result per device": amount(c["bytes"])}
+            {
+                "a step": c["kind"],
+                "over": c["axes"],
+                "count": c["count"],
+                "result per device": amount(c["bytes"]),
+            }
             for c in found["collectives"]
         ]
         parts.append(table(sent, list(sent[0])))
     return "\n\n".join(parts)
+
+
+def pipeline_line(pipeline: dict[str, Any]) -> str:
+    """What a pipeline's shape costs, for people."""
+    return (
+        "pipeline: {stages} stages, {microbatches} microbatches; each stage is idle for {bubble:.0%} of the "
+        "blocks' time (the bubble)".format(**pipeline)
+    )
 
 
 def amount(size: int) -> str:
