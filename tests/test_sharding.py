@@ -274,7 +274,8 @@ def test_activations_lie_where_the_model_names_them():
         return constrain(x * 2, "batch", "length", "vocab")
 
     constrained = jax.jit(
-        sharding.activations(mesh, words)(step), in_shardings=sharding.replicated(mesh)
+        sharding.activations(mesh, words, settings.Sharding())(step),
+        in_shardings=sharding.replicated(mesh),
     )
     assert constrained(jnp.ones((8, 4, 6))).sharding.spec == P(("data", "fsdp"), None, "tensor")
     assert step(jnp.ones((8, 4, 6))).sharding.is_fully_replicated  # outside, a name changes nothing

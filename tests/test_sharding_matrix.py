@@ -44,6 +44,28 @@ FAMILIES = {
         {"tokens": TOKENS},
     ),
 }
+# Of the axes that only some models can use: layers stacked, dropout, grouped queries, windows, remat.
+STACKED = dict(vocab=16, layers=2, width=16, heads=4, context=8, scan_layers=True)
+GROUPED = dict(kv_heads=2, mlp_width=24, layer_kinds=("full", "local"), window=3, remat="full")
+MODELS = FAMILIES | {
+    "dropping": (dict(type="gpt2", dropout=0.2, **STACKED), *FAMILIES["transformer"][1:]),
+    "grouped": (dict(type="llama", **STACKED, **GROUPED), *FAMILIES["transformer"][1:]),
+}
+AXES = [
+    ("transformer", dict(mesh=dict(data=2, sequence=4))),
+    ("dropping", dict(mesh=dict(data=2, fsdp=2, pipeline=2))),
+    *(
+        pytest.param(family, case, marks=pytest.mark.slow)
+        for family, case in (
+            ("grouped", dict(mesh=dict(data=1, fsdp=2, tensor=2, sequence=2))),
+            ("dropping", dict(mesh=dict(data=2, sequence=4), accumulate=2)),
+            ("grouped", dict(mesh=dict(data=1, fsdp=2, sequence=4), sequence="gather")),
+            ("grouped", dict(mesh=dict(data=1, fsdp=2, tensor=2, pipeline=2), accumulate=2)),
+            ("grouped", dict(mesh=dict(data=1, dcn=2, fsdp=2, pipeline=2))),
+            ("grouped", dict(mesh=dict(data=1, dcn=2, fsdp=2, sequence=2))),
+        )
+    ),
+]
 CASES = {
     "data 8": dict(mesh=dict(data=8)),
     "fsdp 8": dict(mesh=dict(data=1, fsdp=8)),
@@ -56,9 +78,9 @@ CASES = {
 }
 
 
-def program_of(family, mesh, devices, accumulate=1, mode="jit", augment=()):
+def program_of(family, mesh, devices, accumulate=1, mode="jit", augment=(), sequence="ring"):
     """(program, config, source); the rule of all parameters is "tensor + fsdp"."""
-    model, task, columns = FAMILIES[family]
+    model, task, columns = MODELS[family]
     raw = dict(
         train=dict(steps=STEPS, batch_size=BATCH, accumulate=accumulate),
         data=dict(
@@ -69,7 +91,7 @@ def program_of(family, mesh, devices, accumulate=1, mode="jit", augment=()):
         model=model,
         task=task,
         optimizer=dict(type="momentum", learning_rate=0.05),
-        sharding=dict(rules=((".*", "tensor + fsdp"),), mode=mode),
+        sharding=dict(rules=((".*", "tensor + fsdp"),), mode=mode, sequence=sequence),
     )
     config, source = resolve(raw), Arrays({**columns, "label": LABELS})
     sizes = settings.Mesh(**mesh)
@@ -88,8 +110,8 @@ def first_state(family):
 
 
 @functools.cache
-def one_device(family, accumulate=1):
-    return run(family, mesh=dict(data=1), devices=1, accumulate=accumulate)
+def one_device(family, accumulate=1, steps=STEPS):
+    return run(family, steps, mesh=dict(data=1), devices=1, accumulate=accumulate)
 
 
 def start(family, **options):
@@ -103,11 +125,11 @@ def start(family, **options):
     return program, state, batches
 
 
-def run(family, **options):
-    """(losses of 20 steps, gradients of the first step): momentum's first trace is the gradient."""
+def run(family, steps=None, **options):
+    """(losses of 20 or so many steps, gradients of the first step): momentum's first trace is the gradient."""
     program, state, batches = start(family, **options)
     losses, gradients = [], None
-    for _ in range(STEPS):
+    for _ in range(steps or STEPS):
         state, metrics = program.train_step(state, next(batches), {})
         total, weight = jax.device_get(metrics["loss"])
         losses.append(float(total) / float(weight))
@@ -121,10 +143,21 @@ def run(family, **options):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_eight_devices_give_the_numbers_of_one(family, case):
-    losses, gradients = run(family, devices=8, **CASES[case])
     # BatchNorm normalises within a microbatch, so accumulation there is compared with itself.
     within = CASES[case].get("accumulate", 1) if family == "cnn" else 1
-    expected_losses, expected = one_device(family, within)
+    agree(run(family, devices=8, **CASES[case]), one_device(family, within, STEPS))
+
+
+@pytest.mark.parametrize(("family", "case"), AXES)
+def test_split_lengths_and_stages_give_the_numbers_of_one_device(family, case):
+    # Each microbatch drops others, so accumulation there is compared with itself.
+    within = case.get("accumulate", 1) if family == "dropping" else 1
+    steps = STEPS if family in FAMILIES else 3
+    agree(run(family, steps, devices=8, **case), one_device(family, within, steps))
+
+
+def agree(found, wanted):
+    (losses, gradients), (expected_losses, expected) = found, wanted
     np.testing.assert_allclose(losses[:2], expected_losses[:2], rtol=1e-6)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert len(gradients) == len(expected) > 3

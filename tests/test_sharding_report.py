@@ -40,6 +40,11 @@ PRESETS = (
     "fashion_mnist_resnet18",
     "markov_transformer",
 )
+# NAME+AXIS is a preset on another mesh.
+OTHER_MESHES = {
+    "markov_transformer+sequence": ["mesh.fsdp=2", "mesh.tensor=2", "mesh.sequence=2"],
+    "markov_transformer+pipeline": ["mesh.fsdp=4", "mesh.pipeline=2", "model.scan_layers=True"],
+}
 BATCH = 48
 MIB = 2**20
 
@@ -197,9 +202,12 @@ def test_verb_prints_tables_or_json_and_trains_nothing(capsys, tmp_path):
 
 def golden_report(name):
     """The reports of a preset's stages; what the compiler's memory plan says is left out."""
-    raw = importlib.import_module(f"experiments.{name}").get_config()
+    preset, _, axis = name.partition("+")
+    raw = importlib.import_module(f"experiments.{preset}").get_config()
     # A rule that splits the small parameters of these presets too.
     overrides = ["mesh.data=2", "mesh.fsdp=4", "sharding.rules=((r'.*', 'fsdp'),)"]
+    if axis:
+        overrides = ["mesh.data=1", *OTHER_MESHES[name], "sharding.rules=((r'.*', 'tensor+fsdp'),)"]
     overrides += [f"train.batch_size={BATCH}", "train.steps=1000"]
     if stages.is_pipeline(raw):
         found, _, _ = stages.resolve(raw, overrides)
@@ -227,11 +235,12 @@ def source_of(config):
     return Arrays({"image": pictures, "label": np.arange(64, dtype=np.int32) % 10})
 
 
-LONG = ("digits_distill", "fashion_mnist_distill", "fashion_mnist_resnet18")
+LONG = ("digits_distill", "fashion_mnist_distill", "fashion_mnist_resnet18", *OTHER_MESHES)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in PRESETS]
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in LONG)) for n in (*PRESETS, *OTHER_MESHES)],
 )
 def test_no_preset_changes_what_lies_where_or_what_is_sent_unseen(name):
     version, _, golden = (GOLDEN / f"{name}.txt").read_text().partition("\n")
@@ -242,5 +251,5 @@ def test_no_preset_changes_what_lies_where_or_what_is_sent_unseen(name):
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    for preset in PRESETS:
+    for preset in (*PRESETS, *OTHER_MESHES):
         (GOLDEN / f"{preset}.txt").write_text(f"jax {jax.__version__}\n{golden_report(preset)}")

@@ -66,12 +66,6 @@ class Network:
         batch = jax.eval_shape(lambda: example_batch(self.features, rows=2))
         return Call(self.applied, variables, jax.eval_shape(self.inputs, batch, jax.random.key(0)))
 
-    def trace(self, variables: Any, rows: int) -> None:
-        """Traces the model on so many rows, for what it refuses. Nothing is computed."""
-        batch = jax.eval_shape(lambda: example_batch(self.features, rows))
-        inputs = jax.eval_shape(self.inputs, batch, jax.random.key(0))
-        jax.eval_shape(lambda v, x: self.applied.apply(v, *x, train=False), variables, inputs)
-
     def flops(self, batch: dict[str, jax.Array]) -> dict[str, float]:
         """A training step's FLOPs by the model's own formula; {} if it has none. Nothing is computed."""
         if not hasattr(self.model, "flops"):

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from bigjax.build.classes import Translated, Words
 from bigjax.build.parts import (
     Parts,
+    example_batch,
     key_data,
     make_parts,
     make_reference,
@@ -173,13 +174,14 @@ def _build(
         recipe = dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
     functions = _functions(recipe)
     constrained = sharding.activations(mesh, vocabulary(network.model, options), options)
-    if stages * mesh.shape["sequence"] > 1:
-        with constrained:  # what the model itself refuses, before a device is touched
-            network.trace(variables, train.batch_size // train.accumulate)
     for name in functions:
         # Inside shard_map an array is a device's own and has no layout to constrain.
         if not (by_hand and name in ("train_step", "diagnose")):
             functions[name] = constrained(functions[name])
+    if stages * mesh.shape["sequence"] > 1:
+        # What model and method refuse of these axes, before a device is touched.
+        batch = jax.eval_shape(lambda: example_batch(network.features, train.batch_size))
+        jax.eval_shape(functions["train_step"], abstract, batch, frozen)
     if options.offload_optimizer:
         layout = offload.on_host(on_device, abstract, mesh)
         functions = {name: offload.fetching(f, on_device) for name, f in functions.items()}

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.core.errors import UserError
 from bigjax.core.losses import AUXILIARY, Loss, Pair, with_auxiliary
 from bigjax.core.precision import LossScale, loss_factor
 
@@ -303,6 +304,16 @@ def of_the_mean(sums: Any, pairs: Mapping[str, Pair]) -> Any:
     """Gradients (or their norm) of the mean loss, from the summed one's and the pairs beside them."""
     weight = jnp.maximum(pairs["loss"][1], 1e-8)
     return jax.tree.map(lambda g: g / weight, sums)
+
+
+def check_own_rows(facts: Facts, method: str) -> None:
+    """Refuses axes that need the whole batch's layout, for a method that runs the model by parts."""
+    for axis in ("sequence", "pipeline"):
+        if facts.mesh[axis] > 1:
+            raise UserError(
+                f"config.mesh.{axis}: {method} runs the model for each example or client by itself, "
+                f"which is not split over '{axis}'; use mesh.data or mesh.fsdp"
+            )
 
 
 def split_rows(x: jax.Array, count: int, unit: int = 1) -> jax.Array:

@@ -14,7 +14,16 @@ import numpy as np
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.layout import unlaid
 from bigjax.core.marks import Traced
-from bigjax.core.method import Batch, Facts, Method, Scope, Sums, of_the_mean, summed_gradients
+from bigjax.core.method import (
+    Batch,
+    Facts,
+    Method,
+    Scope,
+    Sums,
+    check_own_rows,
+    of_the_mean,
+    summed_gradients,
+)
 from bigjax.core.order import sample_ids, uniforms
 from bigjax.mesh.sharding import BATCH_AXES
 
@@ -68,6 +77,7 @@ class FedAvg(Method):
             )
 
     def check(self, facts: Facts) -> None:
+        check_own_rows(facts, "fedavg")
         if own := [name for name in facts.variables if name != "params"]:
             raise UserError(
                 f"config.method: fedavg averages parameters; the clients' {', '.join(own)} (BatchNorm) "

@@ -19,6 +19,7 @@ from bigjax.core.method import (
     Method,
     Scope,
     Sums,
+    check_own_rows,
     of_the_mean,
     summed_gradients,
 )
@@ -68,6 +69,7 @@ class DPSGD(Method):
             raise UserError(f"delta: {self.delta} must lie between 0 and 1")
 
     def check(self, facts: Facts) -> None:
+        check_own_rows(facts, "dp_sgd")
         accounting()
         if mixing := [name for name in facts.variables if name != "params"]:
             raise UserError(

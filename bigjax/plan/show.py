@@ -9,7 +9,7 @@ from typing import Any
 
 from bigjax.plan.chips import Chip
 from bigjax.plan.roofline import TERMS
-from bigjax.plan.sharding_report import amount
+from bigjax.plan.sharding_report import amount, pipeline_line
 from bigjax.report.page import table as page_table
 from bigjax.report.page import write_page
 from bigjax.run.text import duration, rate, table
@@ -59,6 +59,8 @@ def notes(plan: Mapping[str, Any], chip: Chip | None) -> list[str]:
     said = [*said, f"StableHLO {plan['program'][:16]}"]
     if not plan["data_is_there"]:
         said.append("the data is not here: shapes are those that the config says")
+    if plan["pipeline"]:
+        said.append(pipeline_line(plan["pipeline"]))
     if plan["collectives"] is None:
         said.append("what is sent is not known: the compiler does not show this program")
     elif not plan["collectives"]:

@@ -66,8 +66,8 @@ def ringed(q, k, v, segments, window, causal, softcap):
     ("sizes", "causal", "segments", "window", "softcap"),
     [
         (dict(sequence=4, tensor=2), True, SEGMENTS, 5, 2.0),
-        (dict(sequence=2), True, None, None, None),
-        (dict(sequence=8), False, SEGMENTS, None, None),
+        pytest.param(dict(sequence=2), True, None, None, None, marks=pytest.mark.slow),
+        pytest.param(dict(sequence=8), False, SEGMENTS, None, None, marks=pytest.mark.slow),
     ],
 )
 def test_numbers_and_gradients_are_those_of_the_equation(sizes, causal, segments, window, softcap):
