@@ -178,6 +178,11 @@ def blocks(
             )
     if _in_ring(cache):
         check_length(x_BTD.shape[1], form.causal)
+        if form.implementation not in ("auto", "xla"):
+            raise UserError(
+                f"model.attention: '{form.implementation}' does not go round a ring; take 'auto', or "
+                "sharding.sequence 'gather'"
+            )
     if not _in_ring(cache) or not form.causal:
         return stack(model, Block, fields, x_BTD, where, each=each)
     if model.is_mutable_collection("intermediates") and not model.is_initializing():
