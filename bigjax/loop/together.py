@@ -176,10 +176,11 @@ class Together:
         due = self._log_due(step) or step == 1
         if not (due or np.any(bad)):
             return
-        values = {
-            f"train/{name}": np.asarray(total, np.float64) / np.asarray(weight, np.float64)
-            for name, (total, weight) in jax.device_get(found).items()
-        }
+        with np.errstate(divide="ignore", invalid="ignore"):  # NaN where nothing was weighed
+            values = {
+                f"train/{name}": np.asarray(total, np.float64) / np.asarray(weight, np.float64)
+                for name, (total, weight) in jax.device_get(found).items()
+            }
         for i, lines in enumerate(self.lines):
             if i not in self.failures and (due or bad[i]):
                 own = {name: value[i].tolist() for name, value in values.items()}
