@@ -78,7 +78,7 @@ def get_config(name):
 
 # Their weights' stand-ins are written by torch.
 BY_TORCH = ("emoji_finetune_efficientnet", "minilm_search", "sentiment_bert", "smollm2_chat",
-            "smollm2_finetune", "smollm2_lora", "sentiment_finetune")  # fmt: skip
+            "smollm2_finetune", "smollm2_lora", "smollm2_qlora", "sentiment_finetune")  # fmt: skip
 
 
 def without_torch(name):
@@ -151,11 +151,14 @@ def data_dir(tmp_path_factory):
 # Of many stages, or what another one runs with other sizes or data: by hand, with --slow.
 LONG = (
     "brown_bert",
+    "brown_gpt_int4",
+    "distil_prune_quantize",
     "digits_omitted_class",
     "emoji_finetune_efficientnet",
     "fashion_mnist_cnn",
     "fashion_mnist_distill",
     "fashion_mnist_flow",
+    "fashion_mnist_prune",
     "fashion_mnist_resnet18",
     "gpt2_124m",
     "gpt2_350m",
@@ -165,6 +168,7 @@ LONG = (
     "markov_transformer",
     "sentiment_bert",
     "sentiment_finetune",
+    "smollm2_qlora",
 )
 
 
