@@ -5,7 +5,9 @@
 
 The run of `smollm2_lora` with every kernel of the frozen base in nf4, in groups of 64 inputs, and the embedding in eight
 bits (Dettmers et al. 2023). Nothing of the base is in the optimizer or in a checkpoint; a step makes full numbers
-of a kernel where it uses it, and again in the backward pass.
+of a kernel where it uses it, and again in the backward pass. By XLA's memory analysis for a TPU v5e (libtpu 0.0.42.1,
+rank 8) a step of these sizes peaks at 826 MiB, and at 2,470 with all parameters trained. On a CPU XLA keeps the full
+numbers from the forward pass: 1,730 MiB there, and 2,949.
 
 Hardware: meant for one small GPU. Not run here: there are no figures yet.
 """

@@ -11,6 +11,7 @@ from bigjax.core.adapt import Adaptation
 from bigjax.core.errors import UserError
 from bigjax.core.quantize import Quantized
 from bigjax.core.rules import paths
+from bigjax.core.steps import activations_alone
 from bigjax.methods.lora import DoRA, LoRA
 from bigjax.methods.low_rank import LowRank
 from bigjax.methods.pruning import Movement, Prune, threshold
@@ -76,6 +77,23 @@ def test_a_base_is_held_in_few_bits_alone_and_adapted():
     assert adaptation.recomputed
     alone, _ = Adaptation((Quantize(rules=rules),)).begin(jax.random.key(1), params)
     assert set(paths(alone)) == {"model/head/bias"}  # what it leaves alone is trained as ever
+
+
+def test_no_full_number_of_a_base_in_few_bits_is_kept_for_the_backward_pass(capsys):
+    params = {f"dense_{i}": {"kernel": jnp.asarray(numbers(i, 8, 8))} for i in range(2)}
+    rules = ((".*kernel", "nf4"),)
+    adaptation = Adaptation((Quantize(rules=rules), LoRA(rank=2, rules=((".*", "adapt"),))))
+    trained, base = adaptation.begin(jax.random.key(1), params)
+
+    def loss(trained):
+        x, seen = jnp.ones((3, 8)), adaptation.params(trained, {"base": base}, 0)
+        return jnp.sum(jnp.tanh(x @ seen["dense_0"]["kernel"]) @ seen["dense_1"]["kernel"])
+
+    jax.ad_checkpoint.print_saved_residuals(loss, trained)
+    assert "f32[8,8]" in capsys.readouterr().out
+    jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(loss, policy=activations_alone), trained)
+    kept = capsys.readouterr().out
+    assert "f32[8,8]" not in kept and "f32[3,8]" in kept
 
 
 def test_training_sees_what_quantization_will_give_and_its_gradient_goes_through():
