@@ -7,7 +7,7 @@
 The run of `brown_gpt`; the verb `shrink` then says its bits per byte and its size before and after each (Frantar et
 al. 2022: the second of the two formats of four bits should lose less).
 
-Hardware: meant for 2 CPU cores. Not run here: there are no figures yet.
+Hardware: meant for 2 CPU cores, for some 40 minutes. Not run here: there are no figures yet.
 """
 
 from bigjax import launch

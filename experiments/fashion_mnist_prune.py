@@ -7,7 +7,7 @@ Six runs a seed: dense; four whose share of zeros rises to 50, 80, 90 and 95 in 
 Gupta 2017, eq. 1); and a dense 784-50-10 MLP, which has as many weights as the fourth keeps. Their question is
 whether the large sparse one is better than the small dense one.
 
-Hardware: meant for 2 CPU cores. Not run here: there are no figures yet.
+Hardware: meant for 2 CPU cores, for some 60 minutes. Not run here: there are no figures yet.
 """
 
 from bigjax import launch, pipeline

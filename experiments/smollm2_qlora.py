@@ -9,7 +9,7 @@ of a kernel where it uses it, and again in the backward pass. By XLA's memory an
 rank 8) a step of these sizes peaks at 826 MiB, and at 2,470 with all parameters trained. On a CPU XLA keeps the full
 numbers from the forward pass: 1,730 MiB there, and 2,949.
 
-Hardware: meant for one small GPU. Not run here: there are no figures yet.
+Hardware: meant for 2 CPU cores, for some 60 minutes. Not run here: no quality is stated yet.
 """
 
 from bigjax import launch

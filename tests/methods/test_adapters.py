@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from bigjax.core.adapt import Adaptation
 from bigjax.core.errors import UserError
@@ -89,7 +90,7 @@ def test_no_full_number_of_a_base_in_few_bits_is_kept_for_the_backward_pass(caps
         x, seen = jnp.ones((3, 8)), adaptation.params(trained, {"base": base}, 0)
         return jnp.sum(jnp.tanh(x @ seen["dense_0"]["kernel"]) @ seen["dense_1"]["kernel"])
 
-    jax.ad_checkpoint.print_saved_residuals(loss, trained)
+    print_saved_residuals(loss, trained)
     assert "f32[8,8]" in capsys.readouterr().out
     jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(loss, policy=activations_alone), trained)
     kept = capsys.readouterr().out
