@@ -83,12 +83,11 @@ def read(card: Card) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarra
 
 
 def plainly(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """The function of flat arguments without what jax2onnx does not know.
+    """The function of flat arguments without what jax2onnx or onnxruntime does not know.
 
-    Calls are inlined, a choice between platforms is its default, padding is concatenation (its `pad` knows
-    no symbolic batch), a pool is the largest of shifted slices (its pools count the batch as a side), and a
-    running maximum is of floats (ONNX has it of no integers), and a choice of booleans is said by logic
-    (onnxruntime has it of numbers).
+    Calls are inlined; a choice between platforms is its default; padding is concatenation (jax2onnx's `pad`
+    knows no symbolic batch); a pool is the largest of shifted slices (its pools count the batch as a side);
+    a running maximum is of floats, and a choice of booleans is logic (onnxruntime has neither).
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     tree = jax.tree.structure(shapes)
@@ -114,9 +113,11 @@ def _evaluate(closed: Any, arguments: Sequence[Any]) -> list[Any]:
             found = _evaluate(params.get("jaxpr") or params["call_jaxpr"], operands)
         elif name == "pad":
             found = [_padded(*operands, params["padding_config"])]
-        elif (
-            name == "cummax" and operands[0].dtype == np.int32
-        ):  # exact below 2 ** 24: places, documents
+        elif name == "select_n" and operands[1].dtype == bool and len(operands) == 3:
+            which, no, yes = operands
+            found = [(which & yes) | (~which & no)]
+        elif name == "cummax" and operands[0].dtype == np.int32:
+            # Exact below 2 ** 24: these are places and documents.
             floats = eqn.primitive.bind(operands[0].astype(np.float32), **params)
             found = [floats.astype(np.int32)]
         elif name == "reduce_window_max":

@@ -31,7 +31,8 @@ FORMATS = {
 }
 # How far the largest output may be off, as a part of the largest one in size (of 1, if that is more).
 EXACT, HALF = 1e-5, 2e-2
-BANDS = {"gguf:f16": 2e-3, "gguf:q8_0": 3e-2, "gguf:q4_0": 0.5}
+# SmolLM2-135M was 0.029 off in q8_0 and 0.39 in q4_0, a tiny model of random weights 0.004 in q8_0.
+BANDS = {"gguf:f16": 2e-3, "gguf:q8_0": 1e-1, "gguf:q4_0": 0.5}
 
 
 @dataclasses.dataclass(frozen=True)

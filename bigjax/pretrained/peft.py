@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.pretrained.gguf import as_folder
 from bigjax.pretrained.reader import Published, locate, open_published, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -97,6 +98,7 @@ def open_adapted(source: str, where: str = "config.init.source") -> Published:
     folder = Path(os.path.expanduser(source))
     settings = read_json(folder / CONFIG)
     base, parts = open_published(base_of(source, where)), open_published(str(folder / WEIGHTS))
+    base = as_folder(base) if base.gguf else base
     if settings.get("peft_type") != "LORA":
         raise UserError(
             f"{folder / CONFIG}: peft_type is {settings.get('peft_type')!r}, not 'LORA'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def write_adapters(
     own = {f"params/{path}": leaf for path, leaf in paths(trained.get(lora.NAME, {})).items()}
     kept = {f"params/{path}" for path in paths(trained.get("model", {}))}
     before = _before(layout, family, config["architectures"][0])
-    tensors, ranks, alphas, whole, used = {}, {}, {}, set(), set()
+    tensors, ranks, alphas, used = {}, {}, {}, set()
     entries = layout.entries(dict(model))
 
     def full(module: str) -> str:
@@ -81,17 +81,16 @@ def write_adapters(
             rank = len(a)
             ranks[name] = rank
             alphas[name] = scale * (math.sqrt(rank) if lora.rank_stabilized else rank)
-        if here := {found[0] for path in entry.paths if (found := place_of(path, kept))}:
-            used |= here
-            whole.add(module)
+    of_kept = {entry.name: _places(entry, kept) for entry in entries}
+    whole = {name.rpartition(".")[0] for name, places in of_kept.items() if places}
+    used |= set().union(*of_kept.values())
     for entry in entries:
-        module = entry.name.rpartition(".")[0]
+        module, _, last = entry.name.rpartition(".")
+        if module in whole and full(module) in ranks:
+            raise UserError(f"--format=peft: {module} has an adapter and is trained itself")
         if module in whole:
-            name = full(module)
-            if name in ranks:
-                raise UserError(f"--format=peft: {module} has an adapter and is trained itself")
             arrays = [np.asarray(find_leaf(path, leaves)[1]) for path in entry.paths]
-            tensors[f"{PREFIX}{name}.{entry.name.rpartition('.')[2]}"] = entry.save(arrays)
+            tensors[f"{PREFIX}{full(module)}.{last}"] = entry.save(arrays)
     if left := sorted((set(own) | kept) - used):
         raise UserError(f"--format=peft: no published name for {', '.join(left[:6])}")
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
@@ -130,6 +129,12 @@ def _before(layout: Any, family: str, architecture: str) -> str:
     if not known or (architecture.endswith("Model") and not architecture.endswith("LMHeadModel")):
         return ""
     return next((prefix for prefix in known if prefix in kinds), known[0])
+
+
+def _places(entry: Entry, names: Collection[str]) -> set[str]:
+    """Which of some leaves' names an entry speaks of."""
+    found = (place_of(path, names) for path in entry.paths)
+    return {place[0] for place in found if place}
 
 
 def _adapter(path: str, own: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
