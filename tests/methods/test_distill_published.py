@@ -11,7 +11,7 @@ from bigjax.build.references import read_models
 from bigjax.core.errors import UserError
 from bigjax.loop.open import open_run
 from bigjax.loop.train import Stopped, train
-from bigjax.pretrained.export import export_folder
+from bigjax.pretrained.export import fill_published
 from tests.small import small
 
 VIT = dict(type="vit", image=8, patch=4, outputs=10, layers=2, width=8, heads=2, mlp_width=32)
@@ -43,7 +43,8 @@ def run_folder(folder):
 
 def publish(setup, state, target):
     params = {"params": jax.tree.map(np.asarray, state.params)}
-    export_folder(params, setup.values["model"], "vit", target, setup.sources["train"])
+    target.mkdir()
+    fill_published(target, params, setup.values["model"], "vit", setup.sources["train"])
 
 
 @pytest.mark.slow
