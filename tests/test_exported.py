@@ -92,6 +92,9 @@ def test_the_card_says_what_goes_in_and_out(digits):
     assert card["preprocess"][0]["scale"] == 16.0
     assert 0 <= card["checked"]["largest_difference"] <= card["checked"]["allowed"] == 1e-5
     assert str(folder) not in json.dumps(card)
+    for form in ("stablehlo", "stablehlo_beside"):  # nor does a program say where it was written
+        program = (folder / form / "model.stablehlo").read_bytes()
+        assert b".py" not in program and b"bigjax" not in program
 
 
 ALONE = """

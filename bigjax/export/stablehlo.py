@@ -6,8 +6,9 @@ before it is compiled, as it may be a stranger's.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def write(
         function = _by_path(function, variables)
         arguments = (paths(arguments[0]), *arguments[1:])
         save_tensors(folder / WEIGHTS, paths(variables))
-    exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
+    with _without_places():
+        exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
     (folder / PROGRAM).write_bytes(exported.serialize())
 
 
@@ -97,6 +99,18 @@ def called(text: str) -> set[str]:
     found += re.findall(r"call_target_name\s*=\s*\"([^\"]+)\"", text)
     missed = text.count("custom_call") > len(found)
     return {name.strip('"') for name in found} | ({"?"} if missed else set())
+
+
+@contextlib.contextmanager
+def _without_places() -> Iterator[None]:
+    """A program says of each operation in which file of this machine it was written; here it does not."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _by_path(function: Callable[..., Any], variables: Any) -> Callable[..., Any]:
