@@ -122,6 +122,23 @@ def test_bytes_that_go_round_are_those_of_the_formula():
     assert permuted["bytes"] == (2 * (n - 1) + 2 * (n - 1) + 2 * n) * part
 
 
+@pytest.mark.slow
+def test_memory_of_a_device_falls_at_least_as_the_devices_rise():
+    """The compiler's figures at 32k tokens, forward and backward; nothing is run."""
+
+    def total(*x):
+        return jnp.sum(ring.ring_attend(*x, causal=True))
+
+    needed = {}
+    for n in (2, 8):
+        laid = on(sequence=n)
+        shape = jax.ShapeDtypeStruct((1, 32768, 1, 16), jnp.float32)
+        grads = jax.jit(laid(jax.grad(total, argnums=(0, 1, 2))))
+        compiled = grads.lower(shape, shape, shape).compile()
+        needed[n] = compiled.memory_analysis().temp_size_in_bytes
+    assert needed[8] <= needed[2] / 4
+
+
 def test_a_length_that_does_not_divide_and_heads_split_otherwise_are_refused():
     laid = on(sequence=4)
     with laid:
