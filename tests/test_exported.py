@@ -1,5 +1,6 @@
 """An exported folder is enough: it answers as the run does, in every format, and runs nobody's code."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -210,7 +211,11 @@ def test_a_program_that_calls_out_is_refused(digits, tmp_path):
     stranger = copied(digits[0] / "stablehlo", tmp_path / "out")
     checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in stablehlo.called(text)]
     exported = jax.export.export(jax.jit(evil), disabled_checks=checks)(np.ones(2, np.float32))
-    (stranger / "model.stablehlo").write_bytes(exported.serialize())
+    program = exported.serialize()
+    (stranger / "model.stablehlo").write_bytes(program)
+    card = json.loads((stranger / "bigjax.json").read_text())
+    card["sha256"] = hashlib.sha256(program).hexdigest()
+    (stranger / "bigjax.json").write_text(json.dumps(card))
     with pytest.raises(UserError, match="on the machine that runs it: refused"):
         open_exported(stranger)
 

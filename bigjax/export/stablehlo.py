@@ -7,6 +7,7 @@ before it is compiled, as it may be a stranger's.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,8 +33,8 @@ HARMLESS |= {"cu_threefry2x32_ffi", "TopK", "mhlo.topk", "mhlo.erf", "shape_asse
 
 def write(
     answer: Answer, names: Mapping[str, Spec], variables: Any, folder: Path, inside: bool
-) -> None:
-    """Writes the program; its weights inside it, or in model.safetensors beside it.
+) -> str:
+    """Writes the program, and returns its sha256: damaged bytes can crash MLIR's parser. Its weights inside it, or in model.safetensors beside it.
 
     Raises:
       UserError: flatbuffers is not installed; the weights are more than a program can hold.
@@ -52,7 +53,9 @@ def write(
         save_tensors(folder / WEIGHTS, paths(variables))
     with _without_places():
         exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
-    (folder / PROGRAM).write_bytes(exported.serialize())
+    content = exported.serialize()
+    (folder / PROGRAM).write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def read(card: Card) -> Callable[[Mapping[str, np.ndarray]], Any]:
@@ -66,8 +69,13 @@ def read(card: Card) -> Callable[[Mapping[str, np.ndarray]], Any]:
     folder, names = card.folder, card.inputs
     path, weights = folder / PROGRAM, ()
     try:
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != card.values.get("sha256"):
+            raise UserError(f"{path}: is not what its card says (sha256): damaged, or another's")
+        exported = jax.export.deserialize(bytearray(content))
         text = exported.mlir_module()
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except Exception as error:  # flatbuffers and MLIR raise many kinds for what is not theirs

@@ -95,7 +95,7 @@ def write_export(
         tokenizer = getattr(source, "tokenizer", None)
         if tokenizer is not None:
             tokenizer.save(private)
-        _WRITERS[form.kind](run, answer, names, variables, private, form, family)
+        card["sha256"] = _WRITERS[form.kind](run, answer, names, variables, private, form, family)
         write_json(private / CARD, card)
         off = difference(
             on_cpu(open_exported(private, trust=True).run, rows),
@@ -151,8 +151,8 @@ def _safetensors(run, answer, names, variables, private, form, family) -> None:
         fill_published(private, variables, model, family, source, answer.preprocess)
 
 
-def _stablehlo(run, answer, names, variables, private, form, family) -> None:
-    stablehlo.write(answer, names, variables, private, form.choice == "inside")
+def _stablehlo(run, answer, names, variables, private, form, family) -> str:
+    return stablehlo.write(answer, names, variables, private, form.choice == "inside")
 
 
 def _onnx(run, answer, names, variables, private, form, family) -> None:
@@ -167,7 +167,8 @@ def _gguf(run, answer, names, variables, private, form, family) -> None:
     write_gguf(private / GGUF, variables, run.setup.values["model"], form.choice, tokenizer)
 
 
-_WRITERS: dict[str, Callable[..., None]] = {
+# Each writes into a folder; what it gives is the program's sha256, where there is one.
+_WRITERS: dict[str, Callable[..., str | None]] = {
     "safetensors": _safetensors,
     "stablehlo": _stablehlo,
     "gguf": _gguf,
