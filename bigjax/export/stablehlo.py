@@ -34,7 +34,10 @@ HARMLESS |= {"cu_threefry2x32_ffi", "TopK", "mhlo.topk", "mhlo.erf", "shape_asse
 def write(
     answer: Answer, names: Mapping[str, Spec], variables: Any, folder: Path, inside: bool
 ) -> str:
-    """Writes the program, and returns its sha256: damaged bytes can crash MLIR's parser. Its weights inside it, or in model.safetensors beside it.
+    """Writes the program; its weights inside it, or in model.safetensors beside it.
+
+    Returns:
+      its sha256: damaged bytes can crash MLIR's parser, and are not to reach it.
 
     Raises:
       UserError: flatbuffers is not installed; the weights are more than a program can hold.
