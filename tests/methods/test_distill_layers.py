@@ -177,6 +177,7 @@ def test_the_triple_loss_of_distilbert(berts):
     np.testing.assert_allclose(found.sum, 5 * soft + 2 * hard + angles, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_the_layers_of_tinybert_and_minilm(berts):
     preset = tinybert(2, 4)
     assert preset["objectives"]["hidden"]["layers"] == ((0, 1), (1, 3))

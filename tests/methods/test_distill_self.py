@@ -51,6 +51,7 @@ def outputs(params):
 def test_a_teacher_that_is_the_students_own_average():
     method = Distill(alpha=1.0, objectives={"own": objectives.Soft(teacher="ema", weight=0.5)})
 
+    @jax.jit
     def loss(params, ema):
         return method.loss(params, BATCH, scope_of(ema=ema)).sum
 

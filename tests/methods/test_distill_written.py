@@ -96,7 +96,7 @@ def test_what_was_written_is_what_is_learned_from(pair):
     """Sequence-level: the student's cross-entropy of the teacher's text, in float64."""
     method, prepared = written("teacher")
     batch = prepared(pair, KEY)
-    found = method.loss(pair[1]["params"], batch, scope_of(pair, KEY))
+    found = jax.jit(lambda p: method.loss(p, batch, scope_of(pair, KEY)))(pair[1]["params"])
     total = 0.0
     for prompt in PROMPTS:
         text = greedy(pair[0], prompt, T - P)
