@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean
-from bigjax.data import files, pictures
+from bigjax.data import files, picture_cells, pictures
 from bigjax.data.columns import KINDS, Column, Seen
 from bigjax.data.labels import Labels, is_number
 from bigjax.data.sources import Arrays, Inputs, default_data_dir, nothing_left
@@ -89,8 +89,8 @@ class Table:
                 labels += _cells(chunk, self.label).to_pylist()
             for name in used:
                 cells, kind = _cells(chunk, name), self.kinds.get(name)
-                if kind == "image" or (kind is None and _is_image(cells.type)):
-                    images.setdefault(name, []).extend(_headers(cells, chunk))
+                if kind == "image" or (kind is None and picture_cells.holds_pictures(cells.type)):
+                    images.setdefault(name, []).extend(picture_cells.headers(cells, chunk))
                 else:
                     seen.setdefault(name, Seen(name, kind, name in chunk.typed)).add(
                         cells, chunk.where
@@ -256,7 +256,7 @@ class FittedTable:
             encoded["features"] = np.concatenate(parts, axis=1)
             found += its
         if self.image:
-            encoded["image"], its = _decoded(_cells(chunk, self.image), self.shape)
+            encoded["image"], its = picture_cells.decoded(_cells(chunk, self.image), self.shape)
             found.append(its)
         if self.label:
             encoded["label"] = np.zeros(len(chunk), self.label.dtype)
@@ -357,39 +357,6 @@ def _cells(chunk: files.Chunk, name: str) -> Any:
     import pyarrow
 
     return chunk.columns[name] if name in chunk.columns else pyarrow.nulls(len(chunk))
-
-
-def _is_image(kind: Any) -> bool:
-    """Hugging Face's pictures: {"bytes": ..., "path": ...}."""
-    import pyarrow
-
-    return pyarrow.types.is_struct(kind) and {"bytes", "path"} <= {field.name for field in kind}
-
-
-def _bytes_of(cell: Any) -> bytes:
-    content = cell.get("bytes") if isinstance(cell, dict) else cell
-    if not isinstance(content, bytes):
-        raise pictures.BadPicture("holds no bytes of a picture")
-    return content
-
-
-def _headers(cells: Any, chunk: files.Chunk) -> Iterator[tuple[str, pictures.Shape]]:
-    for i, cell in enumerate(cells.to_pylist()):
-        try:
-            yield chunk.where(i), pictures.header(_bytes_of(cell))
-        except pictures.BadPicture as error:
-            raise UserError(f"{chunk.where(i)}: {error}") from None
-
-
-def _decoded(cells: Any, shape: pictures.Shape) -> tuple[np.ndarray, dict[int, str]]:
-    images = np.zeros((len(cells), shape.height, shape.width, shape.channels), np.uint8)
-    problems = {}
-    for i, cell in enumerate(cells.to_pylist()):
-        try:
-            images[i] = pictures.decode(_bytes_of(cell), shape)
-        except pictures.BadPicture as error:
-            problems[i] = str(error)
-    return images, problems
 
 
 def _write(folder: Path, pieces: Iterator[Encoded], rows: int) -> None:

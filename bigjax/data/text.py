@@ -395,7 +395,8 @@ def _items(row: dict[str, Any], field: str, where: str) -> list[str]:
 
 def _parted(lines: list[str]) -> tuple[list[str], list[str]]:
     """The texts before and after the tab of each line."""
-    for number, line in enumerate(lines, start=1):
-        if line.count("\t") != 1:
+    parts = [line.split("\t") for line in lines]
+    for number, pair in enumerate(parts, start=1):
+        if len(pair) != 2:
             raise UserError(f"line {number}: two texts are parted by one tab, here are others")
-    return [line.split("\t")[0] for line in lines], [line.split("\t")[1] for line in lines]
+    return [first for first, _ in parts], [second for _, second in parts]
