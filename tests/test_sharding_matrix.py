@@ -47,7 +47,7 @@ FAMILIES = {
 # Of the axes that only some models can use: layers stacked, dropout, grouped queries, windows, remat.
 STACKED = dict(vocab=16, layers=2, width=16, heads=4, context=8, scan_layers=True)
 GROUPED = dict(kv_heads=2, mlp_width=24, layer_kinds=("full", "local"), window=3, remat="full")
-MODELS = FAMILIES | {
+MODELS = {
     "dropping": (dict(type="gpt2", dropout=0.2, **STACKED), *FAMILIES["transformer"][1:]),
     "grouped": (dict(type="llama", **STACKED, **GROUPED), *FAMILIES["transformer"][1:]),
 }
@@ -80,7 +80,7 @@ CASES = {
 
 def program_of(family, mesh, devices, accumulate=1, mode="jit", augment=(), sequence="ring"):
     """(program, config, source); the rule of all parameters is "tensor + fsdp"."""
-    model, task, columns = MODELS[family]
+    model, task, columns = (MODELS | FAMILIES)[family]  # other files add to the latter
     raw = dict(
         train=dict(steps=STEPS, batch_size=BATCH, accumulate=accumulate),
         data=dict(
