@@ -349,7 +349,7 @@ def test_an_empty_document_is_one_clear_line(bert, tmp_path, content, unit):
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        (dict(path="brown"), ["scripts/fetch_data brown"]),
+        (dict(path="brown"), ["there: none", "scripts/fetch_data --help"]),
         (dict(path="bronw"), ["did you mean 'brown'", "there: brown"]),
         (dict(path="/nowhere/{split}.jsonl"), ["/nowhere"]),
         (dict(path="tfds:nothing_here"), ["nothing_here", "not prepared"]),

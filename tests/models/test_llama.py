@@ -24,7 +24,9 @@ def test_every_parameter_names_every_axis():
     assert jax.tree.map(len, names, is_leaf=lambda x: isinstance(x, tuple)) == shapes
     named = {name for spec in jax.tree.leaves(names) for name in spec}
     assert named == {"vocab", "embed", "heads", "kv_heads", "head", "mlp"}
-    assert {name for name, _ in Llama.LOGICAL_RULES} <= named
+    routed = nn.get_partition_spec(abstract(experts=4))
+    named |= {name for spec in jax.tree.leaves(routed) for name in spec}
+    assert {name for name, _ in Llama.LOGICAL_RULES} <= named | {"group"}  # of activations
 
 
 @pytest.mark.parametrize(
