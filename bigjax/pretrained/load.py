@@ -6,7 +6,6 @@ never holds more than one leaf. Nothing on disk is changed.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -105,9 +104,12 @@ def check_published(init: Any, model: Mapping[str, Any]) -> tuple[Published, Any
         for key, value in theirs.items()
         if key not in free and key in model and model[key] != value
     ]
-    if max(init.layers, default=-1) >= theirs.get("layers", math.inf):
+    layers = theirs.get("layers")
+    if init.layers and isinstance(layers, tuple):  # of a ResNet: how many each stage has
+        raise UserError(f"config.init.layers: {published.path} has stages, not blocks 0 to N")
+    if init.layers and layers is not None and max(init.layers) >= layers:
         raise UserError(
-            f"config.init.layers: {published.path} has blocks 0 to {theirs['layers'] - 1}, "
+            f"config.init.layers: {published.path} has blocks 0 to {layers - 1}, "
             f"not {max(init.layers)}"
         )
     if differing:

@@ -40,7 +40,8 @@ def filled(sweep: Sweep, stages: Mapping[str, Config], chosen: str) -> Sweep:
     task = config.make("task")
     splits = config.get("data.splits")
     evaluated = tuple(dict.fromkeys((*config.get("evaluate.splits"), *splits)))  # those first
-    evaluated = [name for name in evaluated if not name.startswith("train")]
+    learned = config.get("data.mixture") or {}
+    evaluated = [n for n in evaluated if not n.startswith("train") and n not in learned]
     tests = [name for name in evaluated if _is_test(name, splits)]
     others = [name for name in evaluated if name not in tests]
     others.sort(key=lambda name: name != "validation")  # which goes first

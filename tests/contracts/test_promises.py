@@ -1,6 +1,7 @@
 """Every method keeps every promise, or refuses it by name (see `methods.REFUSED`)."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from tests.contracts.runs import (
     whole,
 )
 
+WRITE = "BIGJAX_WRITE_GOLDEN"  # writes what was found in place of what was recorded
 GOLDEN = Path(__file__).parent.parent / "golden" / "contracts"
 # Of the adapters one always, the others with `scripts/test --slow`.
 LATER = tuple(name for name in NAMES["adapter"] if name != "lora")
@@ -201,9 +203,9 @@ def test_what_lies_where_and_what_is_sent_is_as_recorded(name):
         found["bytes_per_device"]["activations"] = 0
         text = sharding_report.text(found)
         golden = GOLDEN / f"{name}.txt"
-        if not golden.exists():
-            golden.parent.mkdir(exist_ok=True)
+        if os.environ.get(WRITE):
             golden.write_text(f"jax {jax.__version__}\n{text}\n")
+        assert golden.exists(), f"{golden} is missing; if it is meant, run this test with {WRITE}=1"
         version, _, recorded = golden.read_text().partition("\n")
         if version == f"jax {jax.__version__}":
             assert re.sub(r"\s+", " ", text) == re.sub(r"\s+", " ", recorded.strip())

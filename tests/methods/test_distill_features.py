@@ -128,6 +128,7 @@ def decoder(scan):
     return model, nn.unbox(model.init(jax.random.key(0), tokens, train=False)), tokens
 
 
+@pytest.mark.slow
 def test_features_of_a_decoder_are_its_blocks_also_in_a_loop():
     found = {}
     for scan in (False, True):
@@ -161,7 +162,7 @@ def test_a_hint_of_tokens_counts_the_tokens_that_the_loss_counts():
     t, s = RNG.normal(size=(B, 3, 5)), RNG.normal(size=(B, 3, 4))
     kernel = RNG.normal(size=(4, 5))
     hint = Hint(student_feature="a", teacher_feature="b")
-    seen = Seen(task, batch, None, jnp.zeros((B, 3, 9)), tuple(map(jnp.asarray, (t, s))), {"kernel": jnp.asarray(kernel)})  # fmt: skip
+    seen = Seen(task, batch, None, jnp.zeros((B, 3, 9)), [tuple(map(jnp.asarray, (t, s)))], {"kernel": jnp.asarray(kernel)})  # fmt: skip
     expected = sum(np.mean((t[p] - s[p] @ kernel) ** 2) / 2 for p in counted)
     np.testing.assert_allclose(hint.pair(seen), (expected, len(counted)), rtol=1e-5)
     with pytest.raises(UserError, match="other positions"):

@@ -108,6 +108,7 @@ def moved(tree):
     return jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), tree)
 
 
+@pytest.mark.slow
 def test_the_model_tells_places_times_and_classes_apart():
     model = DiT(image=8, patch=4, classes=3, layers=1, width=8, heads=2)
     x = jnp.asarray(RNG.standard_normal((1, 8, 8, 2)), jnp.float32)
@@ -131,6 +132,7 @@ def test_the_model_tells_places_times_and_classes_apart():
     np.testing.assert_array_equal(out[0, 4:, :4], out[0, :4, 4:])
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_judged_and_written(tmp_path):
     """On digits, with a classifier beside the flow; the grid has a row a class."""
     classifier = small("train.steps=60", "mesh.data=1", "mesh.fsdp=8")

@@ -161,6 +161,7 @@ def test_another_base_is_refused(run, tmp_path):
         open_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_exported_it_is_a_whole_model_with_the_same_logits(tmp_path):
     from bigjax.verbs.launch import execute
 

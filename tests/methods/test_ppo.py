@@ -185,6 +185,7 @@ def test_standardized_leaves_out_what_is_masked():
     np.testing.assert_allclose(found, (np.array([1, 3, 5]) - 3) / np.std([1, 3, 5]), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resume_between_two_evaluations_is_bitwise_and_episodes_are_measured(tmp_path):
     evaluators = dict(greedy=dict(type="episodes", episodes=5, every=6))
     config = tiny(evaluators=evaluators)

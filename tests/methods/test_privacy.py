@@ -186,6 +186,7 @@ def test_what_it_cannot_keep_is_refused_by_name(changes, message, tmp_path):
         assemble(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_noise_is_the_same_on_any_mesh_and_for_any_number_of_microbatches():
     one, state = steps_of(setup_of("dp_sgd", mesh=dict(data=1), devices=1), 3)
     for overrides, mesh, devices in (
