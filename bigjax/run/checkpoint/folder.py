@@ -109,11 +109,10 @@ def begin_save(folder: epath.Path, step: int, run: str | None) -> None:
             raise FileExistsError(f"{target} is there already and is no checkpoint: move it away")
         log.warning("%s: half a save; moved to %s", target, set_aside(folder, step, "half a save"))
     mark = folder / f"{SAVING}{step}"
-    if hashes.is_local(folder):
-        write_atomic(
-            mark, f"{run}\n"
-        )  # after a loss of power, too, what follows is known as half a save
-    else:
+    if hashes.is_local(folder) and not all_steps(folder):
+        # After a loss of power, too, the rest of a run's first save is known as half a save.
+        write_atomic(mark, f"{run}\n")
+    else:  # there is an older one to go on from, or a bucket, which keeps what is written
         mark.write_text(f"{run}\n")
     target.mkdir(exist_ok=True)
 
