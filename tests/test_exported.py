@@ -16,7 +16,7 @@ from bigjax.__main__ import main
 from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
-from bigjax.export import stablehlo
+from bigjax.export import stablehlo, write
 from bigjax.export.answer import live
 from bigjax.export.open import open_exported
 from bigjax.export.write import difference, parsed_format
@@ -398,3 +398,20 @@ def test_a_program_writes_text_token_by_token(llama, tmp_path):
     found = open_exported(tmp_path / "out").predict({"tokens": tokens})
     assert found == run.predict({"tokens": tokens})
     assert len(found[0]["tokens"]) == 4
+
+
+def test_every_format_has_a_writer():
+    assert set(write._WRITERS) == set(write.FORMATS) - {"peft"}  # which `adapters` writes
+
+
+@pytest.mark.slow
+def test_an_onnx_export_answers_as_the_run(digits):
+    pytest.importorskip("jax2onnx", reason="jax2onnx is not installed")
+    folder, run = digits
+    assert export(folder / "run", folder / "onnx", "onnx") == 0
+    images = rows_of(run)["image"]
+    found = bigjax.open_exported(folder / "onnx").predict({"image": images})
+    expected = run.predict({"image": images})
+    for one, other in zip(found, expected, strict=True):
+        assert one["class"] == other["class"]
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)

@@ -171,5 +171,6 @@ def _gguf(run, answer, names, variables, private, form, family) -> None:
 _WRITERS: dict[str, Callable[..., str | None]] = {
     "safetensors": _safetensors,
     "stablehlo": _stablehlo,
+    "onnx": _onnx,
     "gguf": _gguf,
 }
