@@ -18,7 +18,7 @@ from bigjax.build import classes
 from bigjax.config.config import Config
 from bigjax.core import precision, settings
 from bigjax.core.adapt import MODEL, Adaptation, OwnLeaves
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, first_line
 from bigjax.core.losses import AUXILIARY
 from bigjax.core.method import Call, Facts, Method, Reference
 from bigjax.core.optimizers import build as build_optimizer
@@ -208,7 +208,7 @@ def make_reference(
     try:
         jax.eval_shape(network.variables, jax.random.key(0))
     except Exception as error:  # whatever a model makes of inputs that are not its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"config.method.{name}: its preprocessing and model cannot read this run's examples "
             f"({reason})"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cholesky
 
+from bigjax.core.quantize import LARGEST
+
 DAMPING = 0.01  # of the mean of the diagonal (their section 3.3, step 3)
-LARGEST = 7.0
+INT4 = LARGEST["int4"]
 
 
 def gptq(
@@ -38,8 +40,8 @@ def gptq(
         block = i // group
         if i % group == 0:
             largest = np.abs(weights[i : i + group]).max(axis=0)
-            scales[block] = np.where(largest > 0, largest / LARGEST, 1.0)
-        codes[i] = np.clip(np.rint(weights[i] / scales[block]), -LARGEST, LARGEST)
+            scales[block] = np.where(largest > 0, largest / INT4, 1.0)
+        codes[i] = np.clip(np.rint(weights[i] / scales[block]), -INT4, INT4)
         error = (weights[i] - codes[i] * scales[block]) / inverse[i, i]
         weights[i + 1 :] -= np.outer(inverse[i, i + 1 :], error)
     return codes, scales

@@ -15,6 +15,7 @@ import numpy as np
 from bigjax.compress.folder import on_disk
 from bigjax.loop.evaluate import eval_batches
 from bigjax.loop.open import Opened
+from bigjax.mesh.sharding import batch_devices
 from bigjax.plan import flops
 
 PARTS = 20  # of a split, at least, whose numbers are drawn again for the intervals
@@ -50,7 +51,9 @@ def costs(runs: Mapping[str, Opened], split: str) -> dict[str, Cost]:
     ones, manys, calls = {}, {}, {}
     for name, run in runs.items():
         source = run.setup.sources[split]
-        ones[name] = next(eval_batches(run.setup.program, source, _least(run)))
+        ones[name] = next(
+            eval_batches(run.setup.program, source, batch_devices(run.setup.program.mesh.shape))
+        )
         manys[name] = next(eval_batches(run.setup.program, source, run.setup.eval_batch_size))
         calls[name] = run.setup.program.predict_step
     times: dict[tuple[str, bool], list[float]] = {}
@@ -79,12 +82,6 @@ def costs(runs: Mapping[str, Opened], split: str) -> dict[str, Cost]:
     return found
 
 
-def _least(run: Opened) -> int:
-    """The smallest batch that the run's mesh can split."""
-    shape = run.setup.program.mesh.shape
-    return int(np.prod([shape[axis] for axis in ("dcn", "data", "fsdp") if axis in shape]))
-
-
 def metrics(run: Opened, split: str) -> dict[str, tuple[float, float, float]]:
     """Metric -> (value, low, high): the task's numbers of a split, with bootstrap intervals (0.95).
 
@@ -92,7 +89,7 @@ def metrics(run: Opened, split: str) -> dict[str, tuple[float, float, float]]:
     percentiles); always the same draws, so that two models are seen on the same parts.
     """
     setup, source = run.setup, run.setup.sources[split]
-    least = _least(run)
+    least = batch_devices(run.setup.program.mesh.shape)
     size = min(setup.eval_batch_size, max(1, len(source) // PARTS // least) * least)
     parts = []
     for batch in eval_batches(setup.program, source, size):

@@ -27,6 +27,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what a library's error says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def to_install(package: str) -> str:
     """The command that installs a package into the environment that runs now: "PYTHON -m pip install X"."""
     python = Path(sys.executable)

@@ -11,6 +11,11 @@ STACKED = (
 )
 
 
+def stacked_axes(path: str) -> int:
+    """How many leading axes of layers a leaf has."""
+    return 1 if STACKED in path.split("/") else 0
+
+
 def as_matrix(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
     """(leading axes of stacked layers, m, n) of a leaf: m inputs, n outputs.
 
@@ -20,7 +25,7 @@ def as_matrix(path: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, 
     Raises:
       UserError: it is none: a bias or a scale.
     """
-    count = 1 if STACKED in path.split("/") else 0
+    count = stacked_axes(path)
     layers, own = shape[:count], shape[count:]
     if len(own) < 2:
         raise UserError(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, first_line
 
 
 class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -157,7 +157,7 @@ def opened(folder: Path) -> tfds.core.DatasetBuilder:
         if not strange:
             return tfds.builder_from_directory(folder)
     except Exception as error:  # of damaged files TFDS makes many kinds
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"{folder}: not a readable TFDS data set ({why})") from None
     raise UserError(
         f"{folder / 'features.json'}: names '{strange[0]}', which would be imported and run; only "

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -282,5 +282,5 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, NotImplementedError) as error:  # all that pyarrow raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot read {path}: {reason}") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, first_line
 from bigjax.data.sources import Arrays
 from bigjax.data.splits import files_of, find_splits, subsplit
 
@@ -96,5 +96,5 @@ def _reading(path: Path) -> Iterator[None]:
         ValueError, OSError, EOFError, AttributeError, NotImplementedError, RuntimeError,
         struct.error, zipfile.BadZipFile, zlib.error,
     ) as error:  # fmt: skip
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"cannot read {path}: {reason}") from None

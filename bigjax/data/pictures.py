@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, first_line
 from bigjax.data.sources import Arrays, Features, Inputs, Source
 from bigjax.data.splits import subsplit
 
@@ -317,6 +317,6 @@ def _opened(file: Path | bytes) -> Iterator[Any]:
     except BadPicture:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         reason = "of no known format" if "cannot identify" in reason else reason
         raise BadPicture(f"not a readable picture ({reason})") from None

@@ -138,7 +138,8 @@ def read_unmasked(
 ) -> dict[str, np.ndarray]:
     """The examples `ids` (N,) of `epochs`; those of `mask` 0 are not read and are zeros.
 
-    What differs from epoch to epoch a source gives by `read_epochs(ids, epochs)`, if it has that. Zeros, because a NaN would reach the gradient of the weights through a loss of weight 0.
+    What differs from epoch to epoch a source gives by `read_epochs(ids, epochs)`, if it has that. Zeros,
+    because a NaN would reach the gradient of the weights through a loss of weight 0.
     """
     real = mask > 0
     of_epochs = getattr(source, "read_epochs", lambda ids, epochs: source.read(ids))

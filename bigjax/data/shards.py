@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, first_line
 from bigjax.data.narrow import narrow
 from bigjax.data.sources import Features
 from bigjax.data.splits import subsplit
@@ -168,7 +168,7 @@ class ShardRows:
                 reader = pyarrow.parquet.ParquetFile(file, metadata=shard.metadata)
                 table = reader.read_row_group(place, columns=list(self._names), use_threads=False)
         except (OSError, ValueError) as error:  # all that pyarrow and fsspec raise
-            raise UserError(f"cannot read {shard.path}: {_reason(error)}") from None
+            raise UserError(f"cannot read {shard.path}: {first_line(error)}") from None
         where = f"{shard.path}, row group {place}"
         return {name: _numbers(table[name], name, where) for name in self._names}
 
@@ -181,9 +181,9 @@ def _glob(pattern: str) -> tuple[Any, list[str]]:
         files, path = fsspec.core.url_to_fs(pattern)
         return files, sorted(files.glob(path))
     except ImportError as error:  # the library of that kind of URL
-        raise UserError(f"path: {pattern}: {_reason(error)}") from None
+        raise UserError(f"path: {pattern}: {first_line(error)}") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"path: {pattern}: cannot be opened ({_reason(error)})") from None
+        raise UserError(f"path: {pattern}: cannot be opened ({first_line(error)})") from None
 
 
 def _open(files: Any, path: str) -> Shard:
@@ -198,7 +198,7 @@ def _open(files: Any, path: str) -> Shard:
             tail = files.cat_file(path, start=max(0, size - needed), end=size)
         metadata = pyarrow.parquet.read_metadata(io.BytesIO(tail))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {_reason(error)}") from None
+        raise UserError(f"cannot read {path}: {first_line(error)}") from None
     footer = hashlib.sha256(f"{size}".encode() + tail[-needed:]).hexdigest()
     return Shard(files, path, metadata, footer)
 
@@ -245,7 +245,3 @@ def _numbers(column: Any, name: str, where: str) -> np.ndarray:
         raise UserError(f"{where}: {name!r} has {nulls} empty cells")
     values = array.to_numpy(zero_copy_only=False)
     return narrow(name, values.reshape(rows, -1) if nested else values)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from bigjax.core import settings
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError, did_you_mean, first_line
 from bigjax.data.mixed import Mixed
 from bigjax.data.narrow import narrow, narrow_dtype
 
@@ -261,7 +261,9 @@ class TFDS:
         try:
             length = builder.info.splits[split].num_examples
         except Exception as error:  # TFDS raises many kinds for a bad split, all with a message
-            raise UserError(f"split {split!r} of TFDS {self.name!r}: {_one_line(error)}") from error
+            raise UserError(
+                f"split {split!r} of TFDS {self.name!r}: {first_line(error)}"
+            ) from error
         if not length:
             raise UserError(f"split {split!r} of TFDS {self.name!r} has no examples")
         data = builder.as_data_source(split, decoders=decoders)
@@ -382,7 +384,3 @@ def _identity(builder, split: str) -> str:
         if path.suffix == ".json":
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bigjax.core.errors import UserError, did_you_mean, to_install
+from bigjax.core.errors import UserError, did_you_mean, first_line, to_install
 
 Files = dict[str, tuple[Path, ...]]
 
@@ -179,5 +179,5 @@ def _from_hub(name: str, suffixes: Sequence[str]) -> Path:
             huggingface_hub.snapshot_download(name, repo_type="dataset", allow_patterns=patterns)
         )
     except Exception as error:  # no network, no such id, no permission: each its own kind
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"hub:{name}: cannot fetch it ({reason})") from None

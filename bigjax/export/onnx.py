@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from bigjax.core.errors import UserError, to_install
+from bigjax.core.errors import UserError, first_line, to_install
 from bigjax.export.answer import Answer, Spec, live, program_of
 from bigjax.export.card import Card
 
@@ -48,7 +48,7 @@ def write(answer: Answer, names: Mapping[str, Spec], variables: Any, folder: Pat
             graph, inputs=specs, input_names=sorted(rows), output_names=sorted(shapes)
         ).SerializeToString()
     except Exception as error:  # the converter raises many kinds for what it does not know
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"--format=onnx: jax2onnx cannot convert this model: {reason}") from None
     (folder / GRAPH).write_bytes(found)
 
@@ -76,7 +76,7 @@ def read(card: Card) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarra
     except UserError:
         raise
     except Exception as error:  # protobuf and onnxruntime raise many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: no graph that onnxruntime runs ({reason[:120]})") from None
     names = [output.name for output in session.get_outputs()]
     return lambda rows: dict(zip(names, session.run(None, dict(rows)), strict=True))

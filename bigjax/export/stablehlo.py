@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax.core.errors import UserError, to_install
+from bigjax.core.errors import UserError, first_line, to_install
 from bigjax.core.rules import paths
 from bigjax.export.answer import Answer, Spec, program_of
 from bigjax.export.card import Card
@@ -82,7 +82,7 @@ def read(card: Card) -> Callable[[Mapping[str, np.ndarray]], Any]:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
     except Exception as error:  # flatbuffers and MLIR raise many kinds for what is not theirs
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: no program of StableHLO ({reason[:120]})") from None
     if strange := sorted(called(text) - HARMLESS):
         raise UserError(f"{path}: calls '{strange[0]}' on the machine that runs it: refused")

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from bigjax.build.program import from_leaves
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, first_line
 from bigjax.core.rules import paths
 from bigjax.core.settings import Init
 from bigjax.export.card import Card
@@ -43,7 +43,7 @@ def read(card: Card) -> Callable[[Mapping[str, np.ndarray]], dict[str, Any]]:
     try:
         abstract = jax.eval_shape(network.variables, jax.random.key(0))
     except Exception as error:  # whatever a model makes of sizes and inputs that are not its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{card.folder}: its card describes no model that works ({reason})"
         ) from None

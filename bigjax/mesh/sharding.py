@@ -76,13 +76,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def batch_devices(sizes: Mapping[str, int]) -> int:
+    """Over how many devices a mesh of these sizes splits the batch."""
+    return math.prod(sizes[axis] for axis in BATCH_AXES)
+
+
 def check_batch(key: str, batch_size: int, accumulate: int, mesh: Mesh) -> int:
     """Rows of a (micro)batch on each device.
 
     Raises:
       UserError: the batch does not divide; says the nearest sizes that do.
     """
-    devices = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    devices = batch_devices(mesh.shape)
     unit = devices * accumulate
     if batch_size % unit:
         below, above = batch_size // unit * unit, -(-batch_size // unit) * unit

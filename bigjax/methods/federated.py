@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,7 @@ from bigjax.core.method import (
     summed_gradients,
 )
 from bigjax.core.order import sample_ids, uniforms
-from bigjax.mesh.sharding import BATCH_AXES
+from bigjax.mesh.sharding import batch_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ class FedAvg(Method):
                 f"config.method: fedavg averages parameters; the clients' {', '.join(own)} (BatchNorm) "
                 "would differ: use a model without"
             )
-        shares = facts.train.accumulate * math.prod(facts.mesh[axis] for axis in BATCH_AXES)
+        shares = facts.train.accumulate * batch_devices(facts.mesh)
         if facts.train.batch_size % (self.rows * shares):
             raise UserError(
                 f"config.train.batch_size: {facts.train.batch_size} is no multiple of the "

@@ -13,7 +13,7 @@ from flax import traverse_util
 
 from bigjax.core.adapt import Parametrization
 from bigjax.core.errors import UserError
-from bigjax.core.matrices import STACKED, as_matrix
+from bigjax.core.matrices import as_matrix, stacked_axes
 from bigjax.core.rules import Rules, match_rules, paths
 
 
@@ -77,7 +77,7 @@ class LowRank(Parametrization):
         factors, made = paths(own), {}
         for path in {name.rpartition("/")[0] for name in factors}:
             a, b = factors[f"{path}/a"], factors[f"{path}/b"]
-            count = 1 if STACKED in path.split("/") else 0
+            count = stacked_axes(path)
             layers, rank = a.shape[:count], a.shape[-1]
             left, right = a.reshape(*layers, -1, rank), b.reshape(*layers, rank, -1)
             product = jnp.matmul(left, right, precision="highest")

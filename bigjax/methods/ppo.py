@@ -7,7 +7,6 @@ policy as it stands, then makes `passes` x `minibatches` updates from what happe
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from bigjax.core.losses import Loss, masked_sum
 from bigjax.core.marks import Traced
 from bigjax.core.method import Batch, Facts, Method, Scope, Updates
 from bigjax.core.transforms import example_keys
-from bigjax.mesh.sharding import BATCH_AXES
+from bigjax.mesh.sharding import batch_devices
 from bigjax.methods.environments import Environment
 from bigjax.tasks.actor_critic import ActorCritic
 
@@ -77,7 +76,7 @@ class PPO(Method):
             {"sample": jnp.zeros(1, jnp.int32), "epoch": jnp.zeros(1, jnp.int32)},
         )
         facts.task.check_actions(outputs, environment.actions)
-        devices = math.prod(facts.mesh[axis] for axis in BATCH_AXES)
+        devices = batch_devices(facts.mesh)
         unit = self.minibatches * facts.train.accumulate * devices
         rows = facts.train.batch_size * self.rollout
         if rows % unit:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bigjax.config.resolve import Config, resolve
 from bigjax.core.errors import UserError
+from bigjax.mesh.placement import divisors
 
 REMAT = ("dots_no_batch", "names", "full")
 
@@ -68,8 +69,8 @@ def combinations(config: Config, mesh: Mapping[str, int]) -> list[Change]:
     devices = mesh.get("data", 1) * mesh.get("fsdp", 1) * mesh.get("tensor", 1)
     meshes = [
         (f"mesh.data={devices // split // tensor}", f"mesh.fsdp={split}", f"mesh.tensor={tensor}")
-        for tensor in _divisors(devices)
-        for split in reversed(_divisors(devices // tensor))
+        for tensor in divisors(devices)
+        for split in reversed(divisors(devices // tensor))
     ]
     kept = config.values["model"].get("remat")
     remats = [()] if kept is None else [(f"model.remat={name}",) for name in ("none", *REMAT)]
@@ -85,10 +86,6 @@ def _says(config: Config, override: str) -> bool:
     """Whether the config says so already."""
     key, _, value = override.partition("=")
     return str(config.get(key)) == value
-
-
-def _divisors(number: int) -> list[int]:
-    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def applied(config: Config, overrides: Sequence[str]) -> Config | str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.core.errors import UserError, did_you_mean, to_install
+from bigjax.core.errors import UserError, did_you_mean, first_line, to_install
 from bigjax.data.sources import default_data_dir
 from bigjax.pretrained.gguf_header import read_header
 
@@ -118,7 +118,7 @@ def _open_safetensors(path: Path, files: list[Path], config: Mapping[str, Any]) 
             return opened[name].get_tensor(name)
         except Exception as error:  # a dtype that NumPy lacks, such as 8-bit floats
             raise UserError(
-                f"{path}: tensor '{name}' is {kinds[name]}, which cannot be read ({_one_line(error)})"
+                f"{path}: tensor '{name}' is {kinds[name]}, which cannot be read ({first_line(error)})"
             ) from None
 
     return Published(path, config, shapes, read)
@@ -133,7 +133,7 @@ def _open_gguf(path: Path) -> Published:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         fields, tensors = read_header(data, blocks)
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        raise UserError(f"{path}: not a readable GGUF file ({_one_line(error)})") from None
+        raise UserError(f"{path}: not a readable GGUF file ({first_line(error)})") from None
 
     def read(name: str) -> np.ndarray:
         tensor = tensors[name]
@@ -169,7 +169,7 @@ def _open_torch(path: Path, config: Mapping[str, Any]) -> Published:
         mapped = zipfile.is_zipfile(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds for a bad file
-        raise UserError(f"{path}: not a torch state dict ({_one_line(error)})") from None
+        raise UserError(f"{path}: not a torch state dict ({first_line(error)})") from None
     if not isinstance(state, Mapping) or not all(hasattr(x, "shape") for x in state.values()):
         raise UserError(f"{path}: not a torch state dict (name -> tensor)")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -192,7 +192,7 @@ def _from_hub(source: str, where: str) -> Path:
         patterns = ["*.json", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except Exception as error:  # no network, no such id, no permission: each its own kind
-        raise UserError(f"{where}: cannot fetch '{source}' ({_one_line(error)})") from None
+        raise UserError(f"{where}: cannot fetch '{source}' ({first_line(error)})") from None
 
 
 def _only_weights(folder: Path, where: str) -> list[Path]:
@@ -226,7 +226,3 @@ def read_json(path: Path) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: should hold a JSON object")
     return values
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
