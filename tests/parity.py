@@ -20,6 +20,14 @@ def model_values(folder, family, **given):
     return configs._complete_section("model", derived)
 
 
+def randomized(module):
+    """A torch module whose zeros and ones (biases, norms) are random, so that a swapped name shows."""
+    for parameter in module.parameters():
+        if parameter.detach().std() == 0:
+            parameter.data += 0.3 * parameter.data.new_empty(parameter.shape).normal_()
+    return module
+
+
 def build(values):
     """The Linen module of `config.model` values."""
     return made("model", "model", values)

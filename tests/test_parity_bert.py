@@ -1,4 +1,4 @@
-"""BERT and RoBERTa against transformers: the same weights give the same numbers, in both directions."""
+"""BERT and its kin against transformers: the same weights give the same numbers, in both directions."""
 
 import os
 from pathlib import Path
@@ -41,8 +41,20 @@ MODELS = [
     ("electra", "ForMaskedLM"),
     ("electra", "ForSequenceClassification"),
     ("electra", "ForTokenClassification"),
+    ("albert", "Model"),
+    ("albert", "ForMaskedLM"),
+    ("albert", "ForSequenceClassification"),
+    ("albert", "ForTokenClassification"),
+    ("modernbert", "Model"),
+    ("modernbert", "ForMaskedLM"),
+    ("modernbert", "ForSequenceClassification"),
+    ("modernbert", "ForTokenClassification"),
 ]
-SLOW = (("electra", "Model"), ("electra", "ForTokenClassification"))  # parts of the others
+SLOW = [  # parts of the others
+    (family, name)
+    for family in ("electra", "albert", "modernbert")
+    for name in ("Model", "ForTokenClassification")
+]
 # DistilBERT's own names for the sizes.
 DISTILBERT = dict(
     hidden_size="dim",
@@ -59,6 +71,20 @@ CHANGED = {
     ("electra", "ForMaskedLM"): dict(embedding_size=20),
     ("electra", "ForTokenClassification"): dict(embedding_size=20),
     ("electra", "ForSequenceClassification"): dict(embedding_size=32),
+    ("albert", "ForMaskedLM"): dict(embedding_size=20, num_hidden_layers=3),
+    ("albert", "ForSequenceClassification"): dict(embedding_size=32, hidden_act="relu"),
+    # Layers full, local, local, full: a window of 5 tokens in texts of up to 12.
+    ("modernbert", "ForMaskedLM"): dict(num_hidden_layers=4, local_attention=4),
+    ("modernbert", "ForSequenceClassification"): dict(
+        global_attn_every_n_layers=2,
+        local_attention=2,
+        attention_bias=True,
+        mlp_bias=True,
+        norm_bias=True,
+        classifier_bias=True,
+        classifier_activation="relu",
+        classifier_pooling="mean",
+    ),
 }
 NO_POOLER = dict(unused=(r"pooler\..*",))
 
@@ -66,17 +92,20 @@ NO_POOLER = dict(unused=(r"pooler\..*",))
 def reference(family, name):
     """A small random model of transformers, its tokens (padded) and their types."""
     torch.manual_seed(0)
-    kind = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}.get(family, "Electra")
-    padding, types = {"roberta": (1, 1), "distilbert": (0, 0)}.get(family, (0, 2))
+    kinds = dict(distilbert="DistilBert", modernbert="ModernBert")
+    kind = kinds.get(family, family.title())
+    padding, types = {"roberta": (1, 1), "distilbert": (0, 0), "modernbert": (0, 0)}.get(
+        family, (0, 2)
+    )
     renamed = DISTILBERT if family == "distilbert" else {}
     sizes = {renamed.get(key, key): value for key, value in SIZES.items()}
     options = dict(sizes, pad_token_id=padding, num_labels=3) | CHANGED.get((family, name), {})
-    if family != "distilbert":
+    if types:
         options |= dict(type_vocab_size=types)
     config = getattr(transformers, f"{kind}Config")(**options)
     options = no_pooler(family, name)
     padding = config.pad_token_id
-    model = getattr(transformers, f"{kind}{name}")(config, **options).eval()
+    model = parity.randomized(getattr(transformers, f"{kind}{name}")(config, **options)).eval()
     rng = np.random.default_rng(0)
     tokens = np.where(SEGMENTS, rng.integers(6, 50, SEGMENTS.shape), padding).astype(np.int32)
     kinds = rng.integers(0, types, SEGMENTS.shape).astype(np.int32) if types else None
@@ -84,7 +113,7 @@ def reference(family, name):
 
 
 def no_pooler(family, name):
-    pooled = name == "Model" and family in ("bert", "roberta")
+    pooled = name == "Model" and family in ("bert", "roberta", "albert")
     return dict(add_pooling_layer=False) if pooled else {}
 
 

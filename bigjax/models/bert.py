@@ -1,14 +1,19 @@
-"""BERT and RoBERTa: a post-norm encoder that reads a text in both directions, and its heads.
+"""BERT and its kin: an encoder that reads a text in both directions, and its heads.
 
 Every parameter names its logical axes; which mesh axis a name lies on is said elsewhere. Shapes are in
 the names: B batch, T length, D width, N heads, H width of a head, V vocabulary, K outputs.
 
-Parameters: embedding, positions, types, embedding_norm, (embedding_dense,) block_0, block_1, ... (with scan_layers:
-blocks), and of the head mlm_dense, mlm_norm and mlm_bias, or pooler and head.
+With its choices the one class is RoBERTa, DistilBERT, ELECTRA, ALBERT and ModernBERT (which choices: the
+table in `bigjax.pretrained.encoders`).
+
+Parameters: embedding, (positions, types,) embedding_norm, (embedding_dense,) block_0, block_1, ... (with
+scan_layers: blocks; where all share one: shared_block), (norm,) and of the head mlm_dense, mlm_norm and
+mlm_bias, or pooler and head.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,18 +22,23 @@ import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
 from bigjax.models.attention import positions
-from bigjax.models.blocks import (
-    check_context,
-    dense,
-    layer_norm,
-    named,
-    table,
-    unembed,
-)
+from bigjax.models.blocks import check_context, dense, named, table, unembed
 from bigjax.models.common import choose
-from bigjax.models.transformer import ACTIVATIONS, Where, blocks, flops_by_formula, form_of, size
+from bigjax.models.layer_kinds import layers_of, seen_keys
+from bigjax.models.transformer import (
+    ACTIVATIONS,
+    BIASES,
+    Form,
+    Where,
+    blocks,
+    flops_by_formula,
+    form_of,
+    norm,
+    size,
+)
 
 HEADS = ("none", "mlm", "sequence", "tokens", "embedding")
+POSITIONS, POOLS, POOLED = ("learned", "rotary"), ("first", "mean"), ("tanh", "relu", "gelu")
 PRESETS = {
     "tiny": dict(layers=2, width=128, heads=2, mlp_width=512),  # Turc et al. 2019
     "mini": dict(layers=4, width=256, heads=4, mlp_width=1024),
@@ -40,7 +50,9 @@ PRESETS = {
 
 class BERT(nn.Module):
     """Devlin et al. 2019; with `roberta` the RoBERTa of Liu et al. 2019; with `pooled` "relu" and no types
-    the DistilBERT of Sanh et al. 2019; with `pooled` "gelu" the ELECTRA of Clark et al. 2020.
+    the DistilBERT of Sanh et al. 2019; with `pooled` "gelu" the ELECTRA of Clark et al. 2020; with
+    `shared` the ALBERT of Lan et al. 2020; with rotary positions, windows and gated MLPs the ModernBERT
+    of Warner et al. 2024.
 
     vocab: number of tokens.
     layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
@@ -51,9 +63,16 @@ class BERT(nn.Module):
     first_position: the row in which they start; default 2 for RoBERTa (its padding token is 1), else 0.
     activation: of the blocks and the masked-LM head (see `bigjax.models.transformer.ACTIVATIONS`).
     pooled: what the sequence head does before its last layer: "tanh", "relu" or "gelu".
+    pool: what the sequence head reads: the "first" token, or the "mean" over real tokens.
+    transformed: whether every head begins as masked LM's does, with a layer, `pooled` and a norm, and the
+        sequence head has no other (ModernBERT). head_bias: whether that layer has a bias.
     embedding_width: of the tables, where it is not D: a linear map then leads into the blocks (ELECTRA).
     head: what comes out (see `__call__`); "sequence" and "tokens" need `outputs`.
     outputs: K, classes or tags.
+    norm, norm_places, gated, biases, bare_start, shared: of the blocks (see
+        `bigjax.models.transformer.Form`); norms "before" the branches are followed by one at the end.
+    positions: "learned", or "rotary": then see `rope_theta`, `local_rope_theta`, `layer_kinds` and `window`
+        of `bigjax.models.llama.Llama`; a window reaches as far ahead as back.
     dropout: of the embeddings, of each residual branch and before the last layer. (The published one
         also drops attention weights, which no fused kernel does.)
     norm_epsilon: of the LayerNorms; 1e-12 for BERT, 1e-5 for RoBERTa.
@@ -76,6 +95,20 @@ class BERT(nn.Module):
     activation: str = "gelu"
     pooled: str = "tanh"
     embedding_width: int | None = None
+    pool: str = "first"
+    transformed: bool = False
+    head_bias: bool = True
+    norm: str = "layer"
+    norm_places: str = "sum"
+    gated: bool = False
+    biases: Sequence[str] = BIASES
+    bare_start: bool = False
+    shared: bool = False
+    positions: str = "learned"
+    rope_theta: float = 10000.0
+    local_rope_theta: float | None = None
+    layer_kinds: Sequence[str] = ("full",)
+    window: int | None = None
     remat: str = "none"
     scan_layers: bool = False
 
@@ -98,57 +131,87 @@ class BERT(nn.Module):
 
         Returns, by `head`, float: "none" the last block's output (B, T, D); "mlm" float32 logits
         (B, T, V) of the token at each place, or (B, P, V) at those of `places_BP` alone; "sequence"
-        logits (B, K), read at the first token;
-        "tokens" logits (B, T, K); "embedding" (B, D), the mean over real tokens, of length 1
+        logits (B, K); "tokens" logits (B, T, K); "embedding" (B, D), the mean over real tokens, of length 1
         (Reimers and Gurevych 2019). "sequence" and "embedding" are of rows of one text each.
         """
         choose("model.head", self.head, HEADS)
         if (self.head in ("sequence", "tokens")) != (self.outputs is not None):
             raise UserError("model.outputs: heads 'sequence' and 'tokens' need it, the others not")
-        form = form_of(self, causal=False, norm_places="sum")
+        choose("model.positions", self.positions, POSITIONS)
+        form, rotary = self._form(), self.positions == "rotary"
         embedding_VD = table(self, "embedding", self.vocab, "vocab", width=self.embedding_width)
         x_BTD = self._embed(embedding_VD, tokens_BT, segments_BT, types_BT)
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x_BTD = drop(layer_norm("embedding_norm", self.norm_epsilon)(x_BTD))
+        x_BTD = drop(norm(form, "embedding_norm")(x_BTD))
         if self.embedding_width is not None:
             x_BTD = dense("embedding_dense", self.width, "pooled", "embed")(x_BTD)
-        x_BTD = blocks(
-            self, form, x_BTD, Where(segments=segments_BT, keys=segments_BT), train=train
-        )
+        where = Where(segments=segments_BT, keys=segments_BT)
+        if rotary:
+            at_BT = _places(tokens_BT, segments_BT)
+            where = where._replace(at=at_BT, key_at=at_BT)
+        each = layers_of(self, form.head_width) if rotary else None
+        x_BTD = blocks(self, form, x_BTD, where, train=train, each=each)
+        if form.norm_places == "before":
+            x_BTD = norm(form, "norm")(x_BTD)
         if self.head == "mlm":
             if places_BP is not None:  # much of the work of a small model are its logits
                 x_BTD = jnp.take_along_axis(x_BTD, places_BP[..., None], axis=1, mode="clip")
-            return self._masked_lm(x_BTD, embedding_VD)
-        if self.head == "tokens":
+            return self._masked_lm(form, x_BTD, embedding_VD)
+        if self.head in ("sequence", "tokens"):
+            if self.head == "sequence":
+                x_BTD = self._pool(x_BTD, segments_BT)
+            if self.transformed:
+                x_BTD = self._transform(form, x_BTD)
+            elif self.head == "sequence":
+                x_BTD = drop(x_BTD) if self.roberta else x_BTD
+                act = ACTIVATIONS[choose("model.pooled", self.pooled, POOLED)]
+                x_BTD = act(dense("pooler", self.width, "embed", "pooled")(x_BTD))
             return dense("head", self.outputs, "embed", "outputs")(drop(x_BTD))
-        if self.head == "sequence":
-            first_BD = drop(x_BTD[:, 0]) if self.roberta else x_BTD[:, 0]
-            act = ACTIVATIONS[choose("model.pooled", self.pooled, ("tanh", "relu", "gelu"))]
-            pooled_BD = act(dense("pooler", self.width, "embed", "pooled")(first_BD))
-            return dense("head", self.outputs, "embed", "outputs")(drop(pooled_BD))
         return mean_embedding(x_BTD, segments_BT) if self.head == "embedding" else x_BTD
+
+    def _form(self) -> Form:
+        """What the blocks are."""
+        names = ("norm", "norm_places", "gated", "biases", "bare_start", "shared")
+        form = form_of(self, causal=False, **{name: getattr(self, name) for name in names})
+        if self.positions == "rotary" and form.head_width % 2:
+            raise UserError(
+                f"model.heads: {self.heads} heads of width {form.head_width}; rotary positions turn "
+                "pairs and need an even width"
+            )
+        return form
 
     def _embed(self, embedding_VD, tokens_BT, segments_BT, types_BT) -> jax.Array:
         """The sum of what each token is, where it stands, and of which kind it is, (B, T, D)."""
-        T = tokens_BT.shape[1]
-        check_context(self.context, T)
-        first = self.first_position
-        first = 2 * self.roberta if first is None else first
-        width = self.embedding_width
-        positions_CD = table(self, "positions", first + self.context, "position", width=width)
-        places = jnp.arange(T) if segments_BT is None else positions(segments_BT)
-        x_BTD = embedding_VD[tokens_BT] + positions_CD[first + places]
+        check_context(self.context, tokens_BT.shape[1])
+        width, x_BTD = self.embedding_width, embedding_VD[tokens_BT]
+        if self.positions == "learned":
+            first = self.first_position
+            first = 2 * self.roberta if first is None else first
+            positions_CD = table(self, "positions", first + self.context, "position", width=width)
+            x_BTD = x_BTD + positions_CD[first + _places(tokens_BT, segments_BT)]
         if self.types:
             types_YD = table(self, "types", self.types, "type", width=width)
             kinds = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
             x_BTD = x_BTD + types_YD[kinds]
         return x_BTD
 
-    def _masked_lm(self, x_BTD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
+    def _pool(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+        """What the sequence head reads of a text, (B, D)."""
+        if choose("model.pool", self.pool, POOLS) == "first":
+            return x_BTD[:, 0]
+        return mean_of_tokens(x_BTD, segments_BT).astype(x_BTD.dtype)
+
+    def _transform(self, form: Form, x: jax.Array) -> jax.Array:
+        """A head's first layer, activation and norm, (..., D)."""
+        pooled = choose("model.pooled", self.pooled, POOLED)
+        act = ACTIVATIONS[pooled if self.transformed else self.activation]
+        width, bias = self.embedding_width or self.width, self.head_bias
+        x = act(dense("mlm_dense", width, "embed", "pooled", bias=bias)(x))
+        return norm(form, "mlm_norm")(x)
+
+    def _masked_lm(self, form: Form, x_BTD: jax.Array, embedding_VD: jax.Array) -> jax.Array:
         """Logits from one more layer and the tokens' own embeddings, float32 (B, T, V)."""
-        width = self.embedding_width or self.width
-        x_BTD = ACTIVATIONS[self.activation](dense("mlm_dense", width, "embed", "pooled")(x_BTD))
-        x_BTD = layer_norm("mlm_norm", self.norm_epsilon)(x_BTD)
+        x_BTD = self._transform(form, x_BTD)
         bias_V = self.param("mlm_bias", named(nn.initializers.zeros, "vocab"), (self.vocab,))
         return unembed(x_BTD, embedding_VD) + bias_V
 
@@ -168,18 +231,35 @@ class BERT(nn.Module):
         if self.head == "mlm":
             of_head["embedding"] = params["embedding"]
         read = {"mlm": B * (T if places is None else places.shape[1]), "sequence": B}
+        again = (
+            self.layers - 1 if self.shared else 0
+        )  # how often the one block is gone through again
         multiplied = [
             (size(params, *tables, *head), B * T),
+            (size(params.get("shared_block", {})), again * B * T),
             (size(of_head), read.get(self.head, B * T)),
         ]
-        return flops_by_formula(multiplied, self.layers * self.width * B * T * T)
+        keys = self.layers * T
+        if self.positions == "rotary":
+            keys = seen_keys(self, T, self.window and 2 * self.window - 1)
+        return flops_by_formula(multiplied, self.width * B * T * keys)
+
+
+def _places(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """Where each token stands in its text, int (B or 1, T)."""
+    return jnp.arange(tokens_BT.shape[1])[None] if segments_BT is None else positions(segments_BT)
+
+
+def mean_of_tokens(x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """The mean over real tokens, float32 (B, D); 0 where there is none."""
+    x_BTD = x_BTD.astype(jnp.float32)
+    real_BT = jnp.ones(x_BTD.shape[:2]) if segments_BT is None else segments_BT
+    real_BT1 = (real_BT > 0)[..., None]
+    return jnp.sum(x_BTD, axis=1, where=real_BT1) / jnp.maximum(jnp.sum(real_BT1, axis=1), 1)
 
 
 def mean_embedding(x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
     """The mean over real tokens, float32 (B, D), scaled to length 1."""
-    x_BTD = x_BTD.astype(jnp.float32)
-    real_BT = jnp.ones(x_BTD.shape[:2]) if segments_BT is None else segments_BT
-    real_BT1 = (real_BT > 0)[..., None]
-    mean_BD = jnp.sum(x_BTD, axis=1, where=real_BT1) / jnp.maximum(jnp.sum(real_BT1, axis=1), 1)
+    mean_BD = mean_of_tokens(x_BTD, segments_BT)
     square_B1 = jnp.sum(jnp.square(mean_BD), axis=-1, keepdims=True)
     return mean_BD * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-24))

@@ -32,6 +32,8 @@ REMAT: dict[str, Callable[..., bool] | None] = {
     "full": jax.checkpoint_policies.nothing_saveable,  # the blocks' inputs alone
 }
 
+STACKED = ("cache", "intermediates", AUXILIARY)  # what every layer of a loop has for itself
+
 
 def branch(x: jax.Array) -> jax.Array:
     """Marks the output of a residual branch: a named point that remat "names" keeps."""
@@ -59,6 +61,8 @@ def stack(
     x: jax.Array,
     *shared: Any,
     each: Any = None,
+    same: bool = False,
+    first: Mapping[str, Any] | None = None,
 ) -> jax.Array:
     """A model's blocks, one after the other. Call inside its compact method.
 
@@ -74,31 +78,48 @@ def stack(
       x: what goes through the blocks.
       shared: trees of arrays that every block reads (segments, positions), or None.
       each: a tree of arrays with a leading axis of `layers`, in which the blocks differ; None: in none.
+      same: whether all blocks have the same parameters, which are then the one subtree "shared_block".
+      first: fields of the first block, where it is another than the rest.
+
+    Raises:
+      UserError: one loop, or stages of a pipeline, over blocks that are not equal or are all one.
     """
     layers, remat, scan = model.layers, model.remat, model.scan_layers
     in_stages = layout.parts("layers") > 1 and scan and not fields.get("cache")
     choose("model.remat", remat, tuple(REMAT))
+    if scan and first is not None:
+        raise UserError("model.scan_layers: the first block is another than the rest; leave it out")
+    if in_stages and same:
+        raise UserError(
+            "config.mesh.pipeline: all layers share one block, which has no stages; take mesh.fsdp or "
+            "mesh.tensor"
+        )
     if remat != "none":
         # A loop keeps the two passes apart by itself; unrolled, XLA must be kept from joining them.
         block = nn.remat(block, policy=REMAT[remat], prevent_cse=not scan)
     if not scan:
+        one = block(**fields, name="shared_block") if same else None
         for i in range(layers):
             own = () if each is None else (jax.tree.map(operator.itemgetter(i), each),)
-            x = block(**fields, name=f"block_{i}")(x, *shared, *own)
+            special = first if first is not None and i == 0 else {}
+            layer = one or block(**{**fields, **special}, name=f"block_{i}")
+            x = layer(x, *shared, *own)
         return x
     own = () if each is None else (each,)
     if in_stages and not model.is_initializing():
         return _in_stages(model, block, fields, x, shared, own)
     loop = nn.scan(
         lambda module, x, *rest: (module(x, *rest), None),
-        variable_axes={"params": 0, "cache": 0, "intermediates": 0, AUXILIARY: 0},
-        split_rngs={"params": True, "dropout": True},
+        variable_axes=dict.fromkeys((*STACKED, *(() if same else ("params",))), 0),
+        variable_broadcast="params" if same else False,
+        split_rngs={"params": not same, "dropout": True},
         in_axes=(nn.broadcast,) * len(shared) + (0,) * len(own),
         length=layers,
         check_constancy_invariants=False,  # one trace: what a block draws does not depend on a second
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return loop(block(**fields, name="blocks"), x, *shared, *own)[0]
+    name = "shared_block" if same else "blocks"
+    return loop(block(**fields, name=name), x, *shared, *own)[0]
 
 
 def _in_stages(model, block, fields, x, shared, each) -> jax.Array:
@@ -138,7 +159,7 @@ def normal(layers: int | None = None) -> nn.initializers.Initializer:
     return nn.initializers.normal(0.02 if layers is None else 0.02 / (2 * layers) ** 0.5)
 
 
-def layer_norm(name: str, epsilon: float = 1e-5) -> nn.Module:
+def layer_norm(name: str, epsilon: float = 1e-5, bias: bool = True) -> nn.Module:
     """LayerNorm (Ba et al. 2016) over the last axis. Call inside a compact method.
 
     Call it something that ends in "norm": the precision policy keeps such parameters in float32.
@@ -147,6 +168,7 @@ def layer_norm(name: str, epsilon: float = 1e-5) -> nn.Module:
         epsilon=epsilon,
         # E[(x - mean)^2], not E[x^2] - mean^2: the latter loses digits where the mean is large.
         use_fast_variance=False,
+        use_bias=bias,
         scale_init=named(nn.initializers.ones, "embed"),
         bias_init=named(nn.initializers.zeros, "embed"),
         name=name,

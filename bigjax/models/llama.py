@@ -16,16 +16,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.models import rotary
 from bigjax.models.blocks import check_context, head_width, last_token, table, unembed
-from bigjax.models.common import choose
 from bigjax.models.experts import Routing
+from bigjax.models.layer_kinds import layers_of, seen_keys
 from bigjax.models.transformer import (
     Form,
-    Layer,
     blocks,
     flops_by_formula,
     norm,
@@ -33,7 +30,6 @@ from bigjax.models.transformer import (
     stand,
 )
 
-KINDS = ("full", "local", "no_rope")
 # "smollm2_135m": Ben Allal et al. 2025, "SmolLM2"; "1b": Zhang et al. 2024, "TinyLlama", table 1, the
 # Llama 2 layout at 1.1 billion.
 PRESETS = {
@@ -167,7 +163,12 @@ class Llama(nn.Module):
             where,
             train=train,
             cache=cache,
-            each=self._layers(form.head_width, jnp.max(where.at) + 1),
+            each=layers_of(
+                self,
+                self.rope_width or form.head_width,
+                self.rope_scaling,
+                jnp.max(where.at) + 1,
+            ),
         )
         if cache:
             x_BTD = last_token(x_BTD, segments_BT)
@@ -224,39 +225,11 @@ class Llama(nn.Module):
             router_z_loss=self.router_z_loss,
         )
 
-    def _kinds(self) -> list[str]:
-        """The kind of each layer, by name."""
-        for kind in self.layer_kinds:
-            choose("model.layer_kinds", kind, KINDS)
-        if not self.layer_kinds or ("local" in self.layer_kinds) != (self.window is not None):
-            raise UserError("model.window goes with 'local' among model.layer_kinds")
-        return [self.layer_kinds[i % len(self.layer_kinds)] for i in range(self.layers)]
-
-    def _layers(self, head_width: int, length: jax.Array) -> Layer:
-        """In what the layers differ, each leaf (L, ...)."""
-        kinds, width = self._kinds(), self.rope_width or head_width
-        turns = {"full": rotary.frequencies(width, self.rope_theta, self.rope_scaling, length)}
-        factors = {"full": rotary.attention_factor(self.rope_scaling)}
-        turns["local"], factors["local"] = turns["full"], factors["full"]
-        if self.local_rope_theta is not None:
-            turns["local"] = rotary.frequencies(width, self.local_rope_theta, None)
-            factors["local"] = 1.0
-        turns["no_rope"], factors["no_rope"] = jnp.zeros(width // 2), 1.0
-        window_L = None
-        if self.window is not None:
-            reach = {"local": self.window}
-            window_L = np.array([reach.get(kind, self.context) for kind in kinds], np.int32)
-        return Layer(
-            turns=jnp.stack([turns[kind] for kind in kinds]),
-            factor=np.array([factors[kind] for kind in kinds], np.float32),
-            window=window_L,
-        )
-
     def flops(self, params: Any, tokens_BT: Any, *_: Any) -> dict[str, float]:
         """FLOPs of forward and backward by formula (see `flops_by_formula`), of inputs of these shapes."""
         B, T = tokens_BT.shape
-        keys = [min(T, self.window or T) if kind == "local" else T for kind in self._kinds()]
-        attended = self.heads * self._form().head_width * B * T * sum(keys)
+        keys = seen_keys(self, T, self.window)
+        attended = self.heads * self._form().head_width * B * T * keys
         multiplied = size(params) if self.tied else size(params, "embedding")
         if self.experts:  # of which a token is multiplied by a few
             idle = self.experts - self.experts_used

@@ -91,7 +91,8 @@ def ring_attend(
     """As `bigjax.models.attention.attend`, over a "length" that is split; if causal, in zig-zag order.
 
     Args:
-      window: a query sees the keys less than so many places behind it; int () or None.
+      window: a query sees the keys less than so many places behind it, or, if not causal, away from it;
+        int () or None.
 
     Returns:
       (B, T, N, H) in the dtype of the queries.
@@ -237,7 +238,7 @@ def _seen(ring, query_segments, key_segments, window, me, number, a, b, length) 
     if ring.causal:
         seen = (behind >= 0)[None]
     if window is not None:
-        seen = seen & (behind < window)[None]
+        seen = seen & ((behind if ring.causal else jnp.abs(behind)) < window)[None]
     if key_segments is not None:
         own = _at(key_segments, b)[:, None, :]
         seen = seen & (own > 0)

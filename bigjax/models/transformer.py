@@ -48,7 +48,7 @@ ACTIVATIONS = {
     "silu": nn.silu,
     "tanh": jnp.tanh,
 }
-NORMS = ("layer", "rms", "rms_from_one")
+NORMS = ("layer", "layer_no_bias", "rms", "rms_from_one")
 NORM_PLACES = ("before", "after", "both", "sum")
 BIASES = ("qkv", "out", "mlp")
 QK_NORMS = ("none", "head", "all")
@@ -61,9 +61,11 @@ class Form:
     heads, head_width, mlp_width: N, H, F.
     kv_heads: K, of which N is a multiple; None: N, under the same logical axis.
     causal: whether a token sees only those before it.
-    norm: "layer"; "rms"; "rms_from_one", whose parameter is the distance of the scale from 1 (Gemma).
+    norm: "layer"; "layer_no_bias"; "rms"; "rms_from_one", whose parameter is the distance of the scale from 1 (Gemma).
     norm_places: "before" each branch (GPT-2), "after" it (OLMo 2), "both" (Gemma 2),
         or on the "sum" of the branch and what it is added to (BERT).
+    bare_start: whether attention of the first block reads what comes in without a norm (ModernBERT).
+    shared: whether all blocks have the same parameters (ALBERT).
     activation: a key of `ACTIVATIONS`.
     gated: MLP (act(x G) * x U) W (Shazeer 2020, eq. 6) in place of act(x U) W.
     biases: which linear maps have one: some of "qkv", "out", "mlp".
@@ -83,6 +85,8 @@ class Form:
     norm: str = "layer"
     norm_epsilon: float = 1e-5
     norm_places: str = "before"
+    bare_start: bool = False
+    shared: bool = False
     activation: str = "gelu_tanh"
     gated: bool = False
     biases: Sequence[str] = BIASES
@@ -137,7 +141,8 @@ class Layer(NamedTuple):
     """In what one layer of rotary positions differs from the next; stacked, (L, ...), in a model.
 
     turns: frequencies (F,), 0 for a layer without positions. factor: see `rotate`.
-    window: how many tokens back a query sees, itself among them; None: all, in all layers.
+    window: how many tokens back a query sees, itself among them, and as many ahead where attention is not
+        causal; None: all, in all layers.
     """
 
     turns: jax.Array
@@ -170,6 +175,8 @@ def blocks(
     Where the length is split over devices it is in zig-zag order inside, if attention is causal.
     """
     fields = dict(form=form, train=train, cache=cache)
+    first = dict(first=True) if form.bare_start else None
+    run = functools.partial(stack, model, Block, fields, each=each, same=form.shared, first=first)
     for axis, name in (("sequence", "length"), ("pipeline", "layers")):
         if form.routing is not None and layout.parts(name) > 1:
             raise UserError(
@@ -184,7 +191,7 @@ def blocks(
                 "sharding.sequence 'gather'"
             )
     if not _in_ring(cache) or not form.causal:
-        return stack(model, Block, fields, x_BTD, where, each=each)
+        return run(x_BTD, where)
     if model.is_mutable_collection("intermediates") and not model.is_initializing():
         raise UserError(
             "config.sharding.sequence: 'ring' has the tokens in another order inside the blocks, "
@@ -192,7 +199,7 @@ def blocks(
         )
     with layout.seeing(1, zigzag):
         where = Where(*(x if x is None else _ordered(x) for x in where))
-        return unzigzag(stack(model, Block, fields, zigzag(x_BTD), where, each=each))
+        return unzigzag(run(zigzag(x_BTD), where))
 
 
 def _in_ring(cache: int) -> bool:
@@ -213,6 +220,7 @@ class Block(nn.Module):
     form: Form
     train: bool
     cache: int = 0
+    first: bool = False  # of a form with `bare_start`
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, where: Where, layer: Layer | None = None) -> jax.Array:
@@ -225,8 +233,8 @@ class Block(nn.Module):
             ("attention", lambda x: attention(x, where, layer)),
             ("mlp", lambda x: mlp(x, where.segments)),
         ):
-            y_BTD = x_BTD
-            if form.norm_places in ("before", "both"):
+            y_BTD, bare = x_BTD, self.first and name == "attention"
+            if form.norm_places in ("before", "both") and not bare:
                 y_BTD = norm(form, f"{name}_norm")(y_BTD)
             y_BTD = branch(part(y_BTD))
             if form.norm_places in ("after", "both"):
@@ -288,7 +296,8 @@ class Attention(nn.Module):
             k_BSKH, v_BSKH = (constrain(x, "batch", None, axis, None) for x in (k_BSKH, v_BSKH))
         near_BTS = None
         if window is not None:
-            near_BTS = where.at[:, :, None] - where.key_at[:, None, :] < window
+            behind_BTS = where.at[:, :, None] - where.key_at[:, None, :]
+            near_BTS = (behind_BTS if form.causal else jnp.abs(behind_BTS)) < window
         return attend(
             q_BTNH,
             k_BSKH,
@@ -333,8 +342,8 @@ class MLP(nn.Module):
 
 def norm(form: Form, name: str, names: Sequence[str] = ("embed",)) -> nn.Module:
     """The form's norm over the last axes, as many as there are names. Call inside a compact method."""
-    if form.norm == "layer":
-        return layer_norm(name, form.norm_epsilon)
+    if form.norm in ("layer", "layer_no_bias"):
+        return layer_norm(name, form.norm_epsilon, bias=form.norm == "layer")
     if form.norm == "rms":
         return rms_norm(name, form.norm_epsilon, names)
     return RMSNormFromOne(form.norm_epsilon, tuple(names), name=name)

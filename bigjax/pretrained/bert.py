@@ -1,6 +1,7 @@
-"""BERT, RoBERTa, DistilBERT and ELECTRA in Hugging Face's layout, both ways: one table says what each is.
+"""BERT and its kin in Hugging Face's layout, both ways: what a row of the table of families says.
 
-An encoder under a head has names with a prefix, a bare one without; transformers reads both.
+All are `bigjax.models.bert.BERT` with other choices. A family is one `Encoder` in
+`bigjax.pretrained.encoders`; what the table cannot say is refused by name. An encoder under a head has names with a prefix, a bare one without; transformers reads both.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.pretrained import table
-from bigjax.pretrained.entry import Entry, linear, norm, projections
+from bigjax.models.transformer import BIASES
+from bigjax.pretrained import table, windows
+from bigjax.pretrained.entry import Entry, fused_projections, linear, norm, projections
 from bigjax.pretrained.table import Key, activations
 
 KEYS = (
@@ -27,6 +29,24 @@ KEYS = (
     Key("hidden_dropout_prob", "dropout", 0.1),
     Key("layer_norm_eps", "norm_epsilon", 1e-12),
     Key("hidden_act", "activation", "gelu", activations("gelu")),
+)
+# Our choices that no key of most families speaks of, as BERT has them.
+PLAIN = dict(
+    roberta=False,
+    pooled="tanh",
+    pool="first",
+    transformed=False,
+    head_bias=True,
+    embedding_width=None,
+    norm="layer",
+    norm_places="sum",
+    gated=False,
+    biases=BIASES,
+    bare_start=False,
+    shared=False,
+    positions="learned",
+    layer_kinds=("full",),
+    window=None,
 )
 # Our heads -> what a class of transformers is called after the family's name; of several the last is
 # written.
@@ -45,7 +65,10 @@ class Encoder:
 
     model_type, kind: its name in config.json, and in the names of its classes.
     names: our parameters' paths, "{i}" for the layer -> published names. A head's stand under its name.
-    choices: our fields that are always so.
+        Two paths are one published matrix, half and half.
+    attention: published names of queries, keys, values and output; or of all three in one, and output.
+    choices: our fields that are always so, where they are not BERT's.
+    biases: a key of config.json -> the biases of ours that it switches.
     keys: of config.json; fixed: what is written beside them, and the only values known.
     pretraining: our head of the class ForPreTraining.
     """
@@ -62,12 +85,15 @@ class Encoder:
     )
 
     pretraining: str = "mlm"
+    biases: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     TYPE = "bert"
-    PREFIXES = ("bert.", "roberta.", "distilbert.", "electra.")
-    # Copies of the embedding and of its bias, and the heads of BERT's second and ELECTRA's pre-training task.
+    PREFIXES = ("bert.", "roberta.", "distilbert.", "electra.", "albert.", "model.")
+    # Copies of the embedding and of its bias, and the heads of the second pre-training task.
     IGNORED = (
-        r"(cls\.predictions|lm_head)\.decoder\..*",
+        r"(cls\.predictions|lm_head|predictions)\.decoder\..*",
+        r"decoder\.weight",
+        r"sop_classifier\..*",
         r"cls\.seq_relationship\..*",
         r"vocab_projector\.weight",
         r"generator_lm_head\.weight",
@@ -84,9 +110,13 @@ class Encoder:
         if published.get("model_type") not in (None, self.model_type, *kinds):
             table.check({"model_type": self.model_type}, published)
         table.check({**self.fixed, "tie_word_embeddings": True, "is_decoder": False}, published)
-        values = {**table.read(self.keys, published), **self.choices}
-        if values["embedding_width"] == values["width"]:
+        values = {**PLAIN, **table.read(self.keys, published), **self.choices}
+        if values["embedding_width"] == values["width"] and not values["shared"]:
             values["embedding_width"] = None
+        if self.biases:
+            values["biases"] = table.read_biases(self.biases, published)
+        if values["positions"] == "rotary":
+            values |= windows.read_encoder(published, values["layers"])
         if values["roberta"]:  # positions start behind the padding token's
             padding = published.get("pad_token_id")
             first = 1 + (1 if padding is None else padding)
@@ -102,7 +132,17 @@ class Encoder:
 
     def published_config(self, model: dict[str, Any]) -> dict[str, Any]:
         """The config.json of a model with these values; UserError where the family is another model."""
-        for key, value in self.choices.items():
+        model = {key: tuple(x) if isinstance(x, list) else x for key, x in model.items()}
+        said, biases = table.write_biases(self.biases, model["biases"])
+        spoken = {"biases"} | {key.ours for key in self.keys}
+        if self.choices.get("positions") == "rotary":
+            said |= windows.write_encoder(model)
+            spoken |= {"layer_kinds", "window"}
+        wanted = {k: x for k, x in {**PLAIN, **self.choices}.items() if k not in spoken}
+        left = () if self.biases else BIASES
+        if set(biases) != set(left):
+            wanted["biases"] = left
+        for key, value in wanted.items():
             if model[key] != value:
                 raise UserError(
                     f"export: the layout of '{self.model_type}' cannot say model.{key} {model[key]!r}"
@@ -122,6 +162,7 @@ class Encoder:
             **table.write(self.keys, {**filled, "context": model["context"] + first}),
             pad_token_id=first - 1 if model["roberta"] else 0,
             **self.fixed,
+            **said,
         )
         if self.model_type == "distilbert" and abs(model["norm_epsilon"] - 1e-12) > 1e-15:
             raise UserError("export: the layout of 'distilbert' has a norm_epsilon of 1e-12 alone")
@@ -135,14 +176,16 @@ class Encoder:
                 continue
             layers = range(model["layers"]) if "{i}" in theirs else (0,)
             for i in layers:
-                found += _lines(theirs.format(i=i), ours.format(i=i))
-        for i in range(model["layers"]):
+                if not (model["bare_start"] and ours.format(i=i) == "block_0/attention_norm"):
+                    found += _lines(theirs.format(i=i), ours.format(i=i), model)
+        for i in (0,) if model["shared"] else range(model["layers"]):
             names = [name.format(i=i) for name in self.attention]
-            width = model["width"] // model["heads"]
-            found += projections(names, f"block_{i}/attention", width)
+            path = f"{'shared_block' if model['shared'] else f'block_{i}'}/attention"
+            project = projections if len(names) == 4 else fused_projections
+            found += project(names, path, model["width"] // model["heads"], model["biases"])
         # The masked-LM head's matrix is the embedding, and is not listed.
         for ours, theirs in self.heads.get(model["head"], {}).items():
-            found += _lines(theirs, ours)
+            found += _lines(theirs, ours, model)
         return found
 
     def for_padding(
@@ -167,114 +210,22 @@ def first_position(model: Mapping[str, Any]) -> int:
     return 2 * model["roberta"] if first is None else first
 
 
-def _lines(theirs: str, ours: str) -> list[Entry]:
+def _lines(theirs: str, ours: str, model: Mapping[str, Any]) -> list[Entry]:
     """The entries of a published module, or of one tensor (a table, a bias)."""
     if theirs.endswith((".weight", ".bias")):
         return [Entry(theirs, (f"params/{ours}",))]
-    return norm(theirs, ours) if ours.endswith("norm") else linear(theirs, ours)
-
-
-NAMES = {
-    "embedding": "embeddings.word_embeddings.weight",
-    "positions": "embeddings.position_embeddings.weight",
-    "types": "embeddings.token_type_embeddings.weight",
-    "embedding_norm": "embeddings.LayerNorm",
-    "block_{i}/attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
-    "block_{i}/mlp/up": "encoder.layer.{i}.intermediate.dense",
-    "block_{i}/mlp/down": "encoder.layer.{i}.output.dense",
-    "block_{i}/mlp_norm": "encoder.layer.{i}.output.LayerNorm",
-}
-ATTENTION = (
-    *(f"encoder.layer.{{i}}.attention.self.{part}" for part in ("query", "key", "value")),
-    "encoder.layer.{i}.attention.output.dense",
-)
-BERT = Encoder(
-    "bert",
-    "Bert",
-    NAMES,
-    ATTENTION,
-    {
-        "mlm": {
-            "mlm_dense": "cls.predictions.transform.dense",
-            "mlm_norm": "cls.predictions.transform.LayerNorm",
-            "mlm_bias": "cls.predictions.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "pooler.dense", "head": "classifier"},
-    },
-    dict(roberta=False, pooled="tanh", embedding_width=None),
-)
-ROBERTA = Encoder(
-    "roberta",
-    "Roberta",
-    NAMES,
-    ATTENTION,
-    {
-        "mlm": {
-            "mlm_dense": "lm_head.dense",
-            "mlm_norm": "lm_head.layer_norm",
-            "mlm_bias": "lm_head.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "classifier.dense", "head": "classifier.out_proj"},
-    },
-    dict(roberta=True, pooled="tanh", embedding_width=None),
-)
-ELECTRA = Encoder(
-    "electra",
-    "Electra",
-    NAMES | {"embedding_dense": "embeddings_project"},
-    ATTENTION,
-    {
-        "mlm": {
-            "mlm_dense": "generator_predictions.dense",
-            "mlm_norm": "generator_predictions.LayerNorm",
-            "mlm_bias": "generator_lm_head.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "classifier.dense", "head": "classifier.out_proj"},
-    },
-    dict(roberta=False, pooled="gelu"),
-    # Its heads have a gelu whatever the blocks have.
-    (
-        *KEYS[:-1],
-        Key("hidden_act", "activation", "gelu", {"gelu": "gelu"}),
-        Key("embedding_size", "embedding_width", 128),
-    ),
-    pretraining="none",
-)
-DISTILBERT = Encoder(
-    "distilbert",
-    "DistilBert",
-    {
-        "embedding": "embeddings.word_embeddings.weight",
-        "positions": "embeddings.position_embeddings.weight",
-        "embedding_norm": "embeddings.LayerNorm",
-        "block_{i}/attention_norm": "transformer.layer.{i}.sa_layer_norm",
-        "block_{i}/mlp/up": "transformer.layer.{i}.ffn.lin1",
-        "block_{i}/mlp/down": "transformer.layer.{i}.ffn.lin2",
-        "block_{i}/mlp_norm": "transformer.layer.{i}.output_layer_norm",
-    },
-    tuple(f"transformer.layer.{{i}}.attention.{part}_lin" for part in ("q", "k", "v", "out")),
-    {
-        "mlm": {
-            "mlm_dense": "vocab_transform",
-            "mlm_norm": "vocab_layer_norm",
-            "mlm_bias": "vocab_projector.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "pre_classifier", "head": "classifier"},
-    },
-    dict(roberta=False, pooled="relu", types=0, embedding_width=None),
-    (
-        Key("vocab_size", "vocab"),
-        Key("n_layers", "layers"),
-        Key("dim", "width"),
-        Key("n_heads", "heads"),
-        Key("hidden_dim", "mlp_width"),
-        Key("max_position_embeddings", "context"),
-        Key("dropout", "dropout", 0.1),
-        Key("activation", "activation", "gelu", activations("gelu")),
-    ),
-    {},
-)
+    if ours.endswith("norm"):
+        return norm(theirs, ours, bias=model["norm"] == "layer")
+    bias = (
+        model["head_bias"]
+        if ours == "mlm_dense"
+        else "/mlp/" not in ours or "mlp" in model["biases"]
+    )
+    parts = [f"params/{path}" for path in ours.split()]
+    if len(parts) == 1:
+        return linear(theirs, ours, bias=bias)
+    kinds = (("weight", "kernel", "o i -> i o"), *((("bias", "bias", None),) if bias else ()))
+    return [
+        Entry(f"{theirs}.{their}", tuple(f"{path}/{our}" for path in parts), pattern, shares=(1, 1))
+        for their, our, pattern in kinds
+    ]

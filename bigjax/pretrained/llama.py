@@ -12,7 +12,7 @@ from typing import Any
 
 from bigjax.core.errors import UserError
 from bigjax.models.transformer import BIASES
-from bigjax.pretrained import gguf, rope, table
+from bigjax.pretrained import gguf, rope, table, windows
 from bigjax.pretrained.entry import Entry, linear, norm, projections
 from bigjax.pretrained.table import Key, activations
 
@@ -58,7 +58,6 @@ NORM_NAMES = {
         mlp_out_norm="post_feedforward_layernorm",
     ),
 }
-LAYER_TYPES = {"full_attention": "full", "sliding_attention": "local"}
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ class Decoder:
         heads, width = values["heads"], values["width"]
         values["kv_heads"] = values["kv_heads"] or heads
         values["head_width"] = values["head_width"] or width // heads
-        on = [part for key, parts in self.biases.items() if published.get(key) for part in parts]
-        on += self.choices.get("biases", ())
+        on = (*table.read_biases(self.biases, published), *self.choices.get("biases", ()))
         for key in {"attention_bias", "mlp_bias"} - set(self.biases):
             table.check({key: False}, published)
         values = {**PLAIN, **values, **self.choices, **self._layers(published, values["layers"])}
@@ -129,15 +127,13 @@ class Decoder:
         said = table.write(self._keys(), model)
         H = model["head_width"] or model["width"] // model["heads"]
         said |= dict(head_dim=H, **self._write_layers(model))
-        biases = set(model["biases"])
-        for key, parts in self.biases.items():
-            said[key] = set(parts) <= biases
-            biases -= set(parts) if said[key] else set()
+        switches, biases = table.write_biases(self.biases, model["biases"])
+        said |= switches
         spoken = {key.ours for key in self._keys()} | {"layer_kinds", "window", "biases"}
         spoken |= {"local_rope_theta"} if self._by_kind() else set()
         spoken |= {"rope_width"} if self.fused else set()
         left = {key: value for key, value in {**PLAIN, **self.choices}.items() if key not in spoken}
-        if biases != set(self.choices.get("biases", ())):
+        if set(biases) != set(self.choices.get("biases", ())):
             left["biases"] = self.choices.get("biases", ())
         differing = [key for key, value in left.items() if model[key] != value]
         if differing:
@@ -179,7 +175,7 @@ class Decoder:
             table.check({"use_sliding_window": False}, published)
             every = published.get("no_rope_layer_interval") or 4
             turns = published.get("no_rope_layers") or [(i + 1) % every for i in range(layers)]
-            return dict(layer_kinds=_shortest(["full" if t else "no_rope" for t in turns]))
+            return dict(layer_kinds=windows.shortest(["full" if t else "no_rope" for t in turns]))
         window = published.get("sliding_window", self.window)
         types = published.get("layer_types")
         if self.local == "none":
@@ -190,24 +186,18 @@ class Decoder:
         elif self.local == "from":
             window = window if published.get("use_sliding_window") else None
             first = published.get("max_window_layers", 28)
-            types = types or [_type(i >= first) for i in range(layers)]
+            types = types or [windows.type_of(i >= first) for i in range(layers)]
         else:
             period = published.get("sliding_window_pattern") or self.local
-            types = types or [_type((i + 1) % period) for i in range(layers)]
+            types = types or [windows.type_of((i + 1) % period) for i in range(layers)]
         if types is None or window is None:
             return {}
-        for kind in types:
-            if kind not in LAYER_TYPES:
-                raise UserError(f"config.init: layer_types {kind!r} is not known here")
-        if "sliding_attention" not in types:
-            return {}
-        return dict(layer_kinds=_shortest([LAYER_TYPES[t] for t in types]), window=window)
+        kinds = windows.kinds_of(types)
+        return dict(layer_kinds=kinds, window=window) if "local" in kinds else {}
 
     def _write_layers(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """The way back; UserError where the family has no such layers."""
-        kinds = [
-            model["layer_kinds"][i % len(model["layer_kinds"])] for i in range(model["layers"])
-        ]
+        kinds = windows.repeated(model)
         known = {
             "none": {"full"},
             "all": {kinds[0]} - {"no_rope"},
@@ -233,7 +223,7 @@ class Decoder:
             switch["max_window_layers"] = kinds.index("local") if window else model["layers"]
         else:
             switch = {}
-        types = [_type(kind == "local") for kind in kinds]
+        types = [windows.type_of(kind == "local") for kind in kinds]
         return dict(sliding_window=window, layer_types=types, **switch)
 
     def _rope(self, published: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,14 +312,3 @@ class Decoder:
                 name = f"{there}.{holder}.experts.{j}.{theirs}.weight"
                 found.append(Entry(name, (path,), "o i -> i o"))
         return found
-
-
-def _type(local: Any) -> str:
-    return "sliding_attention" if local else "full_attention"
-
-
-def _shortest(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The shortest list that gives these kinds when it is gone through again and again."""
-    lengths = range(1, len(kinds) + 1)
-    period = next(n for n in lengths if all(k == kinds[i % n] for i, k in enumerate(kinds)))
-    return tuple(kinds[:period])

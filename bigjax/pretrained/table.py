@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.models.transformer import BIASES
 
 NEEDED = object()  # a key that every config.json of the family has
 
@@ -84,6 +85,25 @@ def write(keys: Sequence[Key], model: Mapping[str, Any]) -> dict[str, Any]:
             value = back[value]
         found[theirs] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def read_biases(
+    switches: Mapping[str, Sequence[str]], published: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The biases of ours (see `models.transformer.BIASES`) that keys of a config.json switch on."""
+    on = {part for key, parts in switches.items() if published.get(key) for part in parts}
+    return tuple(part for part in BIASES if part in on)
+
+
+def write_biases(
+    switches: Mapping[str, Sequence[str]], biases: Sequence[str]
+) -> tuple[dict[str, bool], tuple[str, ...]]:
+    """The way back: the keys, and the biases that none of them switches."""
+    said, left = {}, set(biases)
+    for key, parts in switches.items():
+        said[key] = set(parts) <= left
+        left -= set(parts) if said[key] else set()
+    return said, tuple(part for part in BIASES if part in left)
 
 
 def check(fixed: Mapping[str, Any], published: Mapping[str, Any]) -> None:
