@@ -167,6 +167,52 @@ def test_a_classifier_gives_its_class_by_name(tmp_path):
     assert found["score"] == pytest.approx(float(np.max(jax.nn.softmax(logits))), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(pooled="tanh"),
+        pytest.param(dict(shared=True, embedding_width=12), marks=pytest.mark.slow),
+        pytest.param(dict(pooled="relu", types=0), marks=pytest.mark.slow),
+    ],
+    ids=["bert", "albert", "distilbert"],
+)
+def test_a_gap_is_filled_with_the_same_words(more, tmp_path):
+    values = dict(SIZES, context=12, head="mlm", **more)
+    model, variables, values = made("bert", (PROMPT,), **values)
+    along = dict(source=source(tokenizer=words(pad=0, eos=2, mask=4)))
+    folder = parity.export(variables, values, family_of_model(values), tmp_path / "out", **along)
+    tokens = np.array([[5, 4, 7, 11]], np.int32)
+    found = transformers.pipeline("fill-mask", model=str(folder), device="cpu")(text(tokens[0]))
+    chances = np.asarray(jax.nn.softmax(model.apply(variables, tokens, train=False)[0, 1]))
+    assert [one["token"] for one in found] == np.argsort(-chances)[: len(found)].tolist()
+    assert found[0]["score"] == pytest.approx(float(chances.max()), abs=1e-5)
+
+
+def test_ends_of_a_text_are_those_of_the_folder_that_the_weights_came_from(tmp_path):
+    _, variables, values = made("llama", (PROMPT,), **SIZES, context=16, kv_heads=1, mlp_width=8)
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    (origin / "config.json").write_text(
+        '{"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 99}'
+    )
+    (origin / "generation_config.json").write_text('{"eos_token_id": [2, 7], "top_p": 0.9}')
+
+    def ids(name, tokenizer):
+        along = dict(source=source(tokenizer=tokenizer), origin=origin)
+        folder = parity.export(variables, values, "llama", tmp_path / name, **along)
+        said = json.loads((folder / "generation_config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
+        assert {key: config[key] for key in said if key in config} == {
+            key: said[key] for key in said if key in config
+        }
+        return said
+
+    none = ids("none", None)  # and an id outside the vocabulary is none of the model's
+    assert none == dict(bos_token_id=1, eos_token_id=[2, 7], do_sample=False)
+    assert ids("same", words(eos=7))["eos_token_id"] == [2, 7]
+    assert ids("other", words(eos=5))["eos_token_id"] == 5
+
+
 def test_a_picture_is_prepared_as_in_training(tmp_path):
     from PIL import Image
 

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from bigjax.core.errors import UserError
 from bigjax.data.sources import default_data_dir
+from bigjax.pretrained.families import open_family
 from tests import parity
 
 torch = pytest.importorskip("torch")
@@ -153,6 +155,42 @@ def test_published_weights_give_the_published_numbers_and_go_back(family, name, 
     back, info = type(theirs).from_pretrained(folder, output_loading_info=True, **options)
     assert not any(info.values())
     assert_equal(torch_output(back.eval(), *inputs), expected, SEGMENTS)
+
+
+def refused(family, match, config=None, **model):
+    """A config.json, or an export of a model, that is refused in one line."""
+    layout = open_family(family)
+    usual = getattr(transformers, f"{layout.kind}Config")(**SIZES).to_dict()
+    with pytest.raises(UserError, match=match):
+        values = layout.model_values(usual | (config or {}))
+        layout.published_config(
+            dict(values, mlp_width=48, dropout=0.0, first_position=None) | model
+        )
+
+
+def test_what_no_row_of_the_table_says_is_refused_by_name():
+    refused("albert", "num_hidden_groups 2 is not known; 1 is", dict(num_hidden_groups=2))
+    refused("albert", "cannot say model.shared False", shared=False)
+    refused("bert", "'bert' cannot say model.gated True", gated=True)
+    refused("bert", r"cannot say model.biases \(\)", biases=())
+    refused("modernbert", "decoder_bias False is not known", dict(decoder_bias=False))
+    refused("modernbert", r"cannot say model.biases \('qkv',\)", biases=("qkv",))
+    scaled = dict(full_attention=dict(rope_type="yarn", rope_theta=1e4, factor=2.0))
+    refused("modernbert", "rope_type 'yarn' of a ModernBERT", dict(rope_parameters=scaled))
+    refused("modernbert", "full layers at equal distances", layer_kinds=("local", "full"))
+
+
+def test_modernbert_is_read_in_the_spellings_of_transformers_4_and_5():
+    newer = transformers.ModernBertConfig(**SIZES, global_attn_every_n_layers=2).to_dict()
+    theta = {kind: own["rope_theta"] for kind, own in newer["rope_parameters"].items()}
+    older = {key: newer[key] for key in newer if key not in ("layer_types", "rope_parameters")}
+    older |= dict(global_attn_every_n_layers=2, global_rope_theta=theta["full_attention"])
+    older |= dict(local_rope_theta=theta["sliding_attention"])
+    layout = open_family("modernbert")
+    values = layout.model_values(older)
+    assert values == layout.model_values(newer)
+    assert values["layer_kinds"] == ("full", "local") and values["window"] == 65
+    assert (values["rope_theta"], values["local_rope_theta"]) == (160000.0, 10000.0)
 
 
 def test_layers_in_one_loop_read_the_same_weights(tmp_path):

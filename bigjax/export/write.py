@@ -17,6 +17,7 @@ from bigjax.export.card import CARD, card_of, signature
 from bigjax.export.open import on_cpu, open_exported
 from bigjax.export.weights import GGUF
 from bigjax.pretrained.export import fill_own, fill_published
+from bigjax.pretrained.families import folder_of
 from bigjax.pretrained.gguf_write import write_gguf
 from bigjax.run.files import publish, write_json
 
@@ -148,7 +149,9 @@ def _safetensors(run, answer, names, variables, private, form, family) -> None:
     if family is None:
         fill_own(private, variables, model)
     else:
-        fill_published(private, variables, model, family, source, answer.preprocess)
+        init = run.config.values.get("init") or {}
+        origin = folder_of(init["source"]) if init.get("family") else None
+        fill_published(private, variables, model, family, source, answer.preprocess, origin)
 
 
 def _stablehlo(run, answer, names, variables, private, form, family) -> str:

@@ -221,7 +221,7 @@ def join_heads(name: str, width: int, *, bias: bool = True, layers: int | None =
 
 
 def dense(
-    name: str, width: int, *names: str, bias: bool = True, layers: int | None = None
+    name: str | None, width: int, *names: str, bias: bool = True, layers: int | None = None
 ) -> nn.Module:
     """Linear map to `width` whose two axes have these logical names. Call inside a compact method."""
     return nn.Dense(

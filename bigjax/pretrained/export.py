@@ -20,11 +20,13 @@ from bigjax.core.rules import paths
 from bigjax.pretrained.entry import STACKS, Entry
 from bigjax.pretrained.families import open_family
 from bigjax.pretrained.preprocessor import preprocessor_config
+from bigjax.pretrained.reader import read_json
 from bigjax.pretrained.table import labels_of
 from bigjax.run.files import write_json
 
 WEIGHTS = "model.safetensors"
 NO_IDS = dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)
+IDS = (*NO_IDS, "decoder_start_token_id")
 
 
 def fill_published(
@@ -34,6 +36,7 @@ def fill_published(
     family: str,
     source: Any = None,
     preprocess: Sequence[Any] = (),
+    origin: Path | None = None,
 ) -> None:
     """Writes variables as a published checkpoint into a folder.
 
@@ -44,6 +47,8 @@ def fill_published(
       family: a name of `bigjax.pretrained.families`.
       source: the train split: its `tokenizer` and its `class_names`, where it has them, go along.
       preprocess: the transforms of every batch, which say how a picture becomes the model's input.
+      origin: the published folder that the weights started from; its special ids hold where there is no
+        tokenizer, and every one of its ends of a text where the tokenizer's is among them.
 
     Raises:
       UserError: a leaf has no published name; the family has no such model.
@@ -59,7 +64,9 @@ def fill_published(
     generates = getattr(layout, "GENERATES", False)
     if "vocab" in values:  # said, or transformers has its own ids, outside our vocabulary
         config = {**NO_IDS, **config}
-    special = {} if tokenizer is None else special_ids(tokenizer, config)
+    special = ids_of(origin, values["vocab"]) if origin and "vocab" in values else {}
+    if tokenizer is not None:
+        special = special_ids(tokenizer, config, special.get("eos_token_id"))
     tensors = published_tensors(leaves, layout.entries(values))
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / "config.json", {**config, **special})
@@ -96,12 +103,25 @@ def save_tensors(
     path.chmod(mode)
 
 
-def special_ids(tokenizer: Any, config: Mapping[str, Any]) -> dict[str, int | None]:
-    """The ids of config.json that say where a text begins and ends, as the run's data has them."""
+def ids_of(folder: Path, vocab: int) -> dict[str, Any]:
+    """The special ids that a published folder says and a model of so many tokens has."""
+    found = {}
+    for name in ("config.json", "generation_config.json"):
+        said = read_json(folder / name) if (folder / name).is_file() else {}
+        found |= {key: said[key] for key in IDS if said.get(key) is not None}
+    return {key: ids for key, ids in found.items() if np.max(ids) < vocab}
+
+
+def special_ids(tokenizer: Any, config: Mapping[str, Any], ends: Any = None) -> dict[str, Any]:
+    """The ids of config.json that say where a text begins and ends, as the run's data has them.
+
+    ends: ids, of which each ends a text if the tokenizer's end does.
+    """
+    several = isinstance(ends, Sequence) and tokenizer.end in ends
     ids = dict(
         pad_token_id=_padding(tokenizer),
         bos_token_id=tokenizer.start,
-        eos_token_id=tokenizer.end,
+        eos_token_id=list(ends) if several else tokenizer.end,
     )
     if "decoder_start_token_id" in config:  # see bigjax.data.text.TextPairs
         known = (i for i in (tokenizer.bos, tokenizer.cls, tokenizer.pad) if i is not None)

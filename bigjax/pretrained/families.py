@@ -77,22 +77,26 @@ def family_of_source(source: str) -> str | None:
     Raises:
       UserError: its config.json says a model of no family that is known.
     """
+    folder = folder_of(source)
+    published = {} if folder is None else read_json(folder / "config.json")
+    if "model_type" not in published:
+        return None
+    if found := family_of_config(published):
+        return found
+    kind = published["model_type"]
+    kinds = [k for _, kinds in FAMILIES.values() for k in kinds]
+    raise UserError(
+        f"config.init.source: {folder} holds a '{kind}'{did_you_mean(str(kind), kinds)}; "
+        f"known: {', '.join(dict.fromkeys(kinds))}"
+    )
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder with a config.json that a source names by its path or as fetched weights, if it is here."""
     source = base_of(source) if is_adapter(source) else source
     weights = Path(default_data_dir()) / "weights"
-    for folder in (Path(os.path.expanduser(source)), weights / source):
-        if (folder / "config.json").is_file():
-            published = read_json(folder / "config.json")
-            if "model_type" not in published:
-                return None
-            if found := family_of_config(published):
-                return found
-            kind = published["model_type"]
-            kinds = [k for _, kinds in FAMILIES.values() for k in kinds]
-            raise UserError(
-                f"config.init.source: {folder} holds a '{kind}'{did_you_mean(str(kind), kinds)}; "
-                f"known: {', '.join(dict.fromkeys(kinds))}"
-            )
-    return None
+    folders = (Path(os.path.expanduser(source)), weights / source)
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
 def family_of_config(published: Mapping[str, Any]) -> str | None:

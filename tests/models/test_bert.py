@@ -12,6 +12,20 @@ from bigjax.core.precision import ModelInPrecision
 from bigjax.models.bert import BERT
 
 MODEL = BERT(vocab=11, layers=2, width=8, heads=2, context=8, head="mlm")
+ALBERT = MODEL.clone(layers=3, shared=True, embedding_width=6)
+MODERN = MODEL.clone(
+    types=0,
+    norm="layer_no_bias",
+    norm_places="before",
+    bare_start=True,
+    gated=True,
+    biases=(),
+    positions="rotary",
+    layer_kinds=("full", "local"),
+    window=2,
+    transformed=True,
+    pooled="gelu",
+)
 RNG = np.random.default_rng(0)
 TOKENS = RNG.integers(0, 11, (2, 7)).astype(np.int32)
 SEGMENTS = np.array([[1, 1, 1, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0]], np.int32)
@@ -54,8 +68,9 @@ def test_embeddings_ignore_padding_and_have_length_one():
 
 
 @pytest.mark.parametrize("head", ["mlm", "sequence", "tokens", "embedding"])
-def test_every_parameter_names_every_axis(head):
-    model = MODEL.clone(head=head, outputs=3 if head in ("sequence", "tokens") else None)
+@pytest.mark.parametrize("model", [MODEL, ALBERT, MODERN], ids=["bert", "albert", "modernbert"])
+def test_every_parameter_names_every_axis(model, head):
+    model = model.clone(head=head, outputs=3 if head in ("sequence", "tokens") else None)
     boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), TOKENS, train=False))["params"]
     names = nn.get_partition_spec(boxed)
     shapes = jax.tree.map(lambda a: a.ndim, nn.unbox(boxed))
@@ -75,6 +90,26 @@ def test_narrow_numbers_stay_near_float32(policy):
     assert 0 < np.max(np.abs(logits - full)) < 0.05 * np.max(np.abs(full))
 
 
+def test_a_loop_over_one_shared_block_is_the_same_block_again_and_again():
+    variables = initial(ALBERT, TOKENS)
+    assert [name for name in variables["params"] if "block" in name] == ["shared_block"]
+    written_out = outputs(ALBERT, variables, TOKENS, SEGMENTS)
+    looped = outputs(ALBERT.clone(scan_layers=True), variables, TOKENS, SEGMENTS)
+    np.testing.assert_allclose(looped, written_out, atol=1e-5)
+    deeper = outputs(ALBERT.clone(layers=4), variables, TOKENS, SEGMENTS)
+    assert np.max(np.abs(deeper - written_out)) > 1e-4
+
+
+def test_a_window_reaches_as_far_ahead_as_back():
+    model = MODERN.clone(layers=1, layer_kinds=("local",), head="none")
+    variables = initial(model, TOKENS)
+    other = TOKENS.copy()
+    other[:, 3] = (other[:, 3] + 1) % 11
+    before, after = (outputs(model, variables, tokens) for tokens in (TOKENS, other))
+    changed = np.max(np.abs(after - before), axis=(0, 2)) > 1e-6
+    assert changed.tolist() == [False, False, True, True, True, False, False]
+
+
 def test_wrong_sizes_are_refused_by_name():
     def init(**changed):
         model = MODEL.clone(**changed)
@@ -88,6 +123,14 @@ def test_wrong_sizes_are_refused_by_name():
         init(head="sequence")
     with pytest.raises(UserError, match=r"model\.head: unknown 'mml'.*mlm"):
         init(head="mml")
+    with pytest.raises(UserError, match=r"model\.positions: unknown 'rotory'.*rotary"):
+        init(positions="rotory")
+    with pytest.raises(UserError, match=r"model\.heads: 8 heads of width 1; rotary"):
+        init(positions="rotary", heads=8)
+    with pytest.raises(UserError, match=r"model\.window goes with 'local'"):
+        init(positions="rotary", window=3)
+    with pytest.raises(UserError, match=r"model\.scan_layers: the first block is another"):
+        init(bare_start=True, norm_places="before", scan_layers=True)
 
 
 def test_logits_at_some_places_are_those_of_all_places():
