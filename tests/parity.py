@@ -23,9 +23,18 @@ def model_values(folder, family, **given):
 def randomized(module):
     """A torch module whose zeros and ones (biases, norms) are random, so that a swapped name shows."""
     for parameter in module.parameters():
-        if parameter.detach().std() == 0:
+        if parameter.numel() > 1 and parameter.detach().std() == 0:
             parameter.data += 0.3 * parameter.data.new_empty(parameter.shape).normal_()
     return module
+
+
+def assert_named(model, boxed):
+    """Every axis of every parameter has a logical name, and those that a mesh may split are among them."""
+    names = nn.get_partition_spec(boxed)
+    shapes = jax.tree.map(lambda a: a.ndim, nn.unbox(boxed))
+    assert jax.tree.map(len, names, is_leaf=lambda x: isinstance(x, tuple)) == shapes
+    found = {name for spec in jax.tree.leaves(names) for name in spec}
+    assert {name for name, _ in model.LOGICAL_RULES} <= found
 
 
 def build(values):

@@ -18,7 +18,7 @@ from bigjax.data.augment import Resize
 from bigjax.data.sources import default_data_dir
 from bigjax.data.transforms import Normalize
 from bigjax.models import efficientnet_lite, mobilenet
-from bigjax.pretrained.families import open_family
+from bigjax.pretrained.families import family_of_source, open_family
 from bigjax.pretrained.load import read_published
 from tests.parity import build, export, model_values
 
@@ -56,12 +56,12 @@ def saved(module, folder):
     return folder
 
 
-def load(folder, family, **given):
+def load(folder, family, images=IMAGES, **given):
     """(model, variables, values): published weights in our model, which is never made from scratch."""
     values = model_values(folder, family, **given)
     model = build(values)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES, train=False))
+    abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     wanted = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
         for path, leaf in paths(flax.linen.unbox(abstract)).items()
@@ -298,6 +298,21 @@ def transformers_model(name):
         return t.DeiTForImageClassificationWithTeacher(t.DeiTConfig(**SMALL_VIT))
     if name == "deit, one head, no biases of queries":
         return t.DeiTForImageClassification(t.DeiTConfig(**SMALL_VIT, qkv_bias=False))
+    if name == "mobilenet":
+        return t.MobileNetV2ForImageClassification(
+            t.MobileNetV2Config(depth_multiplier=0.35, num_labels=5)
+        )
+    if name == "efficientnet":  # of odd sides inside: 18, 9, 5, 3, 2
+        config = t.EfficientNetConfig(
+            width_coefficient=0.3,
+            depth_coefficient=0.4,
+            image_size=36,
+            hidden_dim=384,
+            depthwise_padding=[2, 3, 7],
+            initializer_range=0.2,
+            num_labels=5,
+        )
+        return t.EfficientNetForImageClassification(config)
     bottleneck = name == "resnet bottleneck"
     sizes = [32, 64, 128] if bottleneck else [8, 16, 32]
     config = t.ResNetConfig(
@@ -312,21 +327,32 @@ def transformers_model(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["vit", "deit", "deit, one head, no biases of queries", "resnet basic", "resnet bottleneck"],
+    [
+        "vit",
+        "deit",
+        "deit, one head, no biases of queries",
+        "resnet basic",
+        "resnet bottleneck",
+        "mobilenet",
+        "efficientnet",
+    ],
 )
 def test_logits_equal_transformers_both_ways(name, tmp_path):
     reference = randomized(transformers_model(name))
     reference.save_pretrained(tmp_path / "published")
-    family = "resnet" if "resnet" in name else "vit"
-    model, variables, values = load(tmp_path / "published", family)
-    expected = logits_of(reference)
-    close(jax.jit(lambda v: model.apply(v, IMAGES, train=False))(variables), expected)
+    family = family_of_source(str(tmp_path / "published"))
+    images = IMAGES
+    if name == "efficientnet":
+        images = np.random.default_rng(0).standard_normal((2, 36, 36, 3)).astype(np.float32)
+    model, variables, values = load(tmp_path / "published", family, images)
+    expected = logits_of(reference, images)
+    close(jax.jit(lambda v: model.apply(v, images, train=False))(variables), expected)
 
     export(variables, values, family, tmp_path / "out")
     again, loading = type(reference).from_pretrained(tmp_path / "out", output_loading_info=True)
     missing = {k for k in loading["missing_keys"] if not k.endswith("num_batches_tracked")}
     assert not missing and not loading["unexpected_keys"]
-    np.testing.assert_allclose(logits_of(again.eval()), expected, atol=1e-6)
+    np.testing.assert_allclose(logits_of(again.eval(), images), expected, atol=1e-6)
 
 
 def test_scanned_blocks_take_the_same_weights(tmp_path):
@@ -345,6 +371,13 @@ def test_scanned_blocks_take_the_same_weights(tmp_path):
             "resnet",
             dict(layer_type="basic", embedding_size=8, depths=[1, 1], hidden_sizes=[8, 12]),
             r"hidden_sizes \[8, 12\] is not known; \[8, 16\] is",
+        ),
+        ("mobilenet", dict(output_stride=16), "output_stride 16 is not known; 32 is"),
+        ("mobilenet", dict(depth_multiplier=0.1), "model.width 0.1 has other channels"),
+        (
+            "efficientnet",
+            dict(width_coefficient=1.0, hidden_dim=1280, image_size=240),
+            r"depthwise_padding \[\] is not known; \[\d+\] is",
         ),
     ],
 )

@@ -188,6 +188,22 @@ def rms_norm(name: str, epsilon: float = 1e-5, names: Sequence[str] = ("embed",)
     )
 
 
+class RMSNormFromOne(nn.Module):
+    """x / rms(x) times 1 + scale, over the last axis: decay draws the scale to 1 (Gemma Team 2024)."""
+
+    epsilon: float
+    names: Sequence[str]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = named(nn.initializers.zeros, *self.names)
+        scale = self.param("scale", init, x.shape[-len(self.names) :])
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(wide**2, axis=tuple(range(-len(self.names), 0)), keepdims=True)
+        normed = wide * jax.lax.rsqrt(mean + self.epsilon) * (1 + scale.astype(jnp.float32))
+        return normed.astype(jnp.promote_types(x.dtype, scale.dtype))
+
+
 def head_width(width: int, heads: int) -> int:
     """Width H of each of `heads` heads that share `width` evenly; UserError if they do not."""
     if width % heads:

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from bigjax.core.errors import UserError
@@ -107,11 +108,13 @@ def max_pool(x: jax.Array, window: int, stride: int, pad: int = 0) -> jax.Array:
 class InvertedResidual(nn.Module):
     """1x1 widening -> depthwise -> 1x1 narrowing, each with BatchNorm (Sandler et al. 2018, fig. 4).
 
-    ReLU6 after the first two; the input is added where the shape has not changed.
+    An activation after the first two; the input is added where the shape has not changed.
 
     expand: how many times wider it is inside; 1 leaves the widening out.
     train: whether BatchNorm takes the statistics of the batch.
     norm: further options of `batch_norm`.
+    activation: "relu6" or "silu".
+    squeeze: channels of squeeze-and-excitation before the narrowing (Hu et al. 2018, eqs. 2 to 4); None: none.
     """
 
     channels: int
@@ -121,14 +124,17 @@ class InvertedResidual(nn.Module):
     padding: str
     train: bool
     norm: dict[str, float]
+    activation: str = "relu6"
+    squeeze: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs, wide = x, self.expand * x.shape[-1]
+        act = {"relu6": nn.relu6, "silu": nn.silu}[self.activation]
         options = dict(train=self.train, **self.norm)
         if self.expand != 1:
             x = conv(wide, 1, name="expand")(x)
-            x = nn.relu6(batch_norm("expand_norm", **options)(x))
+            x = act(batch_norm("expand_norm", **options)(x))
         per_channel = conv(
             wide,
             self.kernel,
@@ -137,7 +143,11 @@ class InvertedResidual(nn.Module):
             padding=self.padding,
             name="depthwise",
         )
-        x = nn.relu6(batch_norm("depthwise_norm", **options)(per_channel(x)))
+        x = act(batch_norm("depthwise_norm", **options)(per_channel(x)))
+        if self.squeeze is not None:
+            mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)
+            mean = act(conv(self.squeeze, 1, bias=True, name="squeeze")(mean))
+            x = x * nn.sigmoid(conv(wide, 1, bias=True, name="excite")(mean))
         x = batch_norm("project_norm", **options)(conv(self.channels, 1, name="project")(x))
         unchanged = self.stride == 1 and x.shape == inputs.shape
         return x + inputs if unchanged else x

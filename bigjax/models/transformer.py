@@ -25,12 +25,12 @@ from bigjax.core.layout import constrain
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import (
     Dropout,
+    RMSNormFromOne,
     branch,
     dense,
     head_width,
     join_heads,
     layer_norm,
-    named,
     rms_norm,
     split_heads,
     stack,
@@ -50,7 +50,7 @@ ACTIVATIONS = {
 }
 NORMS = ("layer", "layer_no_bias", "rms", "rms_from_one")
 NORM_PLACES = ("before", "after", "both", "sum")
-BIASES = ("qkv", "out", "mlp")
+BIASES, NO_KEY_BIAS = ("qkv", "out", "mlp"), "qv"
 QK_NORMS = ("none", "head", "all")
 
 
@@ -68,7 +68,8 @@ class Form:
     shared: whether all blocks have the same parameters (ALBERT).
     activation: a key of `ACTIVATIONS`.
     gated: MLP (act(x G) * x U) W (Shazeer 2020, eq. 6) in place of act(x U) W.
-    biases: which linear maps have one: some of "qkv", "out", "mlp".
+    biases: which linear maps have one: some of "qkv", "out", "mlp"; "qv" if keys have none (Whisper).
+    reads_memory: whether a block's second branch attends to a memory (a decoder behind an encoder).
     qk_norm: RMSNorm of queries and keys: "none", over each "head" (Qwen 3), or over "all" heads (OLMo 2).
     scale: of the scores; None: 1 / sqrt(H). softcap: see `attend`.
     depth: layers of the whole model, where residual branches start smaller the deeper it is; or None.
@@ -90,6 +91,7 @@ class Form:
     activation: str = "gelu_tanh"
     gated: bool = False
     biases: Sequence[str] = BIASES
+    reads_memory: bool = False
     qk_norm: str = "none"
     scale: float | None = None
     softcap: float | None = None
@@ -104,7 +106,7 @@ class Form:
             ("norm_places", self.norm_places, NORM_PLACES),
             ("activation", self.activation, tuple(ACTIVATIONS)),
             ("qk_norm", self.qk_norm, QK_NORMS),
-            *(("biases", part, BIASES) for part in self.biases),
+            *(("biases", part, (*BIASES, NO_KEY_BIAS)) for part in self.biases),
         ):
             choose(f"model.{what}", word, known)
         object.__setattr__(self, "biases", tuple(self.biases))  # hashable, as Linen wants fields
@@ -128,6 +130,7 @@ class Where(NamedTuple):
 
     at, key_at: their positions, int (B or 1, T) and (B or 1, S); None where nothing asks.
     segments, keys: see `attend`. slot: where the T tokens lie in the cache.
+    memory, memory_keys: what the tokens also attend to (B, S, D), and its segments.
     """
 
     at: jax.Array | None = None
@@ -135,6 +138,8 @@ class Where(NamedTuple):
     segments: jax.Array | None = None
     keys: jax.Array | None = None
     slot: jax.Array | None = None
+    memory: jax.Array | None = None
+    memory_keys: jax.Array | None = None
 
 
 class Layer(NamedTuple):
@@ -229,10 +234,14 @@ class Block(nn.Module):
         drop = Dropout(form.dropout, deterministic=not self.train)
         attention = Attention(form, self.cache, name="attention")
         mlp = mlp_of(form, self.train)
-        for name, part in (
-            ("attention", lambda x: attention(x, where, layer)),
-            ("mlp", lambda x: mlp(x, where.segments)),
-        ):
+        parts = {"attention": lambda x: attention(x, where, layer)}
+        if form.reads_memory:
+            both_ways = dataclasses.replace(form, causal=False)
+            cross = Attention(both_ways, self.cache, name="cross_attention")
+            there = Where(keys=where.memory_keys)
+            parts["cross_attention"] = lambda x: cross(x, there, None, where.memory)
+        parts["mlp"] = lambda x: mlp(x, where.segments)
+        for name, part in parts.items():
             y_BTD, bare = x_BTD, self.first and name == "attention"
             if form.norm_places in ("before", "both") and not bare:
                 y_BTD = norm(form, f"{name}_norm")(y_BTD)
@@ -260,12 +269,22 @@ class Attention(nn.Module):
         layer: Layer | None = None,
         memory_BSD: jax.Array | None = None,
     ) -> jax.Array:
-        form, keys_of = self.form, x_BTD if memory_BSD is None else memory_BSD
-        project = functools.partial(split_heads, width=form.head_width, bias="qkv" in form.biases)
+        form, own = self.form, memory_BSD is None
         K, axis = (form.kv_heads, "kv_heads") if form.kv_heads else (form.heads, "heads")
-        q_BTNH = project("query", form.heads)(x_BTD)
-        k_BSKH = project("key", K, axis=axis)(keys_of)
-        v_BSKH = project("value", K, axis=axis)(keys_of)
+
+        def project(name: str, heads: int, axis: str, of: jax.Array) -> jax.Array:
+            bias = "qkv" in form.biases or (NO_KEY_BIAS in form.biases and name != "key")
+            return split_heads(name, heads, form.head_width, bias=bias, axis=axis)(of)
+
+        def read(name: str) -> jax.Array:
+            if own or not self.cache:
+                return project(name, K, axis, x_BTD if own else memory_BSD)
+            # Of a memory they stay as they are from token to token.
+            kept = self.variable("cache", f"memory_{name}", project, name, K, axis, memory_BSD)
+            return kept.value
+
+        q_BTNH = project("query", form.heads, "heads", x_BTD)
+        k_BSKH, v_BSKH = read("key"), read("value")
         if form.qk_norm != "none":
             q_BTNH = self._norm("query_norm", "heads")(q_BTNH)
             k_BSKH = self._norm("key_norm", axis)(k_BSKH)
@@ -274,9 +293,9 @@ class Attention(nn.Module):
         if layer is not None:
             q_BTNH = rotate(q_BTNH, where.at, layer.turns, layer.factor)
             k_BSKH = rotate(k_BSKH, where.at, layer.turns, layer.factor)
-        if self.cache:
+        if self.cache and own:
             k_BSKH, v_BSKH = cached_keys(self, k_BSKH, v_BSKH, where.slot, self.cache)
-        mixed_BTNH = self._mix(q_BTNH, k_BSKH, v_BSKH, where, layer, axis, memory_BSD is None)
+        mixed_BTNH = self._mix(q_BTNH, k_BSKH, v_BSKH, where, layer, axis, own)
         out = join_heads("out", x_BTD.shape[-1], bias="out" in form.biases, layers=form.depth)
         return out(mixed_BTNH)
 
@@ -347,22 +366,6 @@ def norm(form: Form, name: str, names: Sequence[str] = ("embed",)) -> nn.Module:
     if form.norm == "rms":
         return rms_norm(name, form.norm_epsilon, names)
     return RMSNormFromOne(form.norm_epsilon, tuple(names), name=name)
-
-
-class RMSNormFromOne(nn.Module):
-    """x / rms(x) times 1 + scale, over the last axis: decay draws the scale to 1 (Gemma Team 2024)."""
-
-    epsilon: float
-    names: Sequence[str]
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        init = named(nn.initializers.zeros, *self.names)
-        scale = self.param("scale", init, x.shape[-len(self.names) :])
-        wide = x.astype(jnp.float32)
-        mean = jnp.mean(wide**2, axis=tuple(range(-len(self.names), 0)), keepdims=True)
-        normed = wide * jax.lax.rsqrt(mean + self.epsilon) * (1 + scale.astype(jnp.float32))
-        return normed.astype(jnp.promote_types(x.dtype, scale.dtype))
 
 
 def flops_by_formula(

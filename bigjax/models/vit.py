@@ -45,6 +45,7 @@ POSITIONS = ("learned", "sincos")
 class ViT(nn.Module):
     """Patches -> linear map + positions -> blocks -> norm -> pool -> linear head.
 
+    outputs: of the head; None: no head, what is pooled comes out, (B, D).
     image, patch: side of an image, and of a patch, in pixels; the one is a multiple of the other.
     layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
     mlp_width: default 4 D.
@@ -54,12 +55,13 @@ class ViT(nn.Module):
         (Beyer et al. 2022, "Better plain ViT baselines").
     distillation: a second token beside cls (Touvron et al. 2021, section 4). second_head: whether it
         has a head of its own, and the logits are the mean of the two heads'.
+    pre_norm: a norm before the blocks, and patches mapped without a bias (CLIP, Radford et al. 2021).
     activation, biases: of the blocks (see `bigjax.models.transformer.Form`).
     dropout: after the positions and on each residual branch.
     remat, scan_layers: levers on memory and compile time (see `bigjax.models.blocks`).
     """
 
-    outputs: int
+    outputs: int | None
     image: int
     patch: int
     layers: int
@@ -70,6 +72,7 @@ class ViT(nn.Module):
     positions: str = "learned"
     distillation: bool = False
     second_head: bool = True
+    pre_norm: bool = False
     dropout: float = 0.0
     norm_epsilon: float = 1e-6
     activation: str = "gelu"
@@ -83,7 +86,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """x (B, image, image, channels); returns logits (B, outputs)."""
+        """x (B, image, image, channels); returns logits (B, outputs), or (B, D) without a head."""
         check_images(x, "a ViT")
         if x.shape[1:3] != (self.image, self.image):
             H, W = x.shape[1:3]
@@ -92,8 +95,10 @@ class ViT(nn.Module):
         choose("model.positions", self.positions, POSITIONS)
         if self.distillation and self.pool != "cls":
             raise UserError(f"model.distillation goes with model.pool 'cls', not '{self.pool}'")
-        x_BRCD = dense("patches", self.width, "patch", "embed")(patches(x, self.patch))
-        x_BTD = self._with_positions(x_BRCD)
+        to_width = dense("patches", self.width, "patch", "embed", bias=not self.pre_norm)
+        x_BTD = self._with_positions(to_width(patches(x, self.patch)))
+        if self.pre_norm:
+            x_BTD = layer_norm("pre_norm", self.norm_epsilon)(x_BTD)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         form = form_of(self, causal=False, biases=self.biases)
         x_BTD = blocks(self, form, x_BTD, Where(), train=train)
@@ -104,6 +109,8 @@ class ViT(nn.Module):
             x_BD = jnp.mean(x_BTD, axis=1, dtype=jnp.float32)
         else:
             x_BD = AttentionPool(form, name="pool")(x_BTD)
+        if self.outputs is None:
+            return x_BD
         logits = dense("head", self.outputs, "embed", "classes")(x_BD)
         if self.distillation and self.second_head:
             second = dense("distillation_head", self.outputs, "embed", "classes")(x_BTD[:, 1])

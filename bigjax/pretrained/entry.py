@@ -62,7 +62,18 @@ class Entry:
             named = {size: n for size, n in self.sizes.items() if size in ours}
             back = f"{ours} -> {published}"
             arrays = [einops.rearrange(array, back, **named) for array in arrays]
-        return np.ascontiguousarray(np.concatenate(arrays, self.axis) if arrays[1:] else arrays[0])
+        # (`np.ascontiguousarray` would give a scalar an axis.)
+        return np.asarray(np.concatenate(arrays, self.axis) if arrays[1:] else arrays[0], order="C")
+
+
+@dataclass(frozen=True)
+class Constant(Entry):
+    """A published tensor that our model computes: it is written, and holds nothing of ours."""
+
+    values: np.ndarray | None = None
+
+    def save(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        return self.values
 
 
 # Our leaves that are stacked -> what stands in their place in the paths of a name map, one a number.
@@ -111,7 +122,7 @@ def projections(
     for name, part in zip(names, ("query", "key", "value"), strict=False):
         here = f"params/{path}/{part}"
         found.append(Entry(f"{name}.weight", (f"{here}/kernel",), "(n h) d -> d n h", {"h": width}))
-        if "qkv" in biases:
+        if "qkv" in biases or ("qv" in biases and part != "key"):
             found.append(Entry(f"{name}.bias", (f"{here}/bias",), "(n h) -> n h", {"h": width}))
     out = linear(names[3], f"{path}/out", "d (n h) -> n h d", "out" in biases, h=width)
     return found + out

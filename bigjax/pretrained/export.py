@@ -67,6 +67,8 @@ def fill_published(
     special = ids_of(origin, values["vocab"]) if origin and "vocab" in values else {}
     if tokenizer is not None:
         special = special_ids(tokenizer, config, special.get("eos_token_id"))
+    if "text_config" in config:  # of two towers, where one reads text
+        config["text_config"] |= {key: ids for key, ids in special.items() if ids is not None}
     tensors = published_tensors(leaves, layout.entries(values))
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / "config.json", {**config, **special})
@@ -99,7 +101,7 @@ def save_tensors(
 
     path.touch()
     mode = path.stat().st_mode  # as the umask says; safetensors makes files for their owner alone
-    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, path, metadata)
+    save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, path, metadata)
     path.chmod(mode)
 
 
@@ -161,7 +163,7 @@ def published_tensors(leaves: Mapping[str, Any], entries: list[Entry]) -> dict[s
                 used.add(found[0])
                 arrays.append(np.asarray(found[1]))
         if len(arrays) == len(entry.paths):
-            tensors[entry.name] = np.ascontiguousarray(entry.save(arrays))
+            tensors[entry.name] = np.asarray(entry.save(arrays), order="C")
         elif not entry.optional:
             raise UserError(f"export: the run has no {' and '.join(entry.paths)}")
     if left := sorted(set(leaves) - used):

@@ -50,11 +50,15 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "albert": ("encoders:ALBERT", ("albert",)),
     "modernbert": ("encoders:MODERNBERT", ("modernbert",)),
     "t5": ("t5", ("t5",)),
+    "whisper": ("whisper", ("whisper",)),
     "vit": ("vit", ("vit", "deit")),
+    "clip": ("clip:CLIP", ("clip",)),
+    "siglip": ("clip:SIGLIP", ("siglip",)),
     "resnet": ("resnet", ("resnet",)),
     "resnet_torchvision": ("resnet_torchvision", ("resnet",)),
     "vgg": ("vgg", ("vgg",)),
     "mobilenet": ("mobilenet", ("mobilenet_v2",)),
+    "efficientnet": ("efficientnet", ("efficientnet",)),
     "efficientnet_lite": ("efficientnet_lite", ("efficientnet_lite",)),
 }
 

@@ -9,7 +9,12 @@ import numpy as np
 
 from bigjax.core.errors import UserError
 
-CLASSES = {"vit": "ViTImageProcessor", "deit": "DeiTImageProcessor"}
+CLASSES = {
+    "deit": "DeiTImageProcessor",
+    "efficientnet": "EfficientNetImageProcessor",
+    "clip": "CLIPImageProcessor",
+    "siglip": "SiglipImageProcessor",
+}
 BILINEAR = 2  # Pillow's number
 
 

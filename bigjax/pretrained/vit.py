@@ -41,6 +41,7 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
         pool="cls",
         positions="learned",
         distillation=published.get("model_type") == "deit",
+        pre_norm=False,
         second_head=architecture != "DeiTForImageClassification",
     )
 
@@ -51,6 +52,10 @@ def published_config(model: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             "export: transformers' ViT has pool 'cls' and learned positions, not "
             f"'{model['pool']}' and '{model['positions']}'"
+        )
+    if model["pre_norm"] or model["outputs"] is None:
+        raise UserError(
+            "export: the layout of 'vit' has no model.pre_norm, and needs model.outputs"
         )
     deit = model["distillation"]
     name = "DeiTForImageClassification" if deit else "ViTForImageClassification"

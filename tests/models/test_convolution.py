@@ -19,6 +19,7 @@ from bigjax.mesh import sharding
 from bigjax.mesh.placement import logical_names, place, vocabulary
 from bigjax.models import on_cpu
 from bigjax.models.convolution import convolve, divisible, max_pool
+from bigjax.models.efficientnet import EfficientNet
 from bigjax.models.efficientnet_lite import EfficientNetLite
 from bigjax.models.mobilenet import MobileNetV2
 from bigjax.models.resnet import PRESETS, ResNet
@@ -113,6 +114,9 @@ def test_the_published_sizes_have_the_published_numbers_of_parameters():
         shapes = jax.eval_shape(lambda m=model: m.init(jax.random.key(0), X, train=False))
         counts[name] = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
     assert counts == {"18": 11_689_512, "34": 21_797_672, "50": 25_557_032}
+    b0 = EfficientNet(outputs=1000, width=1.0, depth=1.0)
+    shapes = jax.eval_shape(lambda: b0.init(jax.random.key(0), X, train=False))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 5_288_548
 
 
 def placements(model, mesh, x):
@@ -132,6 +136,7 @@ MESH = sharding.make_mesh(settings.Mesh(data=4, tensor=2))
         VGG(outputs=8, layers=(1, 1), batch_norm=True),
         MobileNetV2(outputs=8),
         EfficientNetLite(outputs=8),
+        EfficientNet(outputs=8),
         ViT(outputs=8, image=16, patch=4, layers=1, width=8, heads=2),
     ],
     ids=lambda model: type(model).__name__,

@@ -1,0 +1,97 @@
+"""Whisper against transformers: logits both ways, and the same text token for token."""
+
+import jax
+import numpy as np
+import pytest
+
+from bigjax.core.errors import UserError
+from bigjax.pretrained.families import family_of_model, family_of_source, open_family
+from bigjax.tasks.seq2seq import Seq2Seq
+from tests import parity
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+START, END, WRITTEN = 3, 2, 7
+SIZES = dict(
+    vocab_size=40,
+    num_mel_bins=5,
+    d_model=24,
+    encoder_layers=2,
+    encoder_attention_heads=4,
+    encoder_ffn_dim=36,
+    decoder_layers=1,
+    decoder_attention_heads=3,
+    decoder_ffn_dim=28,
+    max_source_positions=9,
+    max_target_positions=11,
+    init_std=0.3,
+    pad_token_id=1,
+    bos_token_id=0,
+    eos_token_id=END,
+    decoder_start_token_id=START,
+    begin_suppress_tokens=None,
+)
+RNG = np.random.default_rng(0)
+SOUND = RNG.standard_normal((3, 18, 5)).astype(np.float32)
+TARGET = RNG.integers(4, 40, (3, WRITTEN + 1)).astype(np.int32)
+TARGET[:, 0], TARGET[0, -1] = START, END  # whose end a batch shows in its first row
+ONES = np.ones_like(TARGET)
+INPUTS = (SOUND, None, TARGET, ONES)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    torch.manual_seed(0)
+    config = transformers.WhisperConfig(**SIZES)
+    return parity.randomized(transformers.WhisperForConditionalGeneration(config)).eval()
+
+
+def torch_logits(model):
+    features = torch.tensor(SOUND).transpose(1, 2)
+    with torch.no_grad():
+        return model(features, decoder_input_ids=torch.tensor(TARGET).long()).logits.numpy()
+
+
+def test_published_weights_give_the_published_numbers_text_and_go_back(theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert family_of_source(str(tmp_path / "theirs")) == "whisper"
+    model, variables, values = parity.load(tmp_path / "theirs", "whisper", INPUTS)
+    expected = torch_logits(theirs)
+    ours = jax.jit(lambda v: model.apply(v, *INPUTS, train=False))(variables)
+    np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-5)
+
+    task = Seq2Seq(input=("sound", None, "target", "segments"))
+    batch = {"sound": SOUND, "target": TARGET, "segments": ONES, "mask": np.ones(3)}
+    decode = jax.jit(lambda v, batch: task.decode(model.apply, v, batch))
+    written = decode(variables, batch)["written"]
+    with torch.no_grad():  # the loop itself, without what Whisper's own adds for timestamps
+        found = transformers.GenerationMixin.generate(
+            theirs,
+            torch.tensor(SOUND).transpose(1, 2),
+            max_new_tokens=WRITTEN,
+            do_sample=False,
+        )
+    for row, text in zip(np.asarray(written), found.numpy()[:, 1:], strict=True):
+        text = text[: list(text).index(END)] if END in text else text
+        assert row[row >= 0].tolist() == text.tolist()
+    assert len({tuple(row) for row in np.asarray(written)}) > 1  # or the sound is not heard
+
+    assert family_of_model(values) == "whisper"
+    folder = parity.export(variables, values, "whisper", tmp_path / "ours")
+    back, info = type(theirs).from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    np.testing.assert_allclose(torch_logits(back.eval()), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_it_cannot_be_is_refused_by_name():
+    family = open_family("whisper")
+    with pytest.raises(UserError, match="scale_embedding True is not known; False is"):
+        family.model_values(SIZES | dict(scale_embedding=True))
+    model = parity.build(dict(type="whisper") | family.model_values(SIZES))
+    with pytest.raises(UserError, match=r"spectrograms are \(18, 5\), those of the data \(17, 5\)"):
+        jax.eval_shape(
+            lambda: model.init(jax.random.key(0), SOUND[:, 1:], *INPUTS[1:], train=False)
+        )
+    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), *INPUTS, train=False))["params"]
+    parity.assert_named(model, boxed)
