@@ -128,6 +128,20 @@ def test_clipping_bounds_the_global_norm(float64):
     np.testing.assert_allclose(ours("sgd", settings), textbook(clipped_rule), rtol=1e-7)
 
 
+def test_the_global_norm_is_that_of_float64_in_whole_leaves_and_in_parts(monkeypatch):
+    draw = np.random.default_rng(0).standard_normal
+    tree = {"big": draw((256, 48)), "odd": draw((7, 3)), "one": draw(()), "narrow": 3 * draw((32,))}
+    expected = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in tree.values()))
+    tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+    monkeypatch.setattr(optimizers.jax, "device_count", lambda: 1)
+    for remedies in ((), ("--some_flag",)):
+        monkeypatch.setattr(optimizers.compilers, "remedies", lambda remedies=remedies: remedies)
+        norm = jax.jit(lambda tree: optimizers.global_norm(tree))  # traced anew
+        np.testing.assert_allclose(norm(tree), expected, rtol=2e-7)
+        assert ("optimization_barrier" in norm.lower(tree).as_text()) == bool(remedies)
+
+
 # Below: a small tree of parameters in float32, every leaf drawn to 0.2.
 
 TREE = {

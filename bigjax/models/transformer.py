@@ -35,13 +35,13 @@ from bigjax.models.blocks import (
     split_heads,
     stack,
 )
-from bigjax.models.common import choose
+from bigjax.models.common import choose, gelu
 from bigjax.models.experts import MixtureOfExperts, Routing
 from bigjax.models.ring import check_length, ring_attend, unzigzag, zigzag
 from bigjax.models.rotary import rotate
 
 ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),  # with the error function itself
+    "gelu": gelu,  # with the error function itself
     "gelu_tanh": nn.gelu,  # Hendrycks and Gimpel 2016, the approximation
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,

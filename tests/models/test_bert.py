@@ -5,11 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError
 from bigjax.core.precision import ModelInPrecision
 from bigjax.models.bert import BERT
+from bigjax.models.common import gelu
 
 MODEL = BERT(vocab=11, layers=2, width=8, heads=2, context=8, head="mlm")
 ALBERT = MODEL.clone(layers=3, shared=True, embedding_width=6)
@@ -141,3 +143,23 @@ def test_logits_at_some_places_are_those_of_all_places():
     for row, at in enumerate(places):
         kept = at < TOKENS.shape[1]
         np.testing.assert_allclose(some[row, kept], whole[row, at[kept]], atol=1e-6)
+
+
+def test_gelu_and_its_slopes_are_those_of_float64():
+    x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -40.0, 40.0]])
+    cdf = scipy.stats.norm.cdf
+    density = scipy.stats.norm.pdf(x)
+    value, slope, bend = x * cdf(x), cdf(x) + x * density, density * (2 - x**2)
+
+    at = jnp.asarray(x, jnp.float32)
+    first = jax.vmap(jax.grad(gelu))
+    np.testing.assert_allclose(jax.jit(gelu)(at), value, atol=1e-6, rtol=3e-7)
+    np.testing.assert_allclose(first(at), slope, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jvp(gelu, (at,), (2 * jnp.ones_like(at),))[1], 2 * slope, atol=2e-6
+    )
+    np.testing.assert_allclose(jax.vmap(jax.grad(jax.grad(gelu)))(at), bend, atol=1e-6)
+    narrow = at.astype(jnp.bfloat16)
+    assert gelu(narrow).dtype == first(narrow).dtype == jnp.bfloat16
+    exact = np.asarray(narrow, np.float64) * cdf(np.asarray(narrow, np.float64))
+    np.testing.assert_allclose(np.asarray(gelu(narrow), np.float64), exact, rtol=2**-8, atol=2e-6)
