@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 from bigjax.core import compilers
+from bigjax.core.errors import did_you_mean
 
 __version__ = "0.2.0"
+
+if (
+    sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv
+):  # Python is looking for the module of `python -m bigjax.NAME`
+    _asked = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    _place = Path(__file__).parent.joinpath(*_asked.split(".")[1:])
+    if not (_place.with_suffix(".py").exists() or (_place / "__main__.py").exists()):
+        _near = did_you_mean(_asked, ["bigjax", "bigjax.doctor", "bigjax.sweep"])
+        print(
+            f"error: nothing to run in '{_asked}'{_near}; see python -m bigjax --help",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 compilers.mend()
 

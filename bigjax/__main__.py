@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError
 from bigjax.verbs import new
 
 HELP = """bigjax: one config file to one reproducible run.
@@ -22,6 +23,19 @@ In Python: bigjax.train(config, workdir), bigjax.open_run(workdir), bigjax.sweep
 See README.md.
 """
 
+# What may be meant by another word -> how it is written.
+ELSEWHERE = {
+    **{word: f"python -m bigjax {word}" for word in ("new", "predict", "--help")},
+    **{word: f"python -m bigjax.{word}" for word in ("doctor", "sweep")},
+    **{
+        verb: f"python -m experiments.NAME {verb}"
+        for verb in ("train", "evaluate", "replay", "checkpoints", "sharding", "plan", "export",
+                     "shrink", "config")
+    },
+    "experiments": "python -m experiments",
+    "runs": "python -m experiments runs",
+}  # fmt: skip
+
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns the exit code."""
@@ -36,8 +50,9 @@ def main(arguments: list[str]) -> int:
         elif command in ("--help", "-h", "help"):
             print(HELP, end="")
         else:
-            near = did_you_mean(command, ["new", "predict", "--help"])
-            raise UserError(f"unknown command '{command}'{near}; see python -m bigjax --help")
+            near = difflib.get_close_matches(command, ELSEWHERE, n=1)
+            hint = f" (did you mean '{ELSEWHERE[near[0]]}'?)" if near else ""
+            raise UserError(f"unknown command '{command}'{hint}; see python -m bigjax --help")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,6 +20,7 @@ said last, and where: `scripts/benchmarks/results/verify.txt`.
 | name | what it shows, and reached |
 |---|---|
 """
+BESIDE = ("runs", "table", "bigjax", "bigjax.doctor", "bigjax.sweep")  # what else may be meant
 
 
 def summaries(folder: Path = FOLDER) -> dict[str, str]:
@@ -43,7 +44,7 @@ def check_name(module: str) -> None:
     """Ends the program with one line and code 2 if there is no experiment of that name."""
     name = module.removeprefix("experiments.")
     if not FOLDER.joinpath(*name.split(".")).with_suffix(".py").exists() and name != "sweeps":
-        known = [*summaries(), *(f"sweeps.{k}" for k in summaries(FOLDER / "sweeps"))]
+        known = [*summaries(), *(f"sweeps.{k}" for k in summaries(FOLDER / "sweeps")), *BESIDE]
         near = difflib.get_close_matches(name, known, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "the list: python -m experiments"
         print(f"error: no experiment '{name}' ({hint})", file=sys.stderr)

@@ -60,6 +60,11 @@ def test_training_ends_in_a_table_and_the_place_of_the_report(tmp_path, capsys):
         (["--lr=3"], ["--lr", "did you mean '--config.optimizer.learning_rate'"]),
         (["--batch-size=3"], ["did you mean '--config.train.batch_size'"]),
         (["--learning_rat=3"], ["did you mean '--config.optimizer.learning_rate'"]),
+        (
+            ["--steps=2", "--workdir={run}x"],
+            ["goes with replay", "did you mean '--config.train.steps'"],
+        ),
+        (["config", "--output=x"], ["--output goes with predict, export, plan; not with config"]),
         (["--stage=teacher"], ["--stage=teacher", "not a pipeline"]),
         (["--workdir={run}/config.json"], ["config.json", "is a file"]),
         (["--workdir={run}/config.json/run"], ["config.json"]),
@@ -120,7 +125,7 @@ def two_stages():
 def test_a_stage_of_a_pipeline_is_named(tmp_path, capsys):
     folder = f"--workdir={tmp_path / 'run'}"
     for verb in ("evaluate", "predict", "export", "replay"):
-        assert run(verb, folder, "--from=0", get_config=two_stages) == 2
+        assert run(verb, folder, get_config=two_stages) == 2
         assert "--stage=teacher (or student)" in capsys.readouterr().err
     assert run("evaluate", folder, "--stage=teachr", get_config=two_stages) == 2
     assert "did you mean 'teacher'" in capsys.readouterr().err

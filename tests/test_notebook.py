@@ -163,11 +163,29 @@ def python(*arguments, folder):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("bigjax.doctro", "nothing to run in 'bigjax.doctro' (did you mean 'bigjax.doctor'?)"),
+        ("bigjax.verbs.launhc", "nothing to run in 'bigjax.verbs.launhc'"),
+        ("bigjax nwe", "unknown command 'nwe' (did you mean 'python -m bigjax new'?)"),
+        (
+            "bigjax trian",
+            "unknown command 'trian' (did you mean 'python -m experiments.NAME train'?)",
+        ),
+        ("experiments rusn", "no experiment 'rusn' (did you mean runs?)"),
+        ("experiments.digits_rn", "no experiment 'digits_rn' (did you mean digits_rnn"),
+    ],
+)
+def test_a_misspelt_module_or_command_is_one_line_and_code_2(words, line, tmp_path):
+    done = python("-m", *words.split(), folder=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {line}"), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_package_says_what_there_is_and_writes_an_experiment_that_trains(tmp_path):
     help = python("-m", "bigjax", "--help", folder=tmp_path)
     assert help.returncode == 0 and "python -m bigjax new NAME" in help.stdout
-    wrong = python("-m", "bigjax", "nwe", folder=tmp_path)
-    assert wrong.returncode == 2 and "did you mean 'new'" in wrong.stderr
     assert python("-m", "bigjax", "new", "mine", folder=tmp_path).returncode == 0
     again = python("-m", "bigjax", "new", "mine", folder=tmp_path)
     assert again.returncode == 2 and again.stderr == "error: mine.py: is there already\n"

@@ -20,9 +20,10 @@ from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
 from bigjax.loop import stages
-from bigjax.plan.collectives import by_kind, of_program, of_text
+from bigjax.plan.collectives import of_program, of_text
 from bigjax.plan.sharding_report import amount, report, text
 from bigjax.verbs import launch
+from tests.collectives import by_kind
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "sharding"

@@ -29,6 +29,7 @@ from bigjax.build.weights import seen_from
 from bigjax.config.resolve import Config
 from bigjax.config.values import canonical
 from bigjax.core.errors import UserError
+from bigjax.core.method import Reference
 from bigjax.core.order import sample_ids
 from bigjax.core.state import params_fingerprint
 from bigjax.core.transforms import apply_transforms
@@ -243,37 +244,11 @@ def taught_source(
     runs = {name: model.config for name, model in models.items()}
     augment = fitted(config.make("data.augment"), source)
     abstract, _, references = read_references(config, runs, source, mesh, words)
-    rows, B = sharding.batch_sharding(mesh), config.get("train.batch_size")
+    B = config.get("train.batch_size")
 
     def batch_of(columns: Columns, ids: np.ndarray, epochs: np.ndarray) -> Any:
         own = {"mask": np.ones(len(ids), np.float32), "sample": ids.astype(np.int32)}
         return {**columns, **own, "epoch": epochs.astype(np.int32)}
-
-    def teacher(name: str) -> Teacher:
-        reference, variables = references[name], abstract[name]
-
-        def outputs(variables: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
-            batch = apply_transforms(augment, batch, key)
-            batch = apply_transforms(reference.preprocess, batch, key, len(augment))
-            found = reference.model.apply(variables, *reference.task.inputs(batch), train=False)
-            return cached.kept(name, found, wanted.top)
-
-        shapes = jax.eval_shape(
-            outputs, variables, example_batch(source.features, rows=2), jax.random.key(0)
-        )
-        layout = jax.tree.map(lambda leaf: leaf.sharding, variables)
-
-        def read() -> tuple[Any, str]:
-            values = models[name].variables(variables)
-            return values, params_fingerprint(values)
-
-        return Teacher(
-            name=name,
-            program=runs[name].program_fingerprint,
-            outputs=jax.jit(outputs, in_shardings=(layout, rows, None)),
-            shapes={k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in shapes.items()},
-            variables=read,
-        )
 
     views, view = None, [config.get("data.augment"), words]
     if wanted.views:
@@ -282,12 +257,48 @@ def taught_source(
         # The key that `core.steps` augments by.
         views = Views(config.seed, steps, jax.random.split(run_key)[0])
         view += [config.seed, steps, B]
-    return Taught(
-        source,
-        seen_from(workdir, wanted.folder),
-        {name: teacher(name) for name in runs},
-        view,
-        B,
-        batch_of,
-        views,
+    teachers = {}
+    for name in runs:
+        outputs = _outputs_of(name, references[name], augment, wanted.top)
+        teachers[name] = _teacher(name, models[name], outputs, abstract[name], source, mesh)
+    return Taught(source, seen_from(workdir, wanted.folder), teachers, view, B, batch_of, views)
+
+
+def _outputs_of(
+    name: str, reference: Reference, augment: tuple[Any, ...], top: int | None
+) -> Callable[..., dict[str, jax.Array]]:
+    """(variables, batch as the source gives it, key) -> what is kept of a model's outputs."""
+
+    def outputs(variables: Any, batch: Any, key: jax.Array) -> dict[str, jax.Array]:
+        batch = apply_transforms(augment, batch, key)
+        batch = apply_transforms(reference.preprocess, batch, key, len(augment))
+        found = reference.model.apply(variables, *reference.task.inputs(batch), train=False)
+        return cached.kept(name, found, top)
+
+    return outputs
+
+
+def _teacher(
+    name: str,
+    model: ReadModel,
+    outputs: Callable[..., Any],
+    variables: Any,
+    source: Any,
+    mesh: Mesh,
+) -> Teacher:
+    """What fills the cache; variables: the model's abstract ones, with shardings."""
+    batch = example_batch(source.features, rows=2)
+    shapes = jax.eval_shape(outputs, variables, batch, jax.random.key(0))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, variables)
+
+    def read() -> tuple[Any, str]:
+        values = model.variables(variables)
+        return values, params_fingerprint(values)
+
+    return Teacher(
+        name=name,
+        program=model.config.program_fingerprint,
+        outputs=jax.jit(outputs, in_shardings=(layout, sharding.batch_sharding(mesh), None)),
+        shapes={k: jax.ShapeDtypeStruct(s.shape[1:], s.dtype) for k, s in shapes.items()},
+        variables=read,
     )

@@ -28,7 +28,7 @@ from bigjax.build.parts import (
     traced_hyper,
 )
 from bigjax.config.config import Config
-from bigjax.core import steps
+from bigjax.core import settings, steps
 from bigjax.core.adapt import BASE, MODEL
 from bigjax.core.exact import exactly
 from bigjax.core.method import Call, Facts, Reference
@@ -36,7 +36,7 @@ from bigjax.core.precision import stored_params
 from bigjax.core.rules import map_with_path, paths
 from bigjax.core.state import TrainState
 from bigjax.mesh import offload, sharding
-from bigjax.mesh.placement import Placement, vocabulary
+from bigjax.mesh.placement import Placement, Vocabulary, vocabulary
 from bigjax.models.pipeline import pipeline_of
 from bigjax.run.checkpoint import abstract_with
 
@@ -162,53 +162,30 @@ def _build(
     sharding.check_axes(mesh, placed, network.model)
     stages = mesh.shape["pipeline"]
     pipeline = pipeline_of(stages, rows, options.microbatches) if stages > 1 else None
-    layout = on_device = sharding.layout(placed, abstract, mesh)
+    layout = sharding.layout(placed, abstract, mesh)
     frozen |= {BASE: _placed(placed, base, mesh)} if base else {}
-
-    by_hand = options.mode == "shard_map"
-    if by_hand:
-        sharding.check_per_device(placed, mesh)
     recipe = _recipe(config, parts, recipe_references, total_steps)
-    recipe = dataclasses.replace(recipe, gathered=sharding.gathering(mesh, placed))
-    if by_hand:
-        recipe = dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
-    functions = _functions(recipe)
-    constrained = sharding.activations(mesh, vocabulary(network.model, options), options)
-    for name in functions:
-        # Inside shard_map an array is a device's own and has no layout to constrain.
-        if not (by_hand and name in ("train_step", "diagnose")):
-            functions[name] = constrained(functions[name])
+    recipe = _on_mesh(recipe, mesh, placed, options)
+    functions = _functions(recipe, mesh, vocabulary(network.model, options), options)
     if stages * mesh.shape["sequence"] > 1:
         # What model and method refuse of these axes, before a device is touched.
         batch = jax.eval_shape(lambda: example_batch(network.features, train.batch_size))
         jax.eval_shape(functions["train_step"], abstract, batch, frozen)
     if options.offload_optimizer:
-        layout = offload.on_host(on_device, abstract, mesh)
+        on_device, layout = layout, offload.on_host(layout, abstract, mesh)
         functions = {name: offload.fetching(f, on_device) for name, f in functions.items()}
-
-    replicated, base_layout = sharding.replicated(mesh), _layout_of(frozen.get(BASE, {}))
-    model_variables = _placed(placed, variables, mesh)
-    outputs = (layout, base_layout)
-    # A leaf that is held otherwise than it comes, in few bits or factors, has nothing to give on.
-    held = (
-        {*paths(base), *paths(abstract.params.get(MODEL, {}))} if parts.adaptation.parts else None
-    )
-    given_on = held is None or held >= set(paths(variables["params"]))
+    variables = _placed(placed, variables, mesh)
     return Program(
         mesh=mesh,
         task=network.task,
         method=network.method,
         model=network.applied,
-        init=_jit_once(parts.init, in_shardings=replicated, out_shardings=outputs),
-        init_from=_jit_once(
-            parts.init_from, out_shardings=outputs, donate_argnums=0 if given_on else ()
-        ),
-        scratch=functools.partial(_scratch, parts, model_variables),
+        **_beginnings(parts, abstract, base, variables, (layout, frozen.get(BASE, {})), mesh),
         **_jitted(functions, layout, frozen, mesh),
         state=abstract_with(layout, abstract),
         frozen=frozen,
         references=recipe_references,
-        variables=model_variables,
+        variables=variables,
         preprocess=network.preprocess,
         placed=placed,
         formula=network.flops,
@@ -260,14 +237,58 @@ def _recipe(
     )
 
 
-def _functions(recipe: steps.Recipe) -> dict[str, Callable[..., Any]]:
-    """The pure functions of a run, by the names they have in `Program`."""
-    return {
+def _on_mesh(
+    recipe: steps.Recipe, mesh: Mesh, placed: Mapping[str, Placement], options: settings.Sharding
+) -> steps.Recipe:
+    """The recipe with what the mesh asks of a step: weights gathered; by hand, each device's own part."""
+    recipe = dataclasses.replace(recipe, gathered=sharding.gathering(mesh, placed))
+    if options.mode != "shard_map":
+        return recipe
+    sharding.check_per_device(placed, mesh)
+    return dataclasses.replace(recipe, distribute=sharding.per_device(mesh))
+
+
+def _functions(
+    recipe: steps.Recipe, mesh: Mesh, words: Vocabulary, options: settings.Sharding
+) -> dict[str, Callable[..., Any]]:
+    """The pure functions of a run, by the names they have in `Program`, their activations laid out."""
+    functions = {
         "train_step": steps.build_train_step(recipe),
         "diagnose": steps.build_diagnosis(recipe),
         "eval_step": steps.build_eval_step(recipe),
         "predict_step": steps.build_predict_step(recipe),
         "evaluation_variables": steps.build_evaluation_variables(recipe),
+    }
+    constrained = sharding.activations(mesh, words, options)
+    # Inside shard_map an array is a device's own and has no layout to constrain.
+    alone = ("train_step", "diagnose") if options.mode == "shard_map" else ()
+    return {name: f if name in alone else constrained(f) for name, f in functions.items()}
+
+
+def _beginnings(
+    parts: Parts,
+    abstract: TrainState,
+    base: Any,
+    variables: Any,
+    result: tuple[Any, Any],
+    mesh: Mesh,
+) -> dict[str, Callable[..., Any]]:
+    """What makes a first state, jitted, by the names in `Program`.
+
+    variables: the model's abstract ones, with shardings. result: the layout of the state, the abstract base.
+    """
+    outputs = (result[0], _layout_of(result[1]))
+    # A leaf that is held otherwise than it comes, in few bits or factors, has nothing to give on.
+    held = {*paths(base), *paths(abstract.params.get(MODEL, {}))}
+    given_on = not parts.adaptation.parts or held >= set(paths(variables["params"]))
+    return {
+        "init": _jit_once(
+            parts.init, in_shardings=sharding.replicated(mesh), out_shardings=outputs
+        ),
+        "init_from": _jit_once(
+            parts.init_from, out_shardings=outputs, donate_argnums=0 if given_on else ()
+        ),
+        "scratch": functools.partial(_scratch, parts, variables),
     }
 
 

@@ -15,9 +15,9 @@ from bigjax.core.errors import UserError
 from bigjax.data import packing
 from bigjax.data.sources import Features
 from bigjax.data.splits import subsplit
-from bigjax.data.text import Columns, TextSource
 from bigjax.data.text_files import text_of
 from bigjax.data.text_rows import padded
+from bigjax.data.text_source import Columns, TextSource
 from bigjax.data.token_cache import Tokens, tokenize_once
 from bigjax.data.tokenizers import Tokenizer
 

@@ -21,6 +21,8 @@ from bigjax.data.sources import Source
 Batch = dict[str, jax.Array]
 
 ORDER_BLOCK = 4096  # positions whose ids are computed together: NumPy's cost per call, shared
+WORKERS = 2  # reading threads
+AHEAD = 4  # batches read before they are asked for, already on the devices
 
 
 def train_batches(
@@ -30,8 +32,7 @@ def train_batches(
     seed: int,
     start_step: int,
     sharding: Sharding,
-    workers: int = 2,
-    prefetch: int = 4,
+    workers: int = WORKERS,
     leave_out: frozenset[tuple[int, int]] = frozenset(),
     order: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
 ) -> Iterator[Batch]:
@@ -44,7 +45,6 @@ def train_batches(
       start_step: first step; any step costs the same to start at.
       sharding: how the leading axis of every array lies over the devices.
       workers: reading threads.
-      prefetch: batches read ahead, already on the devices.
       leave_out: (epoch, sample) pairs whose rows are not read, and come as zeros with mask 0.
       order: a method's own `rows_of(steps) -> ids, epochs, mask` (`Method.order`); None: the shuffled
         stream of all examples.
@@ -75,7 +75,7 @@ def train_batches(
         columns = read_unmasked(source, ids, mask, epochs)
         return _place(columns, ids, epochs, mask, rows, batch_size, sharding)
 
-    return _iterate(batch_of, sys.maxsize, start_step, workers, prefetch)
+    return _iterate(batch_of, sys.maxsize, start_step, workers)
 
 
 def eval_batches(
@@ -83,8 +83,6 @@ def eval_batches(
     *,
     batch_size: int,
     sharding: Sharding,
-    workers: int = 2,
-    prefetch: int = 4,
 ) -> Iterator[Batch]:
     """Yields every example once, in order; the last batch repeats the last example with mask 0.
 
@@ -100,7 +98,7 @@ def eval_batches(
         columns = source.read(ids)
         return _place(columns, ids, np.zeros_like(ids), mask, rows, batch_size, sharding)
 
-    return _iterate(batch_of, -(-size // batch_size), 0, workers, prefetch)
+    return _iterate(batch_of, -(-size // batch_size), 0, WORKERS)
 
 
 def local_rows(sharding: Sharding, batch_size: int) -> np.ndarray:
@@ -127,8 +125,8 @@ class _BatchOfStep:
         return self._batch_of(step)
 
 
-def _iterate(batch_of, length: int, start: int, workers: int, prefetch: int) -> Iterator[Batch]:
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=prefetch)
+def _iterate(batch_of, length: int, start: int, workers: int) -> Iterator[Batch]:
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=AHEAD)
     dataset = grain.MapDataset.source(_BatchOfStep(batch_of, length))[start:]
     return iter(dataset.to_iter_dataset(options))
 

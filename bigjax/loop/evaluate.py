@@ -62,7 +62,7 @@ def evaluate_due(
     for name, evaluator in setup.evaluators.items():
         if not When(evaluator.every, setup.total_steps).due(step):
             continue
-        seen = Seen(setup, state, frozen, step, folder)
+        seen = Seen(setup, state, frozen, step, folder, name)
         for own, values in zip(found, evaluator.evaluate_all(seen), strict=True):
             own.update({f"eval/{name}/{metric}": value for metric, value in values.items()})
     return found

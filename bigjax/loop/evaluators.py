@@ -25,6 +25,7 @@ class Seen:
     state, frozen: of now; `variables` are the Linen variables that the run is judged by.
     step: updates done.
     folder: the run's; pictures for the report: see `bigjax.run.pictures`.
+    name: the evaluator's, in `config.evaluators`.
     """
 
     setup: Setup
@@ -32,6 +33,7 @@ class Seen:
     frozen: Any
     step: int
     folder: Path
+    name: str
 
     @property
     def variables(self) -> Any:

@@ -77,12 +77,12 @@ class Opened:
     def measure(self) -> Metrics:
         """What the run's evaluators give, named "eval/NAME/METRIC"."""
         check_evaluators(self.setup, self.workdir)
-        seen = Seen(self.setup, self.state, self.frozen, self.step, self.workdir)
-        return {
-            f"eval/{name}/{metric}": value
-            for name, evaluator in self.setup.evaluators.items()
-            for metric, value in evaluator.evaluate_all(seen)[0].items()
-        }
+        found = {}
+        for name, evaluator in self.setup.evaluators.items():
+            seen = Seen(self.setup, self.state, self.frozen, self.step, self.workdir, name)
+            (values,) = evaluator.evaluate_all(seen)
+            found.update({f"eval/{name}/{metric}": value for metric, value in values.items()})
+        return found
 
     def predictions(self, source: Any) -> Iterator[dict[str, dict[str, np.ndarray]]]:
         """For each batch of a source, without padding: {"batch": what was read, "predicted": ...}."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from bigjax.build.assemble import Setup
 from bigjax.build.weights import run_folder
@@ -21,13 +20,16 @@ from bigjax.loop.evaluators import Evaluator, Seen
 from bigjax.loop.open import open_run
 from bigjax.mesh import distributed
 from bigjax.methods.flow_matching import UNCONDITIONAL, FlowMatching, guided, sample
+from bigjax.run import pictures as files
 
 SHOWN = 10  # pictures of each class in the grid
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples(Evaluator):
-    """Draws pictures from a flow, class by class, and writes `samples/STEP.png`, a row a class.
+    """Draws pictures from a flow, class by class, and writes `samples/NAME/STEP.png`, a row a class.
+
+    The report shows the newest; NAME is the evaluator's.
 
     Metrics: "deviation", of a pixel between the pictures of one class, on average, black being 0 and
     white 1: a model that draws one picture of each class has 0; the data's own is worth comparing.
@@ -84,10 +86,9 @@ class Samples(Evaluator):
 
     def evaluate(self, seen: Seen) -> dict[str, Any]:
         pictures, labels = self.draw(seen)
-        if distributed.is_leader():
-            path = seen.folder / "samples" / f"{seen.step}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(grid(pictures[:, :SHOWN] / self.white)).save(path)
+        shown = pictures[:, :SHOWN] / self.white
+        grid = files.grid(shown.reshape(-1, *shown.shape[2:]), columns=shown.shape[1])
+        files.save(seen.folder, seen.step, seen.name, grid)
         values = {"deviation": float(np.std(pictures / self.white, axis=1).mean())}
         if self.classifier is None:
             return values
@@ -140,11 +141,3 @@ def _sampled(
         return model.apply(variables, x, t, labels, train=False)
 
     return sample(guided(velocity, guidance), noise, labels, steps)
-
-
-def grid(pictures: np.ndarray) -> np.ndarray:
-    """Pictures (R, N, H, W, C) of numbers from 0 to 1 as one, uint8 (R H, N W, 3)."""
-    R, N, H, W, C = pictures.shape
-    one = np.round(255 * pictures).astype(np.uint8)
-    one = one.transpose(0, 2, 1, 3, 4).reshape(R * H, N * W, C)
-    return np.broadcast_to(one, (*one.shape[:2], 3))

@@ -153,10 +153,10 @@ class InvertedResidual(nn.Module):
         return x + inputs if unchanged else x
 
 
-def divisible(channels: float, by: int = 8) -> int:
-    """The nearest multiple of `by`, never less than 90 % of `channels` (Sandler et al. 2018's code)."""
-    rounded = max(by, int(channels + by / 2) // by * by)
-    return rounded + by if rounded < 0.9 * channels else rounded
+def divisible(channels: float) -> int:
+    """The nearest multiple of 8, never less than 90 % of `channels` (Sandler et al. 2018's code)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 def check_images(x: jax.Array, family: str) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 
 from bigjax.build.program import Program
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, first_line
 from bigjax.plan import collectives, flops, sharding_report
 from bigjax.plan.roofline import roofline
-from bigjax.plan.topology import Topology, one_line
+from bigjax.plan.topology import Topology
 
 COMPILER, FORMULA, ASSUMPTION = "compiler", "formula", "assumption"
 LARGEST = 8  # parameters named where a program does not fit
@@ -88,7 +88,7 @@ def compile_or_refusal(lowered: Any, topology: Topology) -> tuple[Any, str]:
         if "RESOURCE_EXHAUSTED" in str(error) and _USED.search(str(error)):
             return None, str(error)
         raise UserError(
-            f"--topology={topology.name}: the compiler refuses this step: {one_line(error)}; another "
+            f"--topology={topology.name}: the compiler refuses this step: {first_line(error)}; another "
             "mesh, model.remat or model.attention may pass"
         ) from None
 

@@ -91,16 +91,6 @@ def of_text(text: str, devices: int) -> list[dict[str, Any]]:
     ]
 
 
-def by_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `of_text` added up over groups: kind, count, bytes."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        total = found.setdefault(row["kind"], {"kind": row["kind"], "count": 0, "bytes": 0})
-        total["count"] += row["count"]
-        total["bytes"] += row["bytes"]
-    return list(found.values())
-
-
 def by_axis(
     rows: Sequence[dict[str, Any]], mesh: Any, node: Callable[[Any], Any]
 ) -> list[dict[str, Any]]:

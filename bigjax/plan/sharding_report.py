@@ -17,7 +17,6 @@ from bigjax.build.parts import example_batch
 from bigjax.build.program import Program
 from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
-from bigjax.mesh.placement import Placement
 from bigjax.mesh.sharding import batch_sharding
 from bigjax.plan.collectives import by_axis, of_program
 from bigjax.run.text import table
@@ -55,7 +54,7 @@ def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[
 def held(program: Program) -> dict[str, Any]:
     """What lies on every device between steps, as `report` gives it; nothing is compiled."""
     parameters = parameter_rows(program)
-    check_replicated(program.placed, parameters, dict(program.mesh.shape))
+    check_replicated(parameters, dict(program.mesh.shape))
     state = program.state
     rest = (state.collections, state.rng, state.hyper, state.step, state.memory, state.loss_scale)
     return {
@@ -108,9 +107,7 @@ def parameter_rows(program: Program) -> list[dict[str, Any]]:
     return rows
 
 
-def check_replicated(
-    placed: dict[str, Placement], parameters: Sequence[dict[str, Any]], mesh: dict[str, int]
-) -> None:
+def check_replicated(parameters: Sequence[dict[str, Any]], mesh: dict[str, int]) -> None:
     """Refuses a parameter above `REPLICATED_LIMIT` that every device holds whole, unsaid.
 
     Said is it by a rule with the word `replicate`. No mesh axis that splits parameters, no fault.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from bigjax.core.errors import UserError, did_you_mean, to_install
+from bigjax.core.errors import UserError, did_you_mean, first_line, to_install
 from bigjax.plan.chips import CHIPS, Chip, target
 
 MOST = 16_384  # devices
@@ -191,7 +191,7 @@ def devices_of(topology: Topology) -> Sequence[Any]:
         return topologies.get_topology_desc(name, platform, **options).devices
     except Exception as error:  # each compiler has its own kinds
         raise UserError(
-            f"--topology={topology.name}: the compiler says: {one_line(error)}"
+            f"--topology={topology.name}: the compiler says: {first_line(error)}"
         ) from None
 
 
@@ -209,9 +209,3 @@ def _asked_of_compiler(topology: Topology) -> tuple[str, dict[str, Any]]:
     if topology.word == "v4":
         options["chip_config_name"] = "megacore"  # a chip is one device, as JAX has it by default
     return f"{topology.word}:{'x'.join(map(str, topology.shape))}", options
-
-
-def one_line(error: Exception, most: int = 400) -> str:
-    """The first line of a compiler's message that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:most]

@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 from bigjax.build.classes import Words
 from bigjax.config.resolve import Config
-from bigjax.core.errors import UserError
-from bigjax.plan.topology import Topology, devices_of, environment, one_line
+from bigjax.core.errors import UserError, first_line
+from bigjax.plan.topology import Topology, devices_of, environment
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def answer_or_refusal(
     except UserError as error:
         return {"refused": str(error)}
     except Exception as error:  # a model may raise anything, and the other cases want their answer
-        return {"refused": f"{type(error).__name__}: {one_line(error)}"}
+        return {"refused": f"{type(error).__name__}: {first_line(error)}"}
 
 
 def for_platform(config: Config, platform: str) -> tuple[Config, list[str]]:

@@ -68,7 +68,7 @@ def is_adapter(source: str) -> bool:
     return (Path(os.path.expanduser(source)) / CONFIG).is_file()
 
 
-def base_of(folder: str, where: str = "config.init.source") -> str:
+def base_of(folder: str) -> str:
     """The base that a folder of adapters names.
 
     Raises:
@@ -83,13 +83,13 @@ def base_of(folder: str, where: str = "config.init.source") -> str:
     try:
         if is_adapter(base):
             raise UserError(f"{path}: its base, {base}, holds adapters, not a model")
-        locate(base, f"{where}: {path}: base_model_name_or_path")
+        locate(base, f"config.init.source: {path}: base_model_name_or_path")
     except (OSError, ValueError) as error:  # a name that can be no file's
         raise UserError(f"{path}: base_model_name_or_path: {error}") from None
     return base
 
 
-def open_adapted(source: str, where: str = "config.init.source") -> Published:
+def open_adapted(source: str) -> Published:
     """The base of a folder of adapters, as a checkpoint whose tensors have them merged.
 
     Raises:
@@ -97,7 +97,7 @@ def open_adapted(source: str, where: str = "config.init.source") -> Published:
     """
     folder = Path(os.path.expanduser(source))
     settings = read_json(folder / CONFIG)
-    base, parts = open_published(base_of(source, where)), open_published(str(folder / WEIGHTS))
+    base, parts = open_published(base_of(source)), open_published(str(folder / WEIGHTS))
     base = as_folder(base) if base.gguf else base
     if settings.get("peft_type") != "LORA":
         raise UserError(

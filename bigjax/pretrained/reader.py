@@ -70,16 +70,18 @@ def locate(source: str, where: str = "config.init.source") -> Path:
     )
 
 
-def open_published(source: str, where: str = "config.init.source") -> Published:
+def open_published(source: str) -> Published:
     """Opens a published checkpoint; reads headers only.
 
     Raises:
       UserError: there is none, or a file of it is damaged.
     """
-    path = locate(source, where)
+    path = locate(source)
     folder = path if path.is_dir() else path.parent
     if path.is_file() and path.suffix not in (".safetensors", ".gguf", ".pth", ".pt", ".bin"):
-        raise UserError(f"{where}: {path} is none of .safetensors, .gguf, .pth, .pt, .bin")
+        raise UserError(
+            f"config.init.source: {path} is none of .safetensors, .gguf, .pth, .pt, .bin"
+        )
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if path.is_file():
         files = [path]
@@ -91,7 +93,7 @@ def open_published(source: str, where: str = "config.init.source") -> Published:
             )
         files = [_inside(folder, name) for name in sorted(set(names.values()))]
     else:
-        files = [folder / SINGLE] if (folder / SINGLE).exists() else _only_weights(folder, where)
+        files = [folder / SINGLE] if (folder / SINGLE).exists() else _only_weights(folder)
     if files[0].suffix == ".gguf":
         return _open_gguf(files[0])
     if files[0].suffix in (".pth", ".pt", ".bin"):
@@ -195,13 +197,15 @@ def _from_hub(source: str, where: str) -> Path:
         raise UserError(f"{where}: cannot fetch '{source}' ({first_line(error)})") from None
 
 
-def _only_weights(folder: Path, where: str) -> list[Path]:
+def _only_weights(folder: Path) -> list[Path]:
     found = sorted(
         p for p in folder.glob("*") if p.suffix in (".safetensors", ".gguf", ".pth", ".pt", ".bin")
     )
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
-        raise UserError(f"{where}: {folder} should hold {SINGLE} or one file of weights; {names}")
+        raise UserError(
+            f"config.init.source: {folder} should hold {SINGLE} or one file of weights; {names}"
+        )
     return found
 
 

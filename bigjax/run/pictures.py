@@ -3,7 +3,7 @@
 That is the whole hook: an evaluator that makes samples saves them there, and report.html shows the
 newest of each name, as TensorBoard does.
 
-    pictures.save(seen.folder, seen.step, "samples", pictures.grid(images))
+    pictures.save(seen.folder, seen.step, seen.name, pictures.grid(images))
 """
 
 from __future__ import annotations

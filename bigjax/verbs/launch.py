@@ -1,4 +1,4 @@
-"""What `python -m experiments.NAME` calls: flags, verbs, signals, exit codes. Effects live here.
+"""What `python -m experiments.NAME` calls: verbs, signals, exit codes. Effects live here.
 
 Exit codes: 0 done; 2 the user's input is wrong (one line, no traceback); 75 stopped on request after
 saving, run again to go on; 1 anything else.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import errno
 import logging
 import os
@@ -19,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config import resolve as configs
-from bigjax.config.flags import expanded, parsed
 from bigjax.config.values import flatten
 from bigjax.core import compilers
-from bigjax.core.errors import RunFailed, UserError, did_you_mean
+from bigjax.core.errors import RunFailed, UserError
 from bigjax.loop import stages
 from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
 from bigjax.run.screen import LogLines
 from bigjax.verbs.export import export_verb
+from bigjax.verbs.flags import read_command
 from bigjax.verbs.inspect import (
     checkpoints_verb,
     config_verb,
@@ -91,7 +90,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     log.setLevel(logging.INFO)
     try:
         raw = get_config()
-        options, overrides = parse(name, arguments, lambda: config_keys(raw))
+        options, overrides = read_command(name, arguments, VERBS, lambda: config_keys(raw))
         raw, overrides = of_stage(raw, overrides, options)
         # Before `initialize`: in a run of many processes JAX takes SIGTERM over, see distributed.agree.
         stop = Stop()
@@ -162,104 +161,6 @@ def config_keys(raw: Any) -> list[str]:
             found = [configs.resolve(raw or {})]
         return list(dict.fromkeys(key for one in found for key in flatten(one.values)))
     return []
-
-
-def _near_flag(flag: str, flags: Sequence[str], keys: Sequence[str]) -> str:
-    """The flag or config key that an unknown flag may mean: "--lr" is optimizer.learning_rate."""
-    word = flag.lstrip("-").replace("-", "_")
-    for key in keys:
-        leaf = key.rpartition(".")[2]
-        initials = "".join(part[:1] for part in leaf.split("_"))
-        if word in (key, leaf) or (len(word) > 1 and word == initials):
-            return f" (did you mean '--config.{key}'?)"
-    leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
-    near = did_you_mean(flag.partition(".")[0], ["--config", *flags])
-    if near or not (found := difflib.get_close_matches(word, leaves, n=1, cutoff=0.75)):
-        return near
-    return f" (did you mean '--config.{leaves[found[0]]}'?)"
-
-
-def parse(
-    name: str, arguments: Sequence[str], keys: Callable[[], Sequence[str]] = list
-) -> tuple[argparse.Namespace, list[str]]:
-    """The options and the config overrides ("KEY=VALUE") of a command line.
-
-    keys: the config's, for the hint that goes with an unknown flag.
-
-    Raises:
-      UserError: unknown verb or flag; the nearest is named.
-    """
-    short = name.removeprefix("experiments.")
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {name}" if "." in name else f"python {name}.py",
-        allow_abbrev=False,
-        exit_on_error=False,
-        epilog="--config.KEY=VALUE overrides any value; the verb `config` shows them all",
-    )
-    parser.add_argument("verb", nargs="?", default="train", help=", ".join(VERBS))
-    parser.add_argument(
-        "--workdir", type=expanded, default=Path("runs", short), help="the run's folder"
-    )
-    parser.add_argument("--stage", help="of a pipeline: NAME (of seed 0), or seed1/NAME")
-    parser.add_argument("--split", help="evaluate: which split (default: evaluate.splits)")
-    parser.add_argument(
-        "--input", type=expanded, help="predict: .npz, .csv, .txt, or a folder of png/jpg"
-    )
-    parser.add_argument(
-        "--output",
-        type=expanded,
-        help="predict: JSON lines go here, not to the terminal; export: folder; plan: .html",
-    )
-    parser.add_argument(
-        "--allow_changed", action="append", default=[], metavar="KEY", help="resume: may differ"
-    )
-    parser.add_argument(
-        "--trust", action="store_true", help="a run's folder may name any code, and it is run"
-    )
-    parser.add_argument(
-        "--untrained", action="store_true", help="without a run: use weights that nothing trained"
-    )
-    parser.add_argument(
-        "--fresh", action="store_true", help="train: set the run in the folder aside, start anew"
-    )
-    parser.add_argument("--name", help="train: the run's, kept in manifest.json")
-    parser.add_argument("--tag", action="append", default=[], help="train: kept there; repeatable")
-    parser.add_argument("--notes", help="train: a line of your own, kept there")
-    parser.add_argument("--verify", action="store_true", help="checkpoints: hash every file again")
-    parser.add_argument("--from", type=int, dest="start", help="replay: step of a checkpoint, or 0")
-    parser.add_argument("--steps", type=int, help="replay: how many (default: all recorded)")
-    parser.add_argument(
-        "--format",
-        default="safetensors",
-        help="export: safetensors, stablehlo, onnx, gguf:q8_0, ...",
-    )
-    parser.add_argument("--family", help="export: whose layout, such as bert or roberta")
-    parser.add_argument(
-        "--chain", action="append", default=[], help="shrink: prune:0.9,int8; repeatable"
-    )
-    parser.add_argument("--keep", metavar="REGEX", help="shrink: parameters that stay as they are")
-    parser.add_argument("--calibration", type=int, default=8, help="shrink: batches to look at")
-    parser.add_argument("--topology", help="plan: cpu:8, v5e:4x4, 2xv5e:4x4, h200:8, ...")
-    parser.add_argument("--price_per_device_hour", type=float, help="plan: for the cost of the run")
-    parser.add_argument("--suggest", action="store_true", help="plan: try single changes")
-    parser.add_argument("--scale", help="plan: on other numbers of devices, such as 16,64")
-    parser.add_argument(
-        "--search", type=float, help="plan: meshes, remat, accumulation; for so many seconds"
-    )
-    parser.add_argument("--json", action="store_true", help="sharding, plan, doctor: for machines")
-    parser.add_argument("--simulate_devices", type=int, help="as if the CPU were so many devices")
-    parser.add_argument("--coordinator", help="many processes: HOST:PORT where process 0 listens")
-    parser.add_argument("--processes", type=int, help="how many (detected on known clusters)")
-    parser.add_argument("--process_id", type=int, help="which of them this one is, from 0")
-    options, overrides = parsed(
-        parser, arguments, lambda flag, flags: _near_flag(flag, flags, keys())
-    )
-    if options.verb not in VERBS:
-        raise UserError(
-            f"unknown verb '{options.verb}'{did_you_mean(options.verb, VERBS)}; "
-            f"verbs: {', '.join(VERBS)}"
-        )
-    return options, overrides
 
 
 class Stop:

@@ -1,5 +1,7 @@
 """Flow matching: its targets by hand, guidance, the sampler against a flow that is known, refusals."""
 
+import base64
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,8 +150,16 @@ def test_samples_are_drawn_judged_and_written(tmp_path):
     assert accuracy == pytest.approx(np.mean(result["metrics"]["eval/drawn/accuracy_per_class"]))
     assert 0 <= accuracy <= 1 and result["metrics"]["eval/drawn/deviation"] > 0
     for step in (6, 12):
-        with Image.open(tmp_path / "flow" / "samples" / f"{step}.png") as picture:
-            assert picture.size == (3 * 8, 10 * 8)
+        with Image.open(tmp_path / "flow" / "samples" / "drawn" / f"{step}.png") as picture:
+            assert picture.size == (3 * 8 + 2 * 2, 10 * 8 + 9 * 2)
+    page = (tmp_path / "flow" / "report.html").read_text()
+    assert (
+        "drawn" in page
+        and base64.b64encode(
+            (tmp_path / "flow" / "samples" / "drawn" / "12.png").read_bytes()
+        ).decode()
+        in page
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from bigjax.core.errors import UserError
 from bigjax.mesh.placement import Vocabulary
 from bigjax.mesh.sharding import activations, make_mesh
 from bigjax.models import ring
-from bigjax.plan.collectives import by_kind, of_program
+from bigjax.plan.collectives import of_program
+from tests.collectives import by_kind
 
 B, T, N, K, H = 2, 16, 4, 2, 4
 RNG = np.random.default_rng(0)

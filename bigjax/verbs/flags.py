@@ -1,0 +1,134 @@
+"""The command line of an experiment: which flags there are, and which verb takes them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bigjax.config.flags import expanded, parsed
+from bigjax.core.errors import UserError, did_you_mean
+
+ANY = "any verb"
+# The verbs that take them -> flag -> what argparse is told of it.
+FLAGS: dict[str, dict[str, dict[str, Any]]] = {
+    ANY: {
+        "--workdir": dict(type=expanded, help="the run's folder"),
+        "--stage": dict(help="of a pipeline: NAME (of seed 0), or seed1/NAME"),
+        "--trust": dict(
+            action="store_true", help="a run's folder may name any code, and it is run"
+        ),
+        "--simulate_devices": dict(type=int, help="as if the CPU were so many devices"),
+        "--coordinator": dict(help="many processes: HOST:PORT where process 0 listens"),
+        "--processes": dict(type=int, help="how many (detected on known clusters)"),
+        "--process_id": dict(type=int, help="which of them this one is, from 0"),
+    },
+    "train": {
+        "--allow_changed": dict(
+            action="append", default=[], metavar="KEY", help="of the run's config: may differ"
+        ),
+        "--fresh": dict(
+            action="store_true", help="set the run in the folder aside, and start anew"
+        ),
+        "--name": dict(help="the run's, kept in manifest.json"),
+        "--tag": dict(action="append", default=[], help="kept there; repeatable"),
+        "--notes": dict(help="a line of your own, kept there"),
+    },
+    "evaluate, shrink": {"--split": dict(help="which one (default: evaluate.splits)")},
+    "predict": {"--input": dict(type=expanded, help=".npz, .csv, .txt, or a folder of png/jpg")},
+    "predict, export, plan": {
+        "--output": dict(
+            type=expanded,
+            help="predict: JSON lines go here, not to the terminal; export: folder; plan: .html",
+        )
+    },
+    "evaluate, predict, export, shrink": {
+        "--untrained": dict(
+            action="store_true", help="without a run: use weights that nothing trained"
+        )
+    },
+    "checkpoints": {"--verify": dict(action="store_true", help="hash every file again")},
+    "replay": {
+        "--from": dict(type=int, dest="start", help="step of a checkpoint, or 0"),
+        "--steps": dict(type=int, help="how many (default: all recorded)"),
+    },
+    "export": {
+        "--format": dict(
+            default="safetensors", help="safetensors, stablehlo, onnx, gguf:q8_0, ..."
+        ),
+        "--family": dict(help="whose layout, such as bert or roberta"),
+    },
+    "shrink": {
+        "--chain": dict(action="append", default=[], help="prune:0.9,int8; repeatable"),
+        "--keep": dict(metavar="REGEX", help="parameters that stay as they are"),
+        "--calibration": dict(type=int, default=8, help="batches to look at"),
+    },
+    "plan": {
+        "--topology": dict(help="cpu:8, v5e:4x4, 2xv5e:4x4, h200:8, ..."),
+        "--price_per_device_hour": dict(type=float, help="for the cost of the run"),
+        "--suggest": dict(action="store_true", help="try single changes"),
+        "--scale": dict(help="on other numbers of devices, such as 16,64"),
+        "--search": dict(type=float, help="meshes, remat, accumulation; for so many seconds"),
+    },
+    "sharding, plan, doctor": {"--json": dict(action="store_true", help="for machines")},
+}
+
+
+def read_command(
+    name: str, arguments: Sequence[str], verbs: Iterable[str], keys: Callable[[], Sequence[str]]
+) -> tuple[argparse.Namespace, list[str]]:
+    """The options and the config overrides ("KEY=VALUE") of a command line.
+
+    Args:
+      name: the experiment's module, or its file without the ending.
+      arguments: what follows it.
+      verbs: those that there are.
+      keys: the config's, for the hint that goes with an unknown flag.
+
+    Raises:
+      UserError: an unknown verb or flag, the nearest is named; a flag of another verb.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {name}" if "." in name else f"python {name}.py",
+        usage="%(prog)s [VERB] [--FLAG ...] [--config.KEY=VALUE ...]",
+        allow_abbrev=False,
+        exit_on_error=False,
+        epilog="--config.KEY=VALUE overrides any value; the verb `config` shows them all",
+    )
+    parser.add_argument("verb", nargs="?", default="train", help=", ".join(verbs))
+    for takers, flags in FLAGS.items():
+        group = parser.add_argument_group(takers)
+        for flag, options in flags.items():
+            group.add_argument(flag, **options)
+    parser.set_defaults(workdir=Path("runs", name.removeprefix("experiments.")))
+    found, overrides = parsed(parser, arguments, lambda flag, known: _near(flag, known, keys()))
+    if found.verb not in verbs:
+        raise UserError(
+            f"unknown verb '{found.verb}'{did_you_mean(found.verb, verbs)}; "
+            f"verbs: {', '.join(verbs)}"
+        )
+    given = {argument.partition("=")[0] for argument in arguments}
+    for takers, flags in FLAGS.items():
+        if takers != ANY and found.verb not in takers.split(", "):
+            for flag in sorted(given & flags.keys()):
+                key = flag.replace("--", "train.", 1)
+                near = f" (did you mean '--config.{key}'?)" if key in keys() else ""
+                raise UserError(f"{flag} goes with {takers}; not with {found.verb}{near}")
+    return found, overrides
+
+
+def _near(flag: str, flags: Sequence[str], keys: Sequence[str]) -> str:
+    """The flag or config key that an unknown flag may mean: "--lr" is optimizer.learning_rate."""
+    word = flag.lstrip("-").replace("-", "_")
+    for key in keys:
+        leaf = key.rpartition(".")[2]
+        initials = "".join(part[:1] for part in leaf.split("_"))
+        if word in (key, leaf) or (len(word) > 1 and word == initials):
+            return f" (did you mean '--config.{key}'?)"
+    leaves = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    near = did_you_mean(flag.partition(".")[0], ["--config", *flags])
+    if near or not (found := difflib.get_close_matches(word, leaves, n=1, cutoff=0.75)):
+        return near
+    return f" (did you mean '--config.{leaves[found[0]]}'?)"
