@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigjax.run import files, pictures
+from bigjax.run import files, pictures, screen
 from bigjax.run.text import amount, cell, duration, interval, metrics_table, rate, table
 from bigjax.run.writers import MeanSince, Writers, finalize, read_metrics
 
@@ -246,6 +246,19 @@ def test_pictures_lie_in_the_folder_and_a_resume_forgets_those_that_it_makes_aga
         assert np.array_equal(np.asarray(picture), tiles[..., 0])
     with pytest.raises(ValueError, match="shape"):
         pictures.grid(np.zeros((2, 4, 4, 2)))
+
+
+def test_in_a_file_a_step_that_is_logged_has_one_line_however_long_it_took(tmp_path, monkeypatch):
+    monkeypatch.setattr(screen, "FILE_EVERY", 0.0)
+    monkeypatch.setattr(screen, "REDRAW", 0.0)
+    stream = io.StringIO()
+    with writers(tmp_path, progress=True, stream=stream) as w:
+        w.step(1, {"loss": (1.0, 2.0)}, written=True)
+        w.write(1, {"train/loss": 0.5, "train/accuracy": 0.25})
+        w.step(2, {"loss": (1.0, 2.0)})
+    lines = stream.getvalue().splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == ["step 1/100", "step 2/100"], lines
+    assert "accuracy 0.25" in lines[0]
 
 
 def test_no_control_characters_where_the_stream_is_no_terminal(tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from bigjax.core.errors import UserError, did_you_mean, first_line, to_install
+from bigjax.run.files import read_json
 
 Files = dict[str, tuple[Path, ...]]
 
@@ -112,9 +113,9 @@ def find_splits(path: str, suffixes: Sequence[str], sets: Path | None = None) ->
 def _in_folder(folder: Path, name: str, suffixes: Sequence[str]) -> Files:
     if (folder / "dataset_dict.json").exists():
         parts = [inner for inner in sorted(folder.iterdir()) if (inner / "state.json").exists()]
-        return {inner.name: tuple(sorted(inner.glob("*.arrow"))) for inner in parts}
+        return {inner.name: _saved(inner) for inner in parts}
     if (folder / "state.json").exists():
-        return {"train": tuple(sorted(folder.glob("*.arrow")))}
+        return {"train": _saved(folder)}
     files = [file for file in sorted(folder.iterdir()) if file.suffix in suffixes]
     if (folder / "data").is_dir():
         files += [f for f in sorted((folder / "data").iterdir()) if _SHARD.fullmatch(f.stem)]
@@ -131,6 +132,17 @@ def _in_folder(folder: Path, name: str, suffixes: Sequence[str]) -> Files:
                 raise UserError(f"{folder}: {found[inner.name][0].name} and {inner.name}/ are both")
             found[inner.name] = its
     return {split: tuple(its) for split, its in found.items()}
+
+
+def _saved(folder: Path) -> tuple[Path, ...]:
+    """The files of a split that `save_to_disk` wrote; a `map` may have put its cache beside them."""
+    said = (read_json(folder / "state.json") or {}).get("_data_files")
+    said = said if isinstance(said, list) else []
+    names = {one.get("filename") for one in said if isinstance(one, dict)}
+    found = tuple(file for file in sorted(folder.glob("*.arrow")) if not said or file.name in names)
+    if len(found) < len(said):
+        raise UserError(f"{folder}: not all of the files that its state.json names are there")
+    return found
 
 
 def _check_whole(split: str, files: list[Path]) -> None:

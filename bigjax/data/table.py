@@ -207,16 +207,27 @@ class FittedTable:
         return TableRows(columns, self, identity)
 
     def read_inputs(self, path: Path) -> Inputs:
-        """A user's file, columns by name; a row that does not fit is told and left out.
+        """A user's file, or a folder of one split, columns by name; a row that does not fit is told and left
+        out.
 
         Raises:
           UserError: a column is missing, or is one that train has not.
         """
-        if self.shape and not self.columns and (path.is_dir() or path.suffix not in files.TABLES):
+        inside = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else []
+        tables = path.suffix in files.TABLES or any(f.suffix in files.COLUMNAR for f in inside)
+        if self.shape and not self.columns and not tables:
             return pictures.read_pictures(path, self.shape)
-        if path.suffix not in files.TABLES:
+        its: Sequence[Path] = [path]
+        if path.is_dir():
+            found = find_splits(str(path), files.TABLES)
+            if len(found) > 1:
+                raise UserError(
+                    f"--input={path}: has the splits {', '.join(found)}; name one's file"
+                )
+            (its,) = found.values()
+        elif path.suffix not in files.TABLES:
             raise UserError(f"--input={path}: this model reads a table: {', '.join(files.TABLES)}")
-        chunks = list(files.read_chunks(path))
+        chunks = [chunk for file in its for chunk in files.read_chunks(file)]
         names = dict.fromkeys(name for chunk in chunks for name in chunk.columns)
         self._check_names(names, f"--input={path}")
         pieces, numbers, problems, done = [], [], [], 0

@@ -124,8 +124,9 @@ class Record:
         self.last_step = step
         bad, halted = ledger.flags(found)
         assert self._writers is not None
-        self._writers.step(step, found)
-        if self._log_due(step) or step == 1 or bad:
+        due = self._log_due(step) or step == 1 or bool(bad)
+        self._writers.step(step, found, due)
+        if due:
             values = finalize(found) | ({"bad": 1} if bad else {})
             self.write(step, {f"train/{name}": value for name, value in values.items()})
         if halted:

@@ -145,15 +145,16 @@ class Writers:
                 if at > step:
                     path.unlink()
 
-    def step(self, step: int, pairs: Mapping[str, Pair]) -> None:
+    def step(self, step: int, pairs: Mapping[str, Pair], written: bool = False) -> None:
         """Notes a finished step, in order, whether it is logged or not: moves the bar.
 
         Its loss counts in the mean that the next line of training metrics has. Waits for nothing
-        that is still being computed, unless the bar is redrawn.
+        that is still being computed, unless the bar is redrawn. written: its metrics are written next,
+        with all that the bar says.
         """
         self._step = step
         self._loss.add(pairs["loss"])
-        if bar := self._moved(step):
+        if (bar := self._moved(step)) and not written:
             bar.advance(0, **{"mean loss": self._loss.mean})
 
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:
@@ -271,7 +272,7 @@ class NoWriters(Writers):
     def truncate_after(self, step: int) -> None:
         pass
 
-    def step(self, step: int, pairs: Mapping[str, Pair]) -> None:
+    def step(self, step: int, pairs: Mapping[str, Pair], written: bool = False) -> None:
         pass
 
     def write(self, step: int, metrics: Mapping[str, float | list]) -> None:

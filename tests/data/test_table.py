@@ -188,7 +188,8 @@ def write_hugging_face(folder):
     (folder / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     for split, labels in (("train", [1, 0, 1]), ("test", [0])):
         (folder / split).mkdir()
-        (folder / split / "state.json").write_text("{}")
+        its = [{"filename": "data-00000-of-00001.arrow"}] if split == "train" else None
+        (folder / split / "state.json").write_text(json.dumps({"_data_files": its}))
         images = [{"bytes": png(20 + i, 3 + label), "path": None} for i, label in enumerate(labels)]
         table = pa.table({"image": images, "label": labels}).replace_schema_metadata(said)
         with pa.ipc.new_stream(
@@ -225,6 +226,23 @@ def test_a_hugging_face_folder_gives_pictures_and_class_names(tmp_path, cache_mb
         22,
     ]
     assert everything(opened["test"])["label"].tolist() == [0]
+
+
+def test_a_hugging_face_folder_is_the_files_that_its_state_names_and_predict_takes_one(tmp_path):
+    """`Dataset.map` keeps its cache-*.arrow beside them: those rows are no rows of the set."""
+    write_hugging_face(tmp_path / "set")
+    inner = tmp_path / "set" / "train"
+    (inner / "cache-00ff.arrow").write_bytes((inner / "data-00000-of-00001.arrow").read_bytes())
+    source = Table(str(tmp_path / "set"), size=(2, 2)).open("train")
+    assert len(source) == 3
+    found = inputs.read(inner, source, "image")
+    assert np.array_equal(everything(found.source)["image"], everything(source)["image"])
+    assert found.numbers == [0, 1, 2]
+    with pytest.raises(UserError, match="has the splits test, train; name one"):
+        inputs.read(tmp_path / "set", source, "image")
+    (inner / "data-00000-of-00001.arrow").unlink()
+    with pytest.raises(UserError, match="not all of the files that its"):
+        Table(str(tmp_path / "set"), size=(2, 2)).open("train")
 
 
 def test_hub_names_without_a_network_are_one_line(monkeypatch):
