@@ -136,6 +136,12 @@ def test_arguments_and_exit_code_pass_through(checkout):
     assert "No module named experiments.missing" in done.stderr
     assert start(checkout).returncode == 0
     assert calls(checkout, "-m experiments")[-1] == "-m experiments"
+    start(checkout, "mine.py", "config")
+    assert calls(checkout, "mine.py") == ["mine.py config"]
+    start(
+        checkout, "bigjx.doctor"
+    )  # no folder of that name: the experiments' listing names the nearest
+    assert calls(checkout, "bigjx") == ["-m experiments bigjx.doctor"]
 
 
 def test_accelerator_extra_is_installed_beside_the_pins(checkout):
