@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from bigjax.config import resolve as configs
+from bigjax.config.config import made
 from bigjax.core.errors import UserError
 from bigjax.pretrained.families import family_of_model, family_of_source, open_family
-from bigjax.tasks.seq2seq import Seq2Seq
 from tests import parity
 
 torch = pytest.importorskip("torch")
@@ -61,7 +62,8 @@ def test_published_weights_give_the_published_numbers_text_and_go_back(theirs, t
     ours = jax.jit(lambda v: model.apply(v, *INPUTS, train=False))(variables)
     np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-5)
 
-    task = Seq2Seq(input=("sound", None, "target", "segments"))
+    section = dict(type="seq2seq", input=("sound", None, "target", "segments"))
+    task = made("task", "task", configs._complete_section("task", section))
     batch = {"sound": SOUND, "target": TARGET, "segments": ONES, "mask": np.ones(3)}
     decode = jax.jit(lambda v, batch: task.decode(model.apply, v, batch))
     written = decode(variables, batch)["written"]

@@ -22,8 +22,8 @@ from bigjax.tasks.base import Task
 class Seq2Seq(Task):
     """Cross-entropy of logits (B, T, V) at each target token against the next; all weigh the same.
 
-    input: keys of the source, its segments, the target and its segments; a target begins with a start
-        token and ends with an end token.
+    input: keys of the source, its segments (None: it has none, as of a spectrogram), the target and its
+        segments; a target begins with a start token and ends with an end token.
     scores: what evaluation compares written texts by: "bleu" (Papineni et al. 2002, as sacrebleu),
         "rouge" (Lin 2004, F1 of ROUGE-1, -2 and -L). (): evaluation writes no texts.
     label_smoothing: mass spread evenly over the vocabulary in the training loss; evaluation reports
@@ -33,7 +33,7 @@ class Seq2Seq(Task):
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("loss", "min")
     TOKENS: ClassVar[tuple[int, ...]] = (0, 2)
 
-    input: Sequence[str] = ("source", "source_segments", "target", "target_segments")
+    input: Sequence[str | None] = ("source", "source_segments", "target", "target_segments")
     scores: Sequence[str] = ("bleu",)
     label_smoothing: float = 0.0
 
