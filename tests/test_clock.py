@@ -161,6 +161,17 @@ def test_the_parts_of_a_run_add_up_to_its_wall_time(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["time"]["starts"] == 1
 
 
+def test_a_step_is_profiled_when_the_config_says(tmp_path):
+    config = resolve(
+        small_config(), ["train.steps=2", "log.profile=2", "mesh.data=1", "mesh.fsdp=8"]
+    )
+    train(config, tmp_path / "run")
+    (trace,) = (tmp_path / "run/profile").glob("plugins/profile/*/*.xplane.pb")
+    events = [event for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+              for line in plane.lines for event in line.events]  # fmt: skip
+    assert any("train_step" in event.name for event in events)
+
+
 def test_a_stopped_run_goes_on_counting_and_loses_nothing(tmp_path):
     config = poisoned_config(())
     asked = iter(range(1000))

@@ -99,6 +99,9 @@ def test_texts_are_predicted_as_the_lines_of_a_file_are(tmp_path, monkeypatch):
 
 def test_the_next_batch_follows_the_last_step(run):
     batch = run.next_batch()
+    assert (
+        bigjax.open_run(run.workdir, overrides=["evaluate.batch_size=8"]).setup.eval_batch_size == 8
+    )
     assert batch["image"].shape == (40, 8, 8, 1)
     seen = np.asarray(bigjax.open_run(run.workdir).next_batch()["sample"])
     np.testing.assert_array_equal(batch["sample"], seen)

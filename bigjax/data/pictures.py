@@ -189,7 +189,7 @@ class Folder:
         """The files of a split in their order, and the class of each."""
         top = Path(os.path.expanduser(self.directory))
         if not top.is_dir():
-            raise UserError(f"there is no folder {top}")
+            raise UserError(f"config.data.source.directory: there is no folder {top}")
         found: list[Path] = []
         roots: list[Path] = []
 

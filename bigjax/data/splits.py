@@ -163,7 +163,7 @@ def _check_whole(split: str, files: list[Path]) -> None:
 
 
 def _missing(path: str, sets: Path | None) -> str:
-    said = f"there is no file or folder {path}"
+    said = f"config.data.source: there is no file or folder {path}"
     if sets is None:
         return f"{said}{_near(path)}"
     here = sorted(folder.name for folder in sets.glob("*") if folder.is_dir())
