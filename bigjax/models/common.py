@@ -37,8 +37,8 @@ def kernel_init(name: str) -> nn.initializers.Initializer:
 def gelu(x: jax.Array) -> jax.Array:
     """x Phi(x) with the error function itself (Hendrycks and Gimpel 2016, section 2), in x's dtype.
 
-    Computed in float32 or wider. JAX's own is written with erfc, which with its derivative takes some
-    5 % more of a BERT's step on a CPU.
+    Computed in float32 or wider. JAX's own is written with erfc, which with its derivative takes
+    longer on a CPU.
     """
     wide = _wide(x)
     return (wide * _normal_cdf(wide)).astype(x.dtype)

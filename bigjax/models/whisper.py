@@ -45,7 +45,7 @@ class Whisper(nn.Module):
     layers, width, heads: blocks of the encoder, their width D, and the heads that share it evenly.
     decoder_layers: default as many as the encoder's.
     mlp_width, decoder_mlp_width: default 4 D.
-    mel: M, bands of the spectrogram. frames: S; a spectrogram has twice as many (30 seconds of sound: 3000).
+    mel: M, bands of the spectrogram. frames: S; a spectrogram has twice as many (3000 of Whisper's own).
     context: the longest text it can write.
     activation: of both (see `bigjax.models.transformer.ACTIVATIONS`).
     dropout: after the positions and on each residual branch.
