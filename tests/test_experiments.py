@@ -55,6 +55,8 @@ SMALLER: dict[str, list[str]] = {
     "gpt2_124m": DECODER,
     "gpt2_350m": DECODER,
     "llama_1b": DECODER,
+    "llama_7b": DECODER,
+    "llama_70b": DECODER,
     "cartpole_ppo": ["stages.ppo.method.rollout=8"],
     "fashion_mnist_dp": ["method.lot=2"],
     "digits_federated": [
@@ -165,6 +167,8 @@ LONG = (
     "imagenet_vit_s16",
     "kjv_es_translate",
     "llama_1b",
+    "llama_7b",
+    "llama_70b",
     "markov_transformer",
     "sentiment_bert",
     "sentiment_finetune",

@@ -31,7 +31,8 @@ from bigjax.models.transformer import (
 )
 
 # "smollm2_135m": Ben Allal et al. 2025, "SmolLM2"; "1b": Zhang et al. 2024, "TinyLlama", table 1, the
-# Llama 2 layout at 1.1 billion.
+# Llama 2 layout at 1.1 billion; "7b" and "70b": Llama 2's own (Touvron et al. 2023, "LLaMA", table 2, and
+# "Llama 2", table 1; what they leave out, the MLP's width and the groups, is of the published config.json).
 PRESETS = {
     "3m": dict(
         vocab=4096, layers=4, width=128, heads=4, kv_heads=2, mlp_width=352, context=256, tied=True
@@ -49,6 +50,12 @@ PRESETS = {
     ),
     "1b": dict(
         vocab=32000, layers=22, width=2048, heads=32, kv_heads=4, mlp_width=5632, context=2048
+    ),
+    "7b": dict(
+        vocab=32000, layers=32, width=4096, heads=32, kv_heads=32, mlp_width=11008, context=4096
+    ),
+    "70b": dict(
+        vocab=32000, layers=80, width=8192, heads=64, kv_heads=8, mlp_width=28672, context=4096
     ),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,12 +17,22 @@ import jax
 
 from bigjax.build.program import Program
 from bigjax.core.errors import UserError, first_line
-from bigjax.plan import collectives, flops, sharding_report
+from bigjax.plan import buffers, collectives, flops, sharding_report
 from bigjax.plan.roofline import roofline
 from bigjax.plan.topology import Topology
 
 COMPILER, FORMULA, ASSUMPTION = "compiler", "formula", "assumption"
-LARGEST = 8  # parameters named where a program does not fit
+LARGEST = 8  # parameters, and as many operations, named where a program does not fit
+# Spares a compiler what changes no buffer and no collective: machine code, which nobody runs here.
+QUICK = {
+    "cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+    "gpu": {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_gpu_autotune_level": 0,
+    },
+    "tpu": None,
+}
 # What libtpu says of a program that does not fit, in its own units.
 _USED = re.compile(r"Used ([\d.]+[KMGT]?) of ([\d.]+[KMGT]?) hbm")
 _NEEDS = re.compile(
@@ -69,13 +80,13 @@ def answer(
         "steps": steps,
         "flops": counted,
         "seconds": {"lower": lowering, "compile": time.perf_counter() - began - lowering},
+        "planner_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
     found["memory"] = memory(compiled, refusal, found["bytes_per_device"], batch, topology)
-    found["largest"] = largest(found["parameters"], refusal)
-    rows = compiled and collectives.of_program(compiled, program.mesh.size)
-    if rows is not None:
-        rows = collectives.by_axis(rows, program.mesh, topology.node)
-    found["collectives"] = rows
+    text = compiled and collectives.printed(compiled)
+    found["largest"] = largest(found["parameters"], refusal, text)
+    rows = text and collectives.of_text(text, program.mesh.size)
+    found["collectives"] = rows and collectives.by_axis(rows, program.mesh, topology.node)
     found |= speed(found, compiled, topology, batch_size, steps, features, narrow, price)
     return found
 
@@ -83,7 +94,7 @@ def answer(
 def compile_or_refusal(lowered: Any, topology: Topology) -> tuple[Any, str]:
     """(the compiled program, "") or (None, the compiler's message that it needs too much memory)."""
     try:
-        return lowered.compile(), ""
+        return lowered.compile(compiler_options=QUICK[topology.platform]), ""
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error) and _USED.search(str(error)):
             return None, str(error)
@@ -143,15 +154,23 @@ def capacity(topology: Topology) -> tuple[int | None, str]:
     return int(share * topology.chip.memory), f"{ASSUMPTION}: {share:.0%} of the GPU, JAX's default"
 
 
-def largest(parameters: list[dict[str, Any]], refusal: str) -> list[dict[str, Any]]:
-    """The largest parameters on a device; where a compiler has refused, its own largest buffers first."""
+def largest(
+    parameters: list[dict[str, Any]], refusal: str, text: str | None
+) -> list[dict[str, Any]]:
+    """The largest results of operations on a device, then the largest parameters.
+
+    Where a compiler has refused they are its own largest buffers; else those of its program, of which
+    some may share a place.
+    """
     named = re.findall(
         r"Size: ([\d.]+[KMGT])\n(?:.*\n){0,2}?\s*Operator: op_name=\"([^\"]+)\"", refusal
     )
-    buffers = [{"what": name, "bytes": _bytes(size)} for size, name in named]
+    made = [{"what": name, "bytes": _bytes(size)} for size, name in named]
+    if text:
+        made = buffers.largest_results(text, LARGEST)
     rows = sorted(parameters, key=lambda row: -row["bytes_per_device"])
     kept = [{"what": row["path"], "bytes": row["bytes_per_device"]} for row in rows]
-    return [*buffers[:LARGEST], *kept[:LARGEST]]
+    return [*made[:LARGEST], *kept[:LARGEST]]
 
 
 def speed(
@@ -179,6 +198,7 @@ def speed(
         moved=moved,
         collectives=found["collectives"],
         narrow=narrow,
+        bubble=found["pipeline"]["bubble"] if found["pipeline"] else 0.0,
     )
     step = roof["step_seconds"]
     run: dict[str, Any] = {"samples_per_second": batch_size / step}

@@ -12,6 +12,12 @@ from bigjax.core.errors import UserError
 from bigjax.mesh.placement import divisors
 
 REMAT = ("dots_no_batch", "names", "full")
+LORA = {"type": "lora", "rank": 16}
+# A frozen base in eight bits, and as QLoRA has it (Dettmers et al. 2023: nf4 in groups of 64).
+QUANTIZED = (
+    {"type": "quantize"},
+    {"type": "quantize", "rules": ((".*kernel", "nf4"), (".*", None)), "group": 64},
+)
 
 
 class Change(NamedTuple):
@@ -55,9 +61,19 @@ def suggestions(config: Config, mesh: Mapping[str, int]) -> list[Change]:
         found.append(Change(("optimizer.state_dtype=bfloat16",), False))
     if not config.get("sharding.offload_optimizer"):
         found.append(Change(("sharding.offload_optimizer=True",), True))
-    if not config.get("adapt"):
-        found.append(Change(("adapt=({'type': 'lora', 'rank': 16},)",), False))
+    found += [Change((f"adapt={adapters!r}",), False) for adapters in _adapted(config)]
     return found
+
+
+def _adapted(config: Config) -> list[tuple[dict, ...]]:
+    """Adapters in place of the config's: LoRA where there is none, and its frozen base in few bits."""
+    there = tuple(config.get("adapt") or ())
+    kinds = {adapter["type"] for adapter in there}
+    if kinds & {"lora", "dora"}:
+        return [] if "quantize" in kinds else [(quantized, *there) for quantized in QUANTIZED]
+    if there:
+        return []
+    return [(LORA,), *((quantized, LORA) for quantized in QUANTIZED)]
 
 
 def combinations(config: Config, mesh: Mapping[str, int]) -> list[Change]:

@@ -41,9 +41,15 @@ _NAMED_AXIS = re.compile(r"'([^']*)'(?::\((\d+)\)(\d+))?")
 
 
 def of_program(compiled: Any, devices: int) -> list[dict[str, Any]] | None:
-    """`of_text` of a compiled program; None where the compiler fails to print it, as some do."""
+    """`of_text` of a compiled program; None where its compiler does not show it."""
+    text = printed(compiled)
+    return None if text is None else of_text(text, devices)
+
+
+def printed(compiled: Any) -> str | None:
+    """The optimised HLO of a compiled program; None where the compiler fails to print it, as some do."""
     try:
-        return of_text(compiled.as_text(), devices)
+        return compiled.as_text()
     except (jax.errors.JaxRuntimeError, NotImplementedError):
         return None
 
@@ -55,16 +61,7 @@ def of_text(text: str, devices: int) -> list[dict[str, Any]]:
       kind, count; bytes: of their results; groups: int (groups, devices of each), places in the
       mesh, row by row, or None where the text says it in a way that is not known here.
     """
-    lines: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in text.splitlines():
-        if head := _HEAD.match(line):
-            name = head[2]
-            lines[name] = []
-            entry = name if head[1] else entry
-        elif name:
-            lines[name].append(line)
-
+    lines, entry = computations(text)
     counts: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     groups: dict[tuple[str, str], np.ndarray | None] = {}
@@ -76,7 +73,7 @@ def of_text(text: str, devices: int) -> list[dict[str, Any]]:
                 key = (found[2], "?" if members is None else str(members.tolist()))
                 groups[key] = members
                 counts[key] += times
-                sizes[key] += times * _result_bytes(found[1], found[2], bool(found[3]))
+                sizes[key] += times * result_bytes(found[1], found[2], bool(found[3]))
                 continue
             trips = _TRIPS.search(line)
             for called in _CALLED.findall(line):
@@ -89,6 +86,20 @@ def of_text(text: str, devices: int) -> list[dict[str, Any]]:
         {"kind": key[0], "count": counts[key], "bytes": sizes[key], "groups": groups[key]}
         for key in order
     ]
+
+
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """(name -> lines of each computation of an HLO module, the name of the one that is run)."""
+    lines: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            name = head[2]
+            lines[name] = []
+            entry = name if head[1] else entry
+        elif name:
+            lines[name].append(line)
+    return lines, entry
 
 
 def by_axis(
@@ -195,8 +206,8 @@ def axes_of_groups(groups: np.ndarray, mesh: Any) -> str:
     return " x ".join(axis for axis, says in zip(mesh.axis_names, differ, strict=True) if says)
 
 
-def _result_bytes(result: str, kind: str, is_start: bool) -> int:
-    """Bytes of a collective's result, from its type's text, such as "(f32[8,4]{1,0}, bf16[2])"."""
+def result_bytes(result: str, kind: str, is_start: bool) -> int:
+    """Bytes of an operation's result, from its type's text, such as "(f32[8,4]{1,0}, bf16[2])"."""
     arrays = [_array_bytes(*match) for match in _ARRAY.findall(result)]
     if is_start and kind != "all-reduce":  # its type holds the operands too, before the results
         arrays = arrays[len(arrays) // 2 :] if kind != "collective-permute" else arrays[1:2]

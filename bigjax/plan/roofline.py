@@ -28,6 +28,7 @@ def roofline(
     moved: float,
     collectives: Sequence[Mapping[str, Any]] | None,
     narrow: bool,
+    bubble: float = 0.0,
 ) -> dict[str, Any]:
     """The least seconds of a step for each resource, and which of them bounds it.
 
@@ -36,10 +37,12 @@ def roofline(
       moved: bytes read from and written to a device's memory.
       collectives: as `collectives.by_axis` gives them; None: unknown, and taken for none.
       narrow: whether products are of 16-bit numbers.
+      bubble: idle part of a pipeline's time. `flops` holds it: a stage out of turn computes on a copy.
 
     Returns:
       seconds: term -> seconds. bound: the longest term. step_seconds: its seconds. ridge: FLOPs a byte
-      from which on a program is bound by compute.
+      from which on a program is bound by compute. bubble_seconds: so much of compute is a pipeline's
+      bubble, if the blocks are all of it; less where what is before and after them counts.
     """
     peak = chip.flops * (1.0 if narrow else chip.float32)
     rows = collectives or ()
@@ -56,4 +59,5 @@ def roofline(
         "step_seconds": seconds[bound],
         "peak_flops": peak,
         "ridge": peak / chip.bandwidth,
+        "bubble_seconds": bubble * seconds["compute"],
     }

@@ -76,7 +76,10 @@ def notes(plan: Mapping[str, Any], chip: Chip | None) -> list[str]:
                 "GPU: kernels that a real GPU would tune, and NCCL's own buffers, are not in it"
             )
     seconds = plan["seconds"]
-    said.append(f"lowered in {seconds['lower']:.1f} s, compiled in {seconds['compile']:.1f} s")
+    said.append(
+        f"lowered in {seconds['lower']:.1f} s, compiled in {seconds['compile']:.1f} s, with "
+        f"{amount(plan['planner_bytes'])} of this machine's memory"
+    )
     return said
 
 
@@ -122,7 +125,7 @@ def _roofline(roof: Mapping[str, Any], chip: Chip) -> list[dict[str, Any]]:
         "intra": f"{chip.intra / 1e9:.4g} GB/s",
         "cross": f"{chip.cross / 1e9:.4g} GB/s",
     }
-    return [
+    rows = [
         {
             "": BOUNDS[term] + (" <- bound" if term == roof["bound"] else ""),
             "a step": _time(seconds),
@@ -131,6 +134,11 @@ def _roofline(roof: Mapping[str, Any], chip: Chip) -> list[dict[str, Any]]:
         }
         for term, seconds in roof["seconds"].items()
     ]
+    if roof["bubble_seconds"]:
+        bubble = {"": "of the arithmetic, the pipeline's bubble", "published": "-"}
+        says = "formula: (p - 1) / (m + p - 1), the blocks taken for all of it"
+        rows.insert(1, {**bubble, "a step": _time(roof["bubble_seconds"]), "assumption": says})
+    return rows
 
 
 def _run(plan: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,23 +1,26 @@
-"""Compiles for devices that are not there, in a process of its own, so that the caller's JAX is left alone.
+"""Compiles for devices that are not there, in processes of its own, so that the caller's JAX is left alone.
 
-`run` is called by the caller, `main` is that process: `python -m bigjax.plan.worker JOB ANSWERS`. JOB is
-pickled by `run` itself; answers come back as JSON.
+`run` is called by the caller, `main` is such a process: `python -m bigjax.plan.worker JOB ANSWERS`. JOB is
+pickled by `run` itself; answers come back as JSON. Many cases are dealt out over as many processes as there
+are cores.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from bigjax.build.classes import Words
 from bigjax.config.resolve import Config
@@ -45,58 +48,80 @@ def run(
     price: float | None = None,
     seconds: float = math.inf,
     check: Callable[[], None] = lambda: None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, Any] | None]:
     """What `bigjax.plan.answer` says of each case; {"refused": why} of one that is not possible.
 
     Args:
-      seconds: no further case is begun after so many; the answers are then fewer.
-      check: called while it waits; what it raises ends the process too.
+      seconds: no further case is begun after so many; None stands for those left out.
+      check: called while it waits; what it raises ends the processes too.
 
     Raises:
       UserError: the compiler is missing, knows no such topology, or dies.
     """
-    with tempfile.TemporaryDirectory(prefix="bigjax_plan_") as folder:
-        job, answers, said = (Path(folder, name) for name in ("job", "answers", "said"))
-        job.write_bytes(pickle.dumps((topology, list(cases), price, seconds)))
-        command = [sys.executable, "-m", "bigjax.plan.worker", str(job), str(answers)]
-        with said.open("wb") as words:
-            code = _wait(command, environment(topology), words, check)
-        if not answers.exists():
-            lines = said.read_text(errors="replace").strip().splitlines()
-            raise UserError(
-                f"--topology={topology.name}: the compiler's process ended with code {code}: "
-                f"{lines[-1][:300] if lines else 'without a word'}"
-            )
-        found = json.loads(answers.read_text())
-    if isinstance(found, str):
-        raise UserError(found)
+    count = min(len(cases), len(os.sched_getaffinity(0)))
+    found: list[dict[str, Any] | None] = [None] * len(cases)
+    with tempfile.TemporaryDirectory(prefix="bigjax_plan_") as folder, contextlib.ExitStack() as running:
+        crew = []
+        for number in range(count):
+            own = Path(folder, str(number))
+            own.mkdir()
+            job = (topology, list(cases[number::count]), price, seconds)
+            (own / "job").write_bytes(pickle.dumps(job))
+            crew.append((own, running.enter_context(_started(own, environment(topology)))))
+        while any(process.poll() is None for _, process in crew):
+            check()
+            time.sleep(0.1)
+        for number, (own, process) in enumerate(crew):
+            answers = _answers(own, process.returncode, topology)
+            for case, answer in zip(range(number, len(cases), count), answers, strict=False):
+                found[case] = answer
     return found
 
 
-def _wait(
-    command: Sequence[str], env: Mapping[str, str], words: BinaryIO, check: Callable[[], None]
-) -> int:
-    """The exit code of a command, which does not outlive this call."""
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=words)
+@contextlib.contextmanager
+def _started(folder: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen]:
+    """A process at the job of this folder, which does not outlive the context."""
+    names = (str(folder / "job"), str(folder / "answers"))
+    command = [sys.executable, "-m", "bigjax.plan.worker", *names]
+    with (folder / "said").open("wb") as words:
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=words)
     try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(0.2)
-            check()
+        yield process
     finally:
         process.kill()
         process.wait()
+
+
+def _answers(folder: Path, code: int, topology: Topology) -> list[dict[str, Any]]:
+    """What a process has found.
+
+    Raises:
+      UserError: it has died, or says that no case is possible.
+    """
+    answers = folder / "answers"
+    if not answers.exists():
+        lines = (folder / "said").read_text(errors="replace").strip().splitlines()
+        raise UserError(
+            f"--topology={topology.name}: the compiler's process ended with code {code}: "
+            f"{lines[-1][:300] if lines else 'without a word'}"
+        )
+    found = json.loads(answers.read_text())
+    if isinstance(found, str):
+        raise UserError(found)
+    return found
 
 
 def main(job: str, answers: str) -> None:
     topology, cases, price, seconds = pickle.loads(Path(job).read_bytes())
     found: Any = []
     end = time.monotonic() + seconds
+    gc.disable()  # tracing makes millions of objects that stay: collected between cases alone
     try:
         devices = devices_of(topology)
         for case in cases:
             if time.monotonic() < end:
                 found.append(answer_or_refusal(case, topology, devices, price))
+                gc.collect()
     except UserError as error:
         found = str(error)
     Path(answers).write_text(json.dumps(found))

@@ -16,7 +16,7 @@ from bigjax.plan import changes, show, topology, worker
 from bigjax.verbs.inspect import of_stage, references, resolved
 
 Case = worker.Case
-Run = Callable[..., list[dict[str, Any]]]  # `worker.run`
+Run = Callable[..., list[dict[str, Any] | None]]  # `worker.run`
 
 
 def plan_verb(
@@ -106,10 +106,11 @@ def searched(
     plans = run(
         wanted, [Case(one, case.references, case.words) for _, one in possible], seconds=seconds
     )
-    tried = [("as it is", plan), *zip((flags for flags, _ in possible), plans, strict=False)]
+    pairs = zip((flags for flags, _ in possible), plans, strict=True)
+    tried = [("as it is", plan), *(pair for pair in pairs if pair[1] is not None)]
     fitting = [pair for pair in tried if show.rank(pair[1]) is not None]
     fitting.sort(key=lambda pair: show.rank(pair[1]))
-    title = f"Search: {len(plans)} of {len(possible)} combinations compiled in {seconds:g} s; "
+    title = f"Search: {len(tried) - 1} of {len(possible)} combinations compiled in {seconds:g} s; "
     if not fitting:
         return title + "none fits", show.compared(*zip(*tried, strict=True))
     rows = show.compared(*zip(*fitting, strict=True))
