@@ -83,7 +83,10 @@ def test_experts_exchange_their_tokens_by_all_to_all():
 
 def test_the_bubble_is_computed_and_told():
     """Stages out of turn work on copies: of m + p - 1 ticks of the blocks p - 1 are for nothing."""
-    counted = {name: plan_of(name)["flops"]["matrix products and convolutions"] for name in ("data", "pipeline")}
+    counted = {
+        name: plan_of(name)["flops"]["matrix products and convolutions"]
+        for name in ("data", "pipeline")
+    }
     tokens, layers = ROWS * LENGTH, DECODER["layers"]
     blocks = 3 * layers * tokens * (2 * 12 * WIDTH * WIDTH + 4 * LENGTH * WIDTH)
     assert counted["pipeline"] - counted["data"] == pytest.approx(blocks * 1 / 4)

@@ -129,6 +129,7 @@ def memory(
     rows += [
         ("arguments: all of the above", stats.argument_size_in_bytes, COMPILER),
         ("gradients, activations, other temporaries", stats.temp_size_in_bytes, COMPILER),
+        ("of them all gradients, where they live at once", held["params"], FORMULA),
         ("results in no argument's place", fresh, COMPILER),
         ("code", stats.generated_code_size_in_bytes, COMPILER),
     ]

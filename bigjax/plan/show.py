@@ -46,10 +46,11 @@ def sections(plan: Mapping[str, Any], chip: Chip | None) -> list[Section]:
         rows = [{"": row["what"], "on a device": amount(row["bytes"])} for row in plan["largest"]]
         found.append(("Largest on a device", rows))
     if plan["collectives"]:
-        found.append(("Sent in a step", _collectives(plan["collectives"])))
+        title = "Sent in a step (counts, results: compiler; what a device sends: formula of the best ways)"
+        found.append((title, _collectives(plan["collectives"])))
     if plan["roofline"]:
-        found.append(("At best", _roofline(plan["roofline"], chip)))
-        found.append(("The run, at best", _run(plan)))
+        found.append(("At best (assumption)", _roofline(plan["roofline"], chip)))
+        found.append(("The run, at best (assumption)", _run(plan)))
     return found
 
 

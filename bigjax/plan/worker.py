@@ -60,7 +60,10 @@ def run(
     """
     count = min(len(cases), len(os.sched_getaffinity(0)))
     found: list[dict[str, Any] | None] = [None] * len(cases)
-    with tempfile.TemporaryDirectory(prefix="bigjax_plan_") as folder, contextlib.ExitStack() as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="bigjax_plan_") as folder,
+        contextlib.ExitStack() as running,
+    ):
         crew = []
         for number in range(count):
             own = Path(folder, str(number))

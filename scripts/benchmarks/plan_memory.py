@@ -181,15 +181,14 @@ def main() -> None:
         distributed.simulate_devices(DEVICES)
         print(json.dumps(measured(options.names[0], options.run)))
         return
+    result = {"machine": machine(), "devices": DEVICES, "jax": jax.__version__, "rows": []}
     with tempfile.TemporaryDirectory(prefix="bigjax_plan_memory_") as folder:
         prepare(Path(folder))
-        rows = []
         for name in options.names:
-            rows.append(compared(name, Path(folder)))
-            print(json.dumps(rows[-1]), flush=True)
-    if options.out:
-        result = {"machine": machine(), "devices": DEVICES, "jax": jax.__version__, "rows": rows}
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
+            result["rows"].append(compared(name, Path(folder)))
+            print(json.dumps(result["rows"][-1]), flush=True)
+            if options.out:
+                options.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
