@@ -116,6 +116,18 @@ def test_peak_is_that_counted_by_hand_and_the_shortfall_is_exact_to_the_byte():
     assert 2 * params <= rows["optimizer"] <= 2 * params + 16
 
 
+def test_sparing_the_compiler_machine_code_changes_no_buffer_and_no_collective():
+    config = wide_config(model=dict(type="mlp", widths=(8,), outputs=3), mesh=dict(data=8))
+    source = Arrays({"x": np.zeros((32, 4), np.float32), "label": np.zeros(32, np.int32)})
+    program = build_program(config, source)
+    rows = sharding_report.abstract_batch(program, source.features, 16)
+    lowered = sharding_report.lowered_step(program, rows)
+    quick, _ = compile_or_refusal(lowered, topology.parsed("cpu:8"))
+    full = lowered.compile()
+    assert quick.as_text() == full.as_text()
+    assert str(quick.memory_analysis()) == str(full.memory_analysis())
+
+
 def test_a_compiler_that_refuses_for_memory_says_by_how_much():
     message = (
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
@@ -123,7 +135,7 @@ def test_a_compiler_that_refuses_for_memory_says_by_how_much():
     )
 
     class Lowered:
-        def compile(self):
+        def compile(self, compiler_options):
             raise jax.errors.JaxRuntimeError(message)
 
     v5e = topology.parsed("v5e:2x4")
@@ -309,6 +321,14 @@ def test_suggestions_say_what_stays_the_same_and_scaling_keeps_the_rows_of_a_dev
     found = {change.overrides: change.same for change in changes.suggestions(config, {"data": 8})}
     assert found["mesh.data=1", "mesh.fsdp=8"] and found["train.accumulate=2",]
     assert not found["train.batch_size=8",] and not found["precision.policy=bfloat16",]
+    adapted = [text for (text, *_) in found if text.startswith("adapt=")]
+    assert [text.count("quantize") for text in adapted] == [0, 1, 1]  # LoRA, on int8, on nf4
+    for text in adapted:
+        with_adapters = changes.applied(config, [text])
+        quantized = [
+            c.overrides for c in changes.suggestions(with_adapters, {}) if "adapt" in c.flags
+        ]
+        assert len(quantized) == (2 if "quantize" not in text else 0)
     assert changes.scaled(config, {"fsdp": 4}, 2).overrides == (
         "mesh.fsdp=8",
         "train.batch_size=32",

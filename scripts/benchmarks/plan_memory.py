@@ -68,7 +68,7 @@ MLP = dict(
 )
 CNN = dict(type="cnn", channels=(64, 64), outputs=10, batch_norm=True, dense=(1024,))
 BERT = dict(type="bert", types=0, head="sequence", outputs=4, **STACK)
-ROUTED = dict(type="llama", **STACK, mlp_width=256, experts=4, scan_layers=True)
+ROUTED = dict(type="llama", **STACK, kv_heads=4, mlp_width=256, experts=4, scan_layers=True)
 # Name -> config; {folder} is that of the comparison, with texts.npz and a teacher's run in it.
 CONFIGS: dict[str, dict[str, Any]] = {
     "MLP, Adam": MLP,
