@@ -23,6 +23,7 @@ from bigjax.plan.collectives import axes_of_groups, by_axis, groups_of, sent
 from bigjax.plan.roofline import roofline
 from bigjax.verbs import launch
 from bigjax.verbs.plan import searched
+from scripts.benchmarks import plan_memory
 from tests.contracts.runs import config_of
 from tests.small import small_config
 from tests.test_sharding_report import wide_config
@@ -145,6 +146,13 @@ def test_a_compiler_that_refuses_for_memory_says_by_how_much():
     message = "INTERNAL: Mosaic failed to compile TPU kernel"
     with pytest.raises(UserError, match="refuses this step: INTERNAL: Mosaic failed"):
         compile_or_refusal(Lowered(), v5e)
+
+
+@slow
+def test_the_predicted_peak_is_within_a_tenth_of_what_real_steps_take(tmp_path):
+    row = plan_memory.compared("MLP, Adam", tmp_path)
+    assert row["predicted_mib"] > row["measured_state_mib"] > 12
+    assert row["predicted_over_measured"] == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize(

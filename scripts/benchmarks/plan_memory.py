@@ -187,6 +187,8 @@ def main() -> None:
         for name in options.names:
             result["rows"].append(compared(name, Path(folder)))
             print(json.dumps(result["rows"][-1]), flush=True)
+            ratios = [row["predicted_over_measured"] for row in result["rows"]]
+            result |= {"least": min(ratios), "most": max(ratios)}
             if options.out:
                 options.out.write_text(json.dumps(result, indent=2) + "\n")
 
