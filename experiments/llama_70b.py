@@ -5,7 +5,7 @@
 
 Data and recipe are those of llama_7b with half its learning rate (Touvron et al. 2023, "Llama 2", table 1).
 
-Hardware: any number of chips that `plan` says it fits on. Published, not reproduced here: HellaSwag
+Hardware: 16 GPUs of 141 GB with a row each, as `plan` has it, or more. Published, not reproduced here: HellaSwag
 85.3 % (appendix A.2 there).
 """
 

@@ -6,7 +6,7 @@
 Data as for llama_1b, of 4,096 tokens a row. Recipe of Touvron et al. 2023, "Llama 2", section 2.2: AdamW
 0.9, 0.95, 1e-5, 2,000 steps of warm-up to 3e-4 and a cosine down to a tenth, weight decay 0.1, clipped at 1.
 
-Hardware: any number of chips that `plan` says it fits on. Published, not reproduced here: HellaSwag
+Hardware: as many GPUs or TPU chips as `plan` says that it fits on. Published, not reproduced here: HellaSwag
 77.2 % (appendix A.2 there).
 """
 
