@@ -99,6 +99,7 @@ NOT_HERE = {
     "python -m experiments.gpt2_124m plan --topology=v5e:16 --scale=64,256": PLAN,
     "python -m experiments.gpt2_124m plan --topology=v5e:16 --search=300": PLAN,
     "python -m experiments.gpt2_124m plan --topology=v5e:16 --suggest": PLAN,
+    "python -m experiments.llama_70b plan --topology=h200:16 --config.train.batch_size=16 --scale=64,256,1024": PLAN,
     "python -m experiments.gpt2_124m plan --topology=v5e:4x4 --price_per_device_hour=1.2 --output=plan.html": PLAN,
     "scripts/test": "it is what runs this",
     "scripts/test --slow": "it is what runs this",
