@@ -1,7 +1,7 @@
 """BERT and its kin in Hugging Face's layout, both ways: what a row of the table of families says.
 
 All are `bigjax.models.bert.BERT` with other choices. A family is one `Encoder` in
-`bigjax.pretrained.encoders`; what the table cannot say is refused by name. An encoder under a head has names with a prefix, a bare one without; transformers reads both.
+`bigjax.pretrained.encoders`; what the table cannot say is refused by name.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Encoder:
     biases: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     TYPE = "bert"
-    PREFIXES = ("bert.", "roberta.", "distilbert.", "electra.", "albert.", "model.")
+    PREFIXES = ("model.", "bert.", "roberta.", "distilbert.", "electra.", "albert.")
     # Copies of the embedding and of its bias, and the heads of the second pre-training task.
     IGNORED = (
         r"(cls\.predictions|lm_head|predictions)\.decoder\..*",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ from bigjax.run.files import write_json
 WEIGHTS = "model.safetensors"
 NO_IDS = dict(pad_token_id=None, bos_token_id=None, eos_token_id=None)
 IDS = (*NO_IDS, "decoder_start_token_id")
+# Published names of what stands on a bare model.
+HEAD = re.compile(
+    r"(lm_head|cls|classifier|pre_classifier|cls_classifier|distillation_classifier|vocab_transform|"
+    r"vocab_layer_norm|vocab_projector|predictions|generator_predictions|generator_lm_head|head)(\..*)?|"
+    r"decoder(\.(weight|bias))?"
+)
 
 
 def fill_published(
@@ -70,6 +77,9 @@ def fill_published(
     if "text_config" in config:  # of two towers, where one reads text
         config["text_config"] |= {key: ids for key, ids in special.items() if ids is not None}
     tensors = published_tensors(leaves, layout.entries(values))
+    if any(map(HEAD.fullmatch, tensors)):  # or transformers 4 takes it for a bare model's file
+        before = base_prefix(layout, config)
+        tensors = {whole_name(name, before): tensor for name, tensor in tensors.items()}
     save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
     write_json(folder / "config.json", {**config, **special})
     if tokenizer is not None:
@@ -81,6 +91,21 @@ def fill_published(
     if "image" in values:
         picture = preprocessor_config(preprocess, values["image"], config["model_type"])
         write_json(folder / "preprocessor_config.json", picture)
+
+
+def base_prefix(layout: Any, config: Mapping[str, Any]) -> str:
+    """What a model with a head puts before the names of the bare model."""
+    known = getattr(layout, "PREFIXES", ())
+    architecture = config.get("architectures", ("Model",))[0]
+    if not known or (architecture.endswith("Model") and not architecture.endswith("LMHeadModel")):
+        return ""
+    own = f"{config['model_type'].replace('-', '_')}."
+    return own if own in known else known[0]
+
+
+def whole_name(name: str, before: str) -> str:
+    """The name of a bare model's tensor or module, or of its head's, in a model with a head."""
+    return name if HEAD.fullmatch(name) else before + name
 
 
 def fill_own(folder: Path, variables: Any, model: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.pretrained.entry import Entry
-from bigjax.pretrained.export import find_leaf, place_of, save_tensors
-from bigjax.pretrained.families import FAMILIES, open_family
+from bigjax.pretrained.export import base_prefix, find_leaf, place_of, save_tensors, whole_name
+from bigjax.pretrained.families import open_family
 from bigjax.pretrained.peft import CONFIG, PREFIX, VIT, WEIGHTS, renamed
 from bigjax.run.files import write_json
 
@@ -26,9 +26,6 @@ TASKS = {  # the end of an architecture's name -> peft's task_type
     "ForTokenClassification": "TOKEN_CLS",
     "Model": "FEATURE_EXTRACTION",
 }
-# The first parts of names that stand beside the bare model and not within it.
-HEADS = ("lm_head", "cls", "classifier", "pre_classifier", "cls_classifier")
-HEADS += ("distillation_classifier", "vocab_transform", "vocab_layer_norm", "vocab_projector")
 
 
 def write_adapters(
@@ -57,14 +54,14 @@ def write_adapters(
     config = layout.published_config(dict(model))
     own = {f"params/{path}": leaf for path, leaf in paths(trained.get(lora.NAME, {})).items()}
     kept = {f"params/{path}" for path in paths(trained.get("model", {}))}
-    before = _before(layout, family, config["architectures"][0])
+    before = base_prefix(layout, config)
     tensors, ranks, alphas, used = {}, {}, {}, set()
     entries = layout.entries(dict(model))
 
     def full(module: str) -> str:
         if family == "vit":
             module = renamed(module, {file: own for own, file in VIT.items()})
-        return module if module.partition(".")[0] in HEADS else before + module
+        return whole_name(module, before)
 
     for entry in entries:
         module = entry.name.rpartition(".")[0]
@@ -120,15 +117,6 @@ def _config(lora, config, ranks, alphas, whole, base, family) -> dict[str, Any]:
         bias="none",
         inference_mode=True,
     )
-
-
-def _before(layout: Any, family: str, architecture: str) -> str:
-    """What a model with a head puts before the names of the bare model."""
-    known = getattr(layout, "PREFIXES", ())
-    kinds = {f"{kind.replace('-', '_')}." for kind in (family, *FAMILIES[family][1])}
-    if not known or (architecture.endswith("Model") and not architecture.endswith("LMHeadModel")):
-        return ""
-    return next((prefix for prefix in known if prefix in kinds), known[0])
 
 
 def _places(entry: Entry, names: Collection[str]) -> set[str]:
