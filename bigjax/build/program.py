@@ -62,7 +62,7 @@ class Program:
       preprocess: transforms of every batch, fitted to the train split.
       placed: parameter path -> where it lies and the rule that says so.
       formula: batch -> a step's FLOPs by the model's own formula.
-      pipeline: stages, microbatches and bubble of the blocks, or None (see `bigjax.models.pipeline`).
+      pipeline: stages, microbatches, rounds and bubble of the blocks, or None (see `bigjax.models.pipeline`).
       trials: how many runs these functions train at once (see `bigjax.build.together`), or None.
     """
 
@@ -161,7 +161,9 @@ def _build(
     placed = parts.placements(options, mesh, abstract.params, base)
     sharding.check_axes(mesh, placed, network.model)
     stages = mesh.shape["pipeline"]
-    pipeline = pipeline_of(stages, rows, options.microbatches) if stages > 1 else None
+    pipeline = None
+    if stages > 1:
+        pipeline = pipeline_of(stages, rows, options.microbatches, options.rounds)
     layout = sharding.layout(placed, abstract, mesh)
     frozen |= {BASE: _placed(placed, base, mesh)} if base else {}
     recipe = _recipe(config, parts, recipe_references, total_steps)

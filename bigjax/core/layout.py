@@ -14,15 +14,20 @@ from typing import Any, Protocol
 import jax
 
 
+FREE = "*"  # in place of an axis's name: it lies as the compiler likes
+
+
 class Layout(Protocol):
     """How a step that is being traced lies over devices (`bigjax.mesh.layout`).
 
     sequence: how keys and values meet the queries of a split "length": "ring" or "gather".
     microbatches: at most so many pass through the pipeline; None: its choice.
+    rounds: how often each goes round its stages.
     """
 
     sequence: str
     microbatches: int | None
+    rounds: int
 
     def constrain(self, x: jax.Array, names: Sequence[str | None]) -> jax.Array:
         """x, its axes laid where these names say."""

@@ -226,12 +226,16 @@ class Sharding:
     sequence: Literal["ring", "gather"] = "ring"
     # with mesh.pipeline: at most so many pass at a time (`bigjax.models.pipeline`); None: 4 a stage
     microbatches: int | None = None
+    # and each goes so often round the stages, which then have as many groups of layers
+    rounds: int = 1
     # the optimizer's state lies in the host's memory between steps (see `bigjax.mesh.offload`)
     offload_optimizer: bool = False
 
     def __post_init__(self) -> None:
         if self.microbatches is not None and self.microbatches < 1:
             raise UserError(f"config.sharding.microbatches: {self.microbatches} must be at least 1")
+        if self.rounds < 1:
+            raise UserError(f"config.sharding.rounds: {self.rounds} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.layout import FREE
 from bigjax.mesh.placement import explicit
 
 
@@ -25,6 +26,7 @@ class OnMesh:
     table: Sequence[tuple[str, Any]]
     sequence: str = "ring"
     microbatches: int | None = None
+    rounds: int = 1
 
     def constrain(self, x: jax.Array, names: Sequence[str | None]) -> jax.Array:
         if "length" in names and x.shape[names.index("length")] % self.parts("length"):
@@ -60,5 +62,7 @@ class OnMesh:
         )
 
     def _spec(self, names: Sequence[str | None], x: jax.Array) -> PartitionSpec:
-        found = [self.axes(name) if name else None for name in names]
-        return PartitionSpec(*explicit(tuple(found), (), self.mesh, "an activation", x, names))
+        found = tuple(self.axes(name) if name and name != FREE else None for name in names)
+        spec = explicit(found, (), self.mesh, "an activation", x, names)
+        free = PartitionSpec.UNCONSTRAINED
+        return PartitionSpec(*(free if n == FREE else axes for n, axes in zip(names, spec, strict=True)))

@@ -126,7 +126,8 @@ def layout(placed: Mapping[str, Placement], tree: Any, mesh: Mesh) -> Any:
 def activations(mesh: Mesh, words: Vocabulary, options: settings.Sharding) -> Iterator[None]:
     """While a step is traced: what a model says of its arrays' layout holds, over this mesh."""
     table = (*ACTIVATION_RULES, *words.logical)
-    with laid_out(OnMesh(mesh, table, options.sequence, options.microbatches)):
+    how = (options.sequence, options.microbatches, options.rounds)
+    with laid_out(OnMesh(mesh, table, *how)):
         yield
 
 

@@ -37,7 +37,7 @@ def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[
       mesh: axis -> size, those above 1. parameters: a dict each. bytes_per_device: of what lies on
       every device, and the compiler's figure for what the step needs beside it. collectives: a dict
       for each kind and mesh axes, or None where the compiler does not show its program. pipeline:
-      stages, microbatches and bubble, or None.
+      stages, microbatches, rounds and bubble, or None.
 
     Raises:
       UserError: a large parameter is replicated though no rule says so.
@@ -191,9 +191,10 @@ def text(found: dict[str, Any]) -> str:
 
 def pipeline_line(pipeline: dict[str, Any]) -> str:
     """What a pipeline's shape costs, for people."""
+    rounds = pipeline["rounds"]
     return (
-        "pipeline: {stages} stages, {microbatches} microbatches; each stage is idle for {bubble:.0%} of the "
-        "blocks' time (the bubble)".format(**pipeline)
+        "pipeline: {stages} stages, {microbatches} microbatches{}; each stage is idle for {bubble:.0%} of the "
+        "blocks' time (the bubble)".format(f", {rounds} rounds" * (rounds > 1), **pipeline)
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs of the contract suite: a tiny config for each method, and steps of it on any mesh."""
+"""Runs of the contract suite: a tiny config for each method and axis, and steps of it on any mesh."""
 
 import contextlib
 import functools
@@ -16,17 +16,19 @@ from bigjax.core.errors import UserError
 from bigjax.loop.record import train_batches
 from bigjax.loop.train import train
 from bigjax.mesh.sharding import make_mesh
+from tests.contracts.axes import AXES
 from tests.contracts.methods import METHODS, REFUSED
 from tests.small import small_config
 
 SPLIT = "sharding.rules=((r'.*', 'tensor + fsdp'),)"
+TINY = METHODS | AXES
 ROOT = Path(tempfile.mkdtemp(prefix="bigjax-contracts-"))
 
 
 def config_of(name, *overrides):
     """8 steps of 40 digits (or what the method learns from) into a tiny model, no dropout."""
     model = dict(type="mlp", widths=(8,), outputs=10)
-    raw = small_config(**{"model": model, **METHODS[name]})
+    raw = small_config(**{"model": model, **TINY[name]})
     steps = ["train.steps=8", "log.tensorboard=False", "log.every=1", "checkpoint.every=4"]
     return resolve(raw, [*steps, "evaluate.every=4", *overrides])
 
@@ -35,7 +37,7 @@ def config_of(name, *overrides):
 def folder_of(name):
     """The method's folder, with a teacher beside its runs where it needs one."""
     folder = ROOT / name
-    if "teacher" in METHODS[name].get("method", {}):
+    if "teacher" in TINY[name].get("method", {}):
         train(config_of("supervised", "seed=7"), folder / "teacher")
     return folder
 
