@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import jax
 
-
 FREE = "*"  # in place of an axis's name: it lies as the compiler likes
 
 

@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -75,16 +76,22 @@ def read_npz(path: Path, choose: Sequence[str] = ()) -> dict[str, np.ndarray]:
 def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     """Refuses an array whose header promises more bytes than the file can hold."""
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{member.filename} is of version {version}")
-        read = np.lib.format.read_array_header_1_0
-        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
-    if dtype.hasobject:
-        raise ValueError(f"{member.filename} holds Python objects, which are never unpickled")
+        shape, dtype = array_header(file, member.filename)
     needed = math.prod(shape) * dtype.itemsize
     if needed > min(member.file_size, member.compress_size * MOST_INFLATION):
         raise ValueError(f"{member.filename} says it is {shape} of {dtype}; the file is smaller")
+
+
+def array_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, dtype) of the .npy file that is open here; ValueError for Python objects and what is none."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{name} is of version {version}")
+    read = np.lib.format.read_array_header_1_0
+    shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are never unpickled")
+    return shape, dtype
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""Parquet shards read where they lie, local or remote: only the rows that a batch asks for, never all.
+"""Shards read where they lie, local or remote: only the rows that a batch asks for, never all.
 
-At the start each shard's footer is read, and nothing else; then any row of any shard is one read of the row
-group that holds it. Rows of a random order are in as many groups: write shards for training in small
-ones (`row_group_size`, a few rows), or let a `table` encode once what fits on the disk.
+Of Parquet each shard's footer is read at the start, and nothing else; then any row of any shard is one read
+of the row group that holds it. Rows of a random order are in as many groups: write shards for training in
+small ones (`row_group_size`, a few rows), or let a `table` encode once what fits on the disk. Tars and
+ArrayRecord: `records.py`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean, first_line
 from bigjax.data.narrow import narrow
+from bigjax.data.pictures import check_size
+from bigjax.data.record_rows import RecordRows
+from bigjax.data.records import ArrayRecords, TarRecords
 from bigjax.data.sources import Features
 from bigjax.data.splits import subsplit
 
+ARRAY_RECORD = (".array_record", ".arrayrecord")
 TAIL = 2**16  # bytes; the footer of most shards is within
 OPENING = 16  # footers read at a time
 KEPT = 8  # row groups that stay decoded: rows in order come from few
@@ -30,41 +35,58 @@ KEPT = 8  # row groups that stay decoded: rows in order come from few
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Columns of numbers in Parquet shards: one number an example, or lists of one length.
+    """Columns of numbers in Parquet, WebDataset's tars or ArrayRecord.
 
     Attributes:
       path: of the shards, with {split} in it and * where they differ: "data/{split}-*.parquet", or a URL
-        that fsspec opens: "gs://BUCKET/{split}/*.parquet".
-      columns: which are read; default: all that are numbers.
+        that fsspec opens: "gs://BUCKET/{split}/*.tar". What they are, their ending says: .tar,
+        .array_record; all else is Parquet.
+      columns: which are read; default: all that are numbers, classes or pictures. In a tar, a file
+        KEY.cls is the column "label", KEY.png and the like "image", KEY.NAME.npy NAME.
       num_classes: of the column "label", should there be one.
+      size: (height, width) that pictures are resized to; needed unless they are of one size.
+      data_dir: where the places in tars are kept; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
 
     path: str
     columns: Sequence[str] | None = None
     num_classes: int | None = None
+    size: tuple[int, int] | None = None
+    data_dir: str | None = None
 
     def __post_init__(self) -> None:
         if "{split}" not in self.path:
             raise UserError(
                 f"path: {self.path!r} should hold {{split}}, as data/{{split}}-*.parquet"
             )
+        check_size(self.size)
 
-    def open(self, split: str) -> ShardRows:
+    def open(self, split: str) -> ShardRows | RecordRows:
         """Opens a split or a part of one, such as train[:90%]; the shards are in the order of their names.
 
         Raises:
           UserError: there are no shards, one is unreadable or unlike the first, or a column is not there.
         """
-        held: list[Shard] = []
+        held: list[Any] = []
 
         def length(name: str) -> int:
-            held.extend(self._shards(name))
-            return sum(shard.metadata.num_rows for shard in held)
+            files, paths = self._find(name)
+            if paths[0].endswith(ARRAY_RECORD):
+                held.append(ArrayRecords(files, paths))
+            elif ".tar" in paths[0].rpartition("/")[2]:
+                held.append(TarRecords(files, paths, self.data_dir))
+            else:
+                held.append(_parquet(files, paths))
+                return sum(shard.metadata.num_rows for shard in held[0])
+            return len(held[0])
 
         _, which = subsplit(split, length)
-        return ShardRows(held, which, self.columns, self.num_classes)
+        if isinstance(held[0], list):
+            return ShardRows(held[0], which, self.columns, self.num_classes)
+        return RecordRows(held[0], which, self.columns, self.num_classes, self.size)
 
-    def _shards(self, name: str) -> list[Shard]:
+    def _find(self, name: str) -> tuple[Any, list[str]]:
+        """(fsspec's file system, the paths in it of a split's shards)."""
         files, paths = _glob(self.path.replace("{split}", name))
         if not paths:
             _, every = _glob(self.path.replace("{split}", "*"))
@@ -73,12 +95,7 @@ class Shards:
                 f"{self.path}: there are no shards of the split {name!r}{did_you_mean(name, known)}; "
                 f"there are some of {', '.join(known) or 'none'}"
             )
-        with ThreadPoolExecutor(OPENING) as pool:
-            shards = list(pool.map(functools.partial(_open, files), paths))
-        for shard in shards:
-            if not shard.schema.equals(shards[0].schema):
-                raise UserError(f"{shard.path}: its columns are not those of {shards[0].path}")
-        return shards
+        return files, paths
 
     def _split_of(self, path: str) -> str | None:
         """Whose shard it is: what stands where {split} does."""
@@ -86,6 +103,15 @@ class Shards:
         pattern = last.replace(r"\{split\}", "([^/]+?)", 1).replace(r"\{split\}", "[^/]+?")
         found = re.search(pattern.replace(r"\*", "[^/]*") + "$", path)
         return found and found[1]
+
+
+def _parquet(files: Any, paths: Sequence[str]) -> list[Shard]:
+    with ThreadPoolExecutor(OPENING) as pool:
+        shards = list(pool.map(functools.partial(_open, files), paths))
+    for shard in shards:
+        if not shard.schema.equals(shards[0].schema):
+            raise UserError(f"{shard.path}: its columns are not those of {shards[0].path}")
+    return shards
 
 
 class Shard(NamedTuple):
@@ -102,7 +128,7 @@ class Shard(NamedTuple):
 
 
 class ShardRows:
-    """A Source of the rows `which` of some shards."""
+    """A Source of the rows `which` of Parquet shards: one number an example, or lists of one length."""
 
     class_names = None
 

@@ -65,4 +65,6 @@ class OnMesh:
         found = tuple(self.axes(name) if name and name != FREE else None for name in names)
         spec = explicit(found, (), self.mesh, "an activation", x, names)
         free = PartitionSpec.UNCONSTRAINED
-        return PartitionSpec(*(free if n == FREE else axes for n, axes in zip(names, spec, strict=True)))
+        return PartitionSpec(
+            *(free if n == FREE else axes for n, axes in zip(names, spec, strict=True))
+        )

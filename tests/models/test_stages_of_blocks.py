@@ -47,7 +47,9 @@ def by_hand(stages, count, rounds):
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize(("stages", "count", "rounds"), [(4, 8, 1), (3, 5, 1), (2, 4, 2), (4, 8, 3)])
+@pytest.mark.parametrize(
+    ("stages", "count", "rounds"), [(4, 8, 1), (3, 5, 1), (2, 4, 2), (4, 8, 3)]
+)
 def test_the_schedule_is_the_one_counted_by_hand(stages, count, rounds):
     schedule, ticks = Schedule(stages, count, rounds), by_hand(stages, count, rounds)
     assert schedule.ticks == len(ticks)
@@ -108,6 +110,8 @@ def test_what_cannot_be_shared_is_refused():
     mesh = make_mesh(settings.Mesh(data=1, pipeline=2), jax.devices()[:2])
     with (
         activations(mesh, Vocabulary(), settings.Sharding(rounds=2)),
-        pytest.raises(UserError, match=r"2 rounds of 2 stages do not share 6 layers evenly; 1 or 3"),
+        pytest.raises(
+            UserError, match=r"2 rounds of 2 stages do not share 6 layers evenly; 1 or 3"
+        ),
     ):
         pipelined(lambda own, x, shared: x, np.zeros(6), np.zeros((4, 1)), ())
