@@ -16,6 +16,7 @@ from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
 from bigjax.models.blocks import branch, dense, head_width, named, normal, stack, table
 from bigjax.models.convolution import check_images
+from bigjax.models.ring import check_length
 from bigjax.models.transformer import MLP, Attention, Form, Where
 from bigjax.models.vit import patches
 
@@ -45,6 +46,7 @@ class DiT(nn.Module):
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
     TENSOR_RULES = ((".*", "logical"),)
     LOGICAL_RULES = (("heads", "tensor"), ("mlp", "tensor"))
+    MESH_AXES = ("sequence",)
 
     @nn.compact
     def __call__(
@@ -57,6 +59,7 @@ class DiT(nn.Module):
             raise UserError(f"model.image: {self.image} pixels; the images of the data are {H}x{W}")
         x_BRCD = dense("patches", self.width, "patch", "embed")(patches(x, self.patch))
         x_BTD = x_BRCD.reshape(B, -1, self.width)
+        check_length(x_BTD.shape[1], causal=False)
         positions_TD = table(self, "positions", x_BTD.shape[1], "position")
         x_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
         c_BD = self._condition(time, label)

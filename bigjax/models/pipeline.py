@@ -132,11 +132,10 @@ def pipelined(
     def tick(state: jax.Array, time: jax.Array):
         numbers, turns = schedule.at(time - jnp.arange(stages))
         state = jnp.roll(state, 1, axis=0)
-        # The first stage takes on a microbatch, or the last one's that goes round again.
-        entering = x_MB[numbers[0]]
-        if schedule.rounds > 1:
-            entering = jnp.where(turns[0] == 0, entering, state[0])
-        state = layout.constrain(state.at[0].set(entering), *names)
+        # The first stage takes on a microbatch, unless one of the last's goes round again.
+        enters = (jnp.arange(stages) == 0) & (turns == 0)
+        state = jnp.where(enters.reshape(-1, *(1,) * x.ndim), x_MB[numbers[0]], state)
+        state = layout.constrain(state, *names)
         state = layout.constrain(all_stages(layers, state, numbers, turns), *names)
         return state, state
 

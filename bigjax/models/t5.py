@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.core import layout
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
 from bigjax.models.blocks import branch, head_width, last_token, named, rms_norm, stack, unembed
 from bigjax.models.common import choose
+from bigjax.models.ring import check_length
 from bigjax.models.transformer import flops_by_formula, size
 
 PRESETS = {
@@ -70,6 +72,7 @@ class T5(nn.Module):
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
     TENSOR_RULES = ((".*", "logical"),)
     LOGICAL_RULES = (("vocab", "tensor"), ("heads", "tensor"), ("mlp", "tensor"))
+    MESH_AXES = ("sequence",)  # gathered: see `Stack`
 
     def setup(self):
         choose("model.positions", self.positions, ("relative", "sinusoidal"))
@@ -186,6 +189,13 @@ class Stack(nn.Module):
         cache: int = 0,
     ) -> jax.Array:
         drop = nn.Dropout(self.dropout, deterministic=not train)
+        if layout.parts("length") > 1 and not cache:
+            if layout.layout().sequence == "ring":
+                raise UserError(
+                    "config.sharding.sequence: 'ring' has no biases of distances and no second text; T5 "
+                    "takes 'gather'"
+                )
+            check_length(x_BTD.shape[1], causal=False)
         at_BT, keys, slot = positions(segments_BT), segments_BT, None
         if cache:
             at_BT, keys, slot = cached_segments(self, segments_BT, cache)
@@ -293,6 +303,8 @@ class Attention(nn.Module):
         q_BTNH, k_BSNH, v_BSNH = nn.dtypes.promote_dtype(q_BTNH, read("key"), read("value"))
         if self.cache and not self.cross:
             k_BSNH, v_BSNH = cached_keys(self, k_BSNH, v_BSNH, slot, self.cache)
+        if not self.cache and layout.parts("length") > 1:  # every device gathers all keys
+            k_BSNH, v_BSNH = (constrain(x, "batch", None, "heads", None) for x in (k_BSNH, v_BSNH))
         mixed_BTNH = attend(
             q_BTNH,
             k_BSNH,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.core import layout
 from bigjax.core.errors import UserError
 from bigjax.models.blocks import dense, layer_norm, named, normal, table
 from bigjax.models.common import choose
@@ -83,6 +84,7 @@ class ViT(nn.Module):
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
     TENSOR_RULES = ((".*", "logical"),)
     LOGICAL_RULES = (("heads", "tensor"), ("mlp", "tensor"))
+    MESH_AXES = ("sequence",)
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -101,7 +103,9 @@ class ViT(nn.Module):
             x_BTD = layer_norm("pre_norm", self.norm_epsilon)(x_BTD)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
         form = form_of(self, causal=False, biases=self.biases)
-        x_BTD = blocks(self, form, x_BTD, Where(), train=train)
+        T, more = x_BTD.shape[1], -x_BTD.shape[1] % layout.parts("length")
+        x_BTD, where = self._filled(x_BTD, more, train)
+        x_BTD = blocks(self, form, x_BTD, where, train=train)[:, :T]
         x_BTD = layer_norm("norm", self.norm_epsilon)(x_BTD)
         if self.pool == "cls":
             x_BD = x_BTD[:, 0]
@@ -131,6 +135,19 @@ class ViT(nn.Module):
             positions_TD = table(self, "positions", x_BTD.shape[1], "position")
             x_BTD = x_BTD + positions_TD.astype(x_BTD.dtype)
         return x_BTD
+
+    def _filled(self, x_BTD: jax.Array, more: int, train: bool) -> tuple[jax.Array, Where]:
+        """The tokens with so many of padding behind them, that devices share their length evenly."""
+        if not more:
+            return x_BTD, Where()
+        B, T, _ = x_BTD.shape
+        if train and self.dropout:
+            raise UserError(
+                f"config.mesh.sequence: {T} tokens are filled up to {T + more}, and dropout would draw other "
+                "numbers; take model.dropout=0, or model.pool 'mean', which has no token of its own"
+            )
+        real_BT = jnp.broadcast_to((jnp.arange(T + more) < T).astype(jnp.int32), (B, T + more))
+        return jnp.pad(x_BTD, ((0, 0), (0, more), (0, 0))), Where(segments=real_BT, keys=real_BT)
 
     def flops(self, params: Any, x: Any) -> dict[str, float]:
         """FLOPs of forward and backward by formula (see `flops_by_formula`), of images of this shape."""
