@@ -133,8 +133,9 @@ def pipelined(
         numbers, turns = schedule.at(time - jnp.arange(stages))
         state = jnp.roll(state, 1, axis=0)
         # The first stage takes on a microbatch, unless one of the last's goes round again.
-        enters = (jnp.arange(stages) == 0) & (turns == 0)
-        state = jnp.where(enters.reshape(-1, *(1,) * x.ndim), x_MB[numbers[0]], state)
+        number, turn = schedule.at(time)
+        enters = (jnp.arange(stages) == 0) & (turn == 0)
+        state = jnp.where(enters.reshape(-1, *(1,) * x.ndim), x_MB[number], state)
         state = layout.constrain(state, *names)
         state = layout.constrain(all_stages(layers, state, numbers, turns), *names)
         return state, state
