@@ -40,6 +40,13 @@ from bigjax.mesh.placement import Placement, Vocabulary, vocabulary
 from bigjax.models.pipeline import pipeline_of
 from bigjax.run.checkpoint import abstract_with
 
+# XLA for CPUs takes barriers away before it fuses: the gradient of a residual stream is then computed
+# again, from the last block on, in every kernel that reads it (a GPT's step takes a quarter longer), and what
+# is made again in the backward pass is joined with what was made, and so kept. Not so here.
+APART = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# It orders a program for many threads rather than for little memory; not where that is the point.
+RECOMPUTING = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
 
 @dataclass(frozen=True)
 class Program:
@@ -183,7 +190,7 @@ def _build(
         method=network.method,
         model=network.applied,
         **_beginnings(parts, abstract, base, variables, (layout, frozen.get(BASE, {})), mesh),
-        **_jitted(functions, layout, frozen, mesh),
+        **_jitted(functions, layout, frozen, mesh, parts.adaptation.recomputed),
         state=abstract_with(layout, abstract),
         frozen=frozen,
         references=recipe_references,
@@ -295,9 +302,16 @@ def _beginnings(
 
 
 def _jitted(
-    functions: Mapping[str, Callable[..., Any]], layout: Any, frozen: Any, mesh: Mesh
+    functions: Mapping[str, Callable[..., Any]],
+    layout: Any,
+    frozen: Any,
+    mesh: Mesh,
+    recomputed: bool,
 ) -> dict[str, Callable[..., Any]]:
-    """The functions jitted, each with where its arguments and results lie."""
+    """The functions jitted, each with where its arguments and results lie.
+
+    recomputed: whether the backward pass makes parameters again.
+    """
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     trains = (layout, rows, _layout_of(frozen))
     # Evaluation reads of the frozen variables those of the model itself, wherever they lie: it is
@@ -305,15 +319,30 @@ def _jitted(
     takes = {"train_step": trains, "diagnose": trains, "evaluation_variables": (layout, None)}
     # The variables stay where they lie.
     gives = {"train_step": (layout, replicated), "evaluation_variables": None}
-    return {
+    jitted = {
         name: jax.jit(
             function,
             in_shardings=takes.get(name, (layout, rows, None)),
             out_shardings=gives.get(name, replicated),
-            donate_argnums=0 if name == "train_step" else (),
         )
         for name, function in functions.items()
     }
+    # The one of the two that may be called within another program has no options of the compiler.
+    jitted["train_step"] = jax.jit(
+        jitted["train_step"],
+        in_shardings=trains,
+        out_shardings=gives["train_step"],
+        donate_argnums=0,
+        compiler_options=options_of(mesh, recomputed),
+    )
+    return jitted
+
+
+def options_of(mesh: Mesh, recomputed: bool = False) -> dict[str, str] | None:
+    """The compiler's options for a train step; recomputed: its backward pass makes parameters again."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    return {**APART, **(RECOMPUTING if recomputed else {})}
 
 
 def _jit_once(function: Callable[..., Any], **layout: Any) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.build.program import Program
+from bigjax.build.program import Program, options_of
 
 _MAPPED: dict[int, dict[str, Callable[..., Any]]] = {}  # id of a program -> its mapped functions
 
@@ -37,7 +37,9 @@ def _mapped_functions(program: Program) -> dict[str, Callable[..., Any]]:
     def train_one(own: Any, batches: Any, frozen: Any) -> Any:
         state, seed, which = own
         batch = jax.tree.map(lambda x: x[seed], batches)
-        return program.train_step(state, batch, chosen(which, frozen))
+        # Only the outermost of nested programs may have options of the compiler.
+        train_step = program.train_step.__wrapped__
+        return train_step(state, batch, chosen(which, frozen))
 
     def train_step(states: Any, data: Any, frozen: Any) -> Any:
         (seed_of, batches), (which, trees) = data, frozen
@@ -52,7 +54,9 @@ def _mapped_functions(program: Program) -> dict[str, Callable[..., Any]]:
         return mapped(eval_one)((states, which), batch, trees)
 
     return {
-        "train_step": jax.jit(train_step, donate_argnums=0),
+        "train_step": jax.jit(
+            train_step, donate_argnums=0, compiler_options=options_of(program.mesh)
+        ),
         "eval_step": jax.jit(eval_step),
     }
 

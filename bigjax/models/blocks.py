@@ -40,6 +40,16 @@ def branch(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, "branch")
 
 
+def joined(x: jax.Array, y: jax.Array, train: bool) -> jax.Array:
+    """x + y in the dtype of x: a residual branch joins the stream.
+
+    On a CPU in training apart from what reads it, or XLA would fuse the stream's gradient, all the way
+    from the last block, with each of its readers (it keeps barriers where `bigjax.build` tells it to).
+    """
+    total = x + y.astype(x.dtype)
+    return jax.lax.optimization_barrier(total) if train and layout.platform() == "cpu" else total
+
+
 class Dropout(nn.Dropout):
     """nn.Dropout, whose zeros do not depend on which part of the batch the block sees at a time."""
 

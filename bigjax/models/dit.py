@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
-from bigjax.models.blocks import branch, dense, head_width, named, normal, stack, table
+from bigjax.models.blocks import branch, dense, head_width, joined, named, normal, stack, table
 from bigjax.models.convolution import check_images
 from bigjax.models.ring import check_length
 from bigjax.models.transformer import MLP, Attention, Form, Where
@@ -73,7 +73,7 @@ class DiT(nn.Module):
         x_BTD = stack(
             self,
             Block,
-            dict(form=form),
+            dict(form=form, train=train),
             x_BTD,
             c_BD,
         )
@@ -100,6 +100,7 @@ class Block(nn.Module):
     """
 
     form: Form
+    train: bool
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, c_BD: jax.Array) -> jax.Array:
@@ -108,10 +109,10 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
         y_BTD = modulated(bare_norm(x_BTD), shift, scale)
         mixed_BTD = branch(Attention(self.form, name="attention")(y_BTD, Where()))
-        x_BTD = x_BTD + (gate * mixed_BTD).astype(x_BTD.dtype)
+        x_BTD = joined(x_BTD, gate * mixed_BTD, self.train)
         y_BTD = modulated(bare_norm(x_BTD), mlp_shift, mlp_scale)
         widened_BTD = branch(MLP(self.form, name="mlp")(y_BTD))
-        return x_BTD + (mlp_gate * widened_BTD).astype(x_BTD.dtype)
+        return joined(x_BTD, mlp_gate * widened_BTD, self.train)
 
 
 def modulation(name: str, count: int):

@@ -23,7 +23,16 @@ from bigjax.core import layout
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
 from bigjax.models.attention import attend, cached_keys, cached_segments, positions
-from bigjax.models.blocks import branch, head_width, last_token, named, rms_norm, stack, unembed
+from bigjax.models.blocks import (
+    branch,
+    head_width,
+    joined,
+    last_token,
+    named,
+    rms_norm,
+    stack,
+    unembed,
+)
 from bigjax.models.common import choose
 from bigjax.models.ring import check_length
 from bigjax.models.transformer import flops_by_formula, size
@@ -261,7 +270,7 @@ class Block(nn.Module):
 
         def add(mixed_BTD: jax.Array) -> jax.Array:
             # The residual stream keeps its dtype, whatever its branches compute in.
-            return x_BTD + drop(branch(mixed_BTD)).astype(x_BTD.dtype)
+            return joined(x_BTD, drop(branch(mixed_BTD)), self.train)
 
         own = Attention(*heads, causal=self.decoder, cross=False, name="attention")
         x_norm = rms_norm("attention_norm", self.norm_epsilon)(x_BTD)

@@ -30,6 +30,7 @@ from bigjax.models.blocks import (
     dense,
     head_width,
     join_heads,
+    joined,
     layer_norm,
     rms_norm,
     split_heads,
@@ -249,7 +250,7 @@ class Block(nn.Module):
             if form.norm_places in ("after", "both"):
                 y_BTD = norm(form, f"{name}_out_norm")(y_BTD)
             # The residual stream keeps its dtype, whatever its branches compute in.
-            x_BTD = x_BTD + drop(y_BTD).astype(x_BTD.dtype)
+            x_BTD = joined(x_BTD, drop(y_BTD), self.train)
             if form.norm_places == "sum":
                 x_BTD = norm(form, f"{name}_norm")(x_BTD)
         return x_BTD

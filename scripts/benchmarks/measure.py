@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from bigjax.core.compilers import for_children
 
 
 def summary(values: Sequence[float]) -> dict[str, float | int]:
@@ -33,11 +40,13 @@ def machine() -> dict[str, str | int | float]:
     }
 
 
-def in_turn(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round of each contestant; all of them see the same machine.
+def in_turn(
+    commands: Mapping[str, Sequence[str]], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """(Seconds of each round, most resident bytes) of each contestant; all of them see the same machine.
 
     Each command is a process that ends in `answer`. The first round is thrown away: the others may
-    still be warming up.
+    still be warming up. All are given huge pages where the kernel offers them.
     """
     processes = {
         name: subprocess.Popen(
@@ -46,28 +55,36 @@ def in_turn(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, lis
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=for_children(os.environ),
         )
         for name, command in commands.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
+    peaks = dict.fromkeys(commands, 0)
     for _ in range(rounds + 1):
         for name, process in processes.items():
             process.stdin.write("go\n")
             process.stdin.flush()
-            seconds[name].append(float(process.stdout.readline()))
+            took, peak = process.stdout.readline().split()
+            seconds[name].append(float(took))
+            peaks[name] = int(peak)
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    return {name: values[1:] for name, values in seconds.items()}
+    return {name: values[1:] for name, values in seconds.items()}, peaks
 
 
 def compare(
-    seconds: Mapping[str, Sequence[float]], samples: int, out: Path | None, **about: object
+    seconds: Mapping[str, Sequence[float]],
+    peaks: Mapping[str, int],
+    samples: int,
+    out: Path | None,
+    **about: object,
 ) -> None:
     """Prints, and writes to `out`, samples/s of each contestant and of bigjax over the others.
 
     Args:
-      seconds: what `in_turn` gave.
+      seconds, peaks: what `in_turn` gave.
       samples: in a round.
       about: what else the result should say.
     """
@@ -82,6 +99,7 @@ def compare(
             for name, values in seconds.items()
             if name != "bigjax"
         },
+        "peak_mib": {name: round(peak / 2**20) for name, peak in peaks.items()},
     }
     text = json.dumps(result, indent=2)
     print(text)
@@ -90,8 +108,101 @@ def compare(
 
 
 def answer(run: Callable[[], float]) -> None:
-    """A contestant's process: warms up, then answers every line of its input with a round's seconds."""
+    """A contestant's process: warms up, then answers every line of its input with a round's seconds and
+    the most memory that it ever had."""
     run()
     out = os.fdopen(os.dup(1), "w")
     for _ in sys.stdin:
-        print(run(), file=out, flush=True)
+        took = run()
+        print(took, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=out, flush=True)
+
+
+def bigjax_step(raw: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> Callable[[], None]:
+    """One training step of a config on a batch that lies ready: checks, metrics and rules included.
+
+    Args:
+      raw: the config, without its data.
+      rows: columns of the one batch.
+    """
+    import jax
+
+    from bigjax.build import program
+    from bigjax.config import resolve as configs
+    from bigjax.mesh import sharding
+
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder) / "train.npz", **rows)
+        data = dict(source=dict(type="npz", directory=folder), splits=dict(train="train"))
+        config = configs.resolve({**raw, "data": data})
+        built = program.build_program(config, config.section("data").source.open("train"))
+    state, _ = built.init(program.key_data(0), program.traced_hyper(config))
+    ids = np.arange(config.get("train.batch_size"), dtype=np.int32)
+    extra = dict(mask=np.ones(len(ids), np.float32), sample=ids, epoch=np.zeros_like(ids))
+    ready = jax.device_put({**rows, **extra}, sharding.batch_sharding(built.mesh))
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = built.train_step(state, ready, {})
+        jax.block_until_ready((state, metrics))
+
+    return run
+
+
+def torch_step(model: Any, optimizer: Any, compiled: bool, loss_of: Callable) -> Callable[[], None]:
+    """One training step in PyTorch; `loss_of(model)` gives the loss of the batch."""
+    import torch
+
+    forward = torch.compile(model) if compiled else model
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss = loss_of(forward)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return run
+
+
+def steps_in_turn(
+    module: str, document: str, contestants: Mapping[str, Callable], batch: int, length: int
+) -> None:
+    """The command line of a benchmark of single steps against PyTorch.
+
+    With --busy, for a machine that others use: PyTorch has one thread, as its threads wait for each other
+    by spinning, and seconds are processor time, summed over the threads of a process.
+
+    Args:
+      contestants: name -> what makes `run()`, one step, of (batch, length).
+    """
+    parser = argparse.ArgumentParser(description=document)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--length", type=int, default=length)
+    parser.add_argument("--busy", action="store_true", help="others use this machine")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", choices=list(contestants), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        if options.busy and options.work != "bigjax":
+            import torch
+
+            torch.set_num_threads(1)
+        run = contestants[options.work](options.batch, options.length)
+        clock = time.process_time if options.busy else time.perf_counter
+
+        def timed() -> float:
+            started = clock()
+            run()
+            return clock() - started
+
+        return answer(timed)
+
+    command = [sys.executable, "-m", module, f"--batch={options.batch}"]
+    command += [f"--length={options.length}", *["--busy"] * options.busy]
+    seconds, peaks = in_turn(
+        {name: [*command, f"--work={name}"] for name in contestants}, options.rounds
+    )
+    clock = "processor" if options.busy else "wall"
+    about = dict(batch=options.batch, length=options.length, clock=clock)
+    compare(seconds, peaks, options.batch, options.out, **about)

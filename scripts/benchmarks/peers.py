@@ -120,9 +120,9 @@ def main() -> None:
         python = sys.executable if name == "bigjax" else options.python
         command = [python, "-m", "scripts.benchmarks.peers", f"--steps={options.steps}"]
         commands[name] = [*command, f"--work={name}", f"--width={options.width}"]
-    seconds = in_turn(commands, options.rounds)
+    seconds, peaks = in_turn(commands, options.rounds)
 
-    compare(seconds, options.steps * BATCH, options.out)
+    compare(seconds, peaks, options.steps * BATCH, options.out)
 
 
 if __name__ == "__main__":

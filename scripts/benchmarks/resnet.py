@@ -152,9 +152,11 @@ def main() -> None:
 
     sizes = [f"--{key}={getattr(options, key)}" for key in ("steps", "batch", "size")]
     command = [sys.executable, "-m", "scripts.benchmarks.resnet", *sizes]
-    seconds = in_turn({name: [*command, f"--work={name}"] for name in CONTESTANTS}, options.rounds)
+    seconds, peaks = in_turn(
+        {name: [*command, f"--work={name}"] for name in CONTESTANTS}, options.rounds
+    )
     samples = options.steps * options.batch
-    compare(seconds, samples, options.out, batch=options.batch, size=options.size)
+    compare(seconds, peaks, samples, options.out, batch=options.batch, size=options.size)
 
 
 if __name__ == "__main__":
