@@ -2,18 +2,21 @@
 
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bigjax.compress.gptq import gptq
-from bigjax.compress.narrow import narrow
+from bigjax.compress.narrow import fewer_heads, narrow
 from bigjax.compress.shrink import pareto
 from bigjax.core.errors import UserError
 from bigjax.core.quantize import Quantized
 from bigjax.loop.open import open_run
 from bigjax.loop.train import train
+from bigjax.models.cnn import CNN
+from bigjax.models.llama import Llama
 from bigjax.models.mlp import MLP
 from bigjax.verbs.launch import execute
 from tests.small import small, small_config
@@ -65,8 +68,52 @@ def test_units_that_do_nothing_are_the_ones_taken_out():
     assert changes == {"widths": (4, 2)}
     found = MLP(widths=(4, 2), outputs=3).apply(smaller, x, train=False)
     np.testing.assert_allclose(found, model.apply({"params": params}, x, train=False), atol=1e-6)
-    with pytest.raises(UserError, match="not those of cnn"):
-        narrow({"type": "cnn"}, {"params": params}, 0.5)
+    with pytest.raises(UserError, match="knows the units of mlp and cnn, not those of rnn"):
+        narrow({"type": "rnn"}, {"params": params}, 0.5)
+
+
+@pytest.mark.parametrize(
+    "options", [dict(dense=(5,)), dict(batch_norm=True, global_average_pool=True)]
+)
+def test_channels_that_do_nothing_are_the_ones_taken_out(options):
+    model = CNN(channels=(6, 4), outputs=3, **options)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 8, 8, 2)), jnp.float32)
+    variables = jax.tree.map(np.array, model.init(jax.random.key(0), x, train=False))
+    params = variables["params"]
+    for stats in variables.get("batch_stats", {}).values():  # other than they begin
+        stats["mean"] += np.linspace(-1, 1, len(stats["mean"]), dtype=np.float32)
+    params["conv_1"]["kernel"][:, :, [1, 4]] = 0.0  # what these two channels give is not read
+    after = params["dense_0" if "dense_0" in params else "head"]["kernel"]
+    after.reshape(-1, 4, after.shape[-1])[:, [0, 3]] = 0.0
+    if "dense_0" in params:
+        params["head"]["kernel"][[2, 3]] = 0.0
+    described = {"type": "cnn", "channels": (6, 4), "dense": options.get("dense", ())}
+    changes, smaller = narrow(described, variables, 0.4)
+    dense = (3,) if "dense_0" in params else ()
+    assert changes == {"channels": (4, 2), "dense": dense}
+    assert smaller["params"]["conv_1"]["kernel"].shape == (3, 3, 4, 2)
+    found = model.clone(**changes).apply(smaller, x, train=False)
+    np.testing.assert_allclose(found, model.apply(variables, x, train=False), atol=1e-6)
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "head"])
+def test_heads_that_do_nothing_are_the_ones_taken_out(qk_norm):
+    sizes = dict(heads=6, kv_heads=3, head_width=None, width=24, scan_layers=False)
+    model = Llama(vocab=11, layers=2, mlp_width=16, context=8, qk_norm=qk_norm, **sizes)
+    tokens = np.arange(14).reshape(2, 7) % 11
+    params = nn.unbox(model.init(jax.random.key(0), tokens, train=False))["params"]
+    params = jax.tree.map(np.array, params)
+    params["block_0"]["attention"]["out"]["kernel"][[2, 3]] = 0.0  # the second key head's queries
+    params["block_1"]["attention"]["value"]["kernel"][:, 0] = 0.0
+    changes, smaller = fewer_heads({"type": "llama", **sizes}, {"params": params}, 1 / 3)
+    assert changes == {"heads": 4, "kv_heads": 2, "head_width": 4}
+    assert smaller["params"]["block_0"]["attention"]["query"]["kernel"].shape == (24, 4, 4)
+    found = model.clone(**changes).apply(smaller, tokens, train=False)
+    np.testing.assert_allclose(
+        found, model.apply({"params": params}, tokens, train=False), atol=1e-6
+    )
+    with pytest.raises(UserError, match="heads: knows the heads of llama, not those of gpt2"):
+        fewer_heads({"type": "gpt2"}, {"params": params}, 0.5)
 
 
 def test_the_front_is_what_nothing_is_smaller_and_better_than():

@@ -15,7 +15,7 @@ import numpy as np
 
 from bigjax.compress.calibrate import magnitudes, second_moments
 from bigjax.compress.gptq import gptq
-from bigjax.compress.narrow import narrow
+from bigjax.compress.narrow import fewer_heads, narrow
 from bigjax.config.config import Config
 from bigjax.core.adapt import Parametrization
 from bigjax.core.errors import UserError, did_you_mean
@@ -169,16 +169,19 @@ def _svd(run: Opened, argument: str | None, options: Options) -> Changed:
     return _adapted(run, [LowRank(rules=(*fewer, (".*", None)))])
 
 
-def _narrow(run: Opened, argument: str | None, options: Options) -> Changed:
-    """Hidden units taken out."""
-    share = number("narrow", argument, float, 0, 1, None)
-    host = jax.tree.map(distributed.whole, run.variables)
-    changes, variables = narrow(run.setup.values["model"], host, share)
-    changed = _adapted(run, [])
-    config = changed.config
-    for key, value in changes.items():
-        config = config.with_value(f"model.{key}", value)
-    return Changed(config, variables, {})
+def _smaller(word: str, take_out: Callable[..., Any]) -> Step:
+    """Units, channels or heads taken out: the model's own sizes change."""
+
+    def step(run: Opened, argument: str | None, options: Options) -> Changed:
+        share = number(word, argument, float, 0, 1, None)
+        host = jax.tree.map(distributed.whole, run.variables)
+        changes, variables = take_out(run.setup.values["model"], host, share)
+        config = _adapted(run, []).config
+        for key, value in changes.items():
+            config = config.with_value(f"model.{key}", value)
+        return Changed(config, variables, {})
+
+    return step
 
 
 STEPS: dict[str, Step] = {
@@ -189,7 +192,8 @@ STEPS: dict[str, Step] = {
     "prune": _prune,
     "2of4": _two_of_four,
     "svd": _svd,
-    "narrow": _narrow,
+    "narrow": _smaller("narrow", narrow),
+    "heads": _smaller("heads", fewer_heads),
 }
 
 

@@ -28,4 +28,5 @@ def main(arguments: Sequence[str]) -> None:
     if options.folder is None:
         raise UserError("predict needs the folder that `export` wrote")
     check_paths(options.input, options.output)
-    write_answers(open_exported(options.folder, options.trust), options.input, options.output)
+    model = open_exported(options.folder, options.trust)
+    write_answers({None: model}, options.input, options.output)

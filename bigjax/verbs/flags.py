@@ -37,7 +37,15 @@ FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         "--notes": dict(help="a line of your own, kept there"),
     },
     "evaluate, shrink": {"--split": dict(help="which one (default: evaluate.splits)")},
-    "predict": {"--input": dict(type=expanded, help=".npz, .csv, .txt, or a folder of png/jpg")},
+    "predict": {
+        "--input": dict(type=expanded, help=".npz, .csv, .txt, or a folder of png/jpg"),
+        "--adapter": dict(
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="another run's, by its name beside this one or its folder; repeatable",
+        ),
+    },
     "predict, export, plan": {
         "--output": dict(
             type=expanded,

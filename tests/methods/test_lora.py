@@ -1,5 +1,6 @@
 """LoRA against float64 by hand, on whole runs, on stacked layers and on a published layout."""
 
+import functools
 import json
 
 import jax
@@ -14,6 +15,7 @@ from bigjax.loop.open import open_run
 from bigjax.loop.train import train
 from bigjax.methods.lora import LoRA, as_matrix
 from bigjax.models.llama import Llama
+from bigjax.verbs.launch import execute
 from tests.small import small
 
 RULES = (("head/.*", "train"), (".*kernel", "adapt"), (".*", None))
@@ -163,7 +165,6 @@ def test_another_base_is_refused(run, tmp_path):
 
 @pytest.mark.slow
 def test_exported_it_is_a_whole_model_with_the_same_logits(tmp_path):
-    from bigjax.verbs.launch import execute
 
     tokens = np.random.default_rng(0).integers(0, 31, (32, 8)).astype(np.int32)
     (tmp_path / "data").mkdir()
@@ -216,3 +217,26 @@ def test_adapters_are_switched_on_one_base(run, tmp_path):
     train(small("train.steps=1", adapt=(dict(type="lora", rank=3),)), tmp_path / "wider")
     with pytest.raises(UserError, match=r"its config\.adapt is not that of"):
         opened.switched(tmp_path / "wider")
+
+
+def test_adapters_are_switched_by_name_at_predict(run, tmp_path, capsys):
+    folder, _ = run
+    name = "other"
+    train(small("optimizer.learning_rate=0.03", **LORA), folder.parent / name)
+    rows = np.full((2, 8, 8, 1), 7.0, np.float32)
+    np.savez(tmp_path / "rows.npz", image=rows)
+    words = ["predict", f"--workdir={folder}", f"--input={tmp_path / 'rows.npz'}"]
+    command = functools.partial(execute, "tiny", lambda: None)
+    assert command([*words, f"--adapter={name}", f"--adapter={folder}"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line.pop("adapter"), line["row"]) for line in found] == [
+        (name, 0),
+        (name, 1),
+        (str(folder), 0),
+        (str(folder), 1),
+    ]
+    alone = [open_run(f).predict({"image": rows}) for f in (folder.parent / name, folder)]
+    assert found == alone[0] + alone[1] and alone[0] != alone[1]
+    assert command([*words, "--adapter=othr"]) == 2
+    said = capsys.readouterr().err
+    assert "--adapter=othr: no run of that name beside" in said and "did you mean 'other'?" in said
