@@ -1,18 +1,17 @@
-"""A CNN teaches a 784-32-10 MLP on Fashion-MNIST, which does not help it (4 minutes on 2 CPU cores).
+"""A CNN teaches a 784-32-10 MLP that sees 2,000 pictures of Fashion-MNIST: 83.3 %, alone 81.8 % (10 minutes for 10 seeds).
 
-    scripts/fetch_data fashion_mnist          once
-    scripts/run experiments.fashion_mnist_distill
+    scripts/fetch_data fashion_mnist                                                 once
+    scripts/run experiments.fashion_mnist_distill                                    one seed
+    scripts/run bigjax.sweep experiments.sweeps.fashion_mnist_distill --vectorize    10 seeds, and what was chosen
 
-Three runs: the teacher (3x3 conv 16, pool, 3x3 conv 32, pool, linear); the student alone; the same
-student taught by the teacher (Hinton, Vinyals & Dean 2015).
+Three runs: the teacher, which sees 54,000 pictures (3x3 conv 8, pool, 3x3 conv 16, pool, dense 64); the student
+alone; the same student, the same pictures and steps, taught by the teacher (Hinton, Vinyals & Dean 2015).
 
-Hardware: 2 CPU cores shared with other jobs: 262 s, 173 s of processor time. Reached on the 10,000
-test images, one seed: teacher 89.55 %, student alone 87.13 %, student distilled (T = 3, alpha = 0.9)
-86.02 %. So small a student does not profit from this teacher at this temperature; neither was tuned.
-Why: the teacher is little better on these very images than the student becomes alone, and T = 3 with so little
-weight on labels spends the student's room on what it says of unlikely classes. In a bare loop over its outputs (three
-seeds, validation images) less of both lost less, down to no difference at T = 1 and a weight of a half; none
-of the settings tried, T = 1 to 5, was above training alone there.
+Here a student has something to gain: its 2,000 labels say less than the chances that a teacher of many gives. With
+all 60,000 labels of its own (an earlier form of this experiment) it gained nothing: 86.0 % distilled, 87.1 % alone.
+
+Hardware: 2 CPU cores. Reached on the 10,000 test pictures, mean and standard deviation over 10 seeds: teacher
+88.7 +- 0.2 %, student alone 81.8 +- 0.3 %, student distilled 83.3 +- 0.3 %.
 """
 
 from ml_collections import ConfigDict
@@ -21,32 +20,31 @@ from bigjax import launch, pipeline
 
 
 def get_config():
-    base = ConfigDict()
-    base.seed = 0
-    base.train = dict(epochs=8, batch_size=128)
-    base.data = dict(
+    teacher = ConfigDict()
+    teacher.seed = 0
+    teacher.train = dict(epochs=2, batch_size=128)
+    teacher.data = dict(
         source=dict(type="tfds", name="fashion_mnist"),
-        splits=dict(train="train", test="test"),
+        splits=dict(train="train[:54000]", validation="train[54000:]", test="test"),
         preprocess=(dict(type="normalize", scale=255.0, mean=0.286, std=0.353),),
     )
-    base.task = dict(type="classification")
-    base.optimizer = dict(type="adamw", learning_rate=2e-3, schedule=dict(type="cosine"))
-    base.evaluate = dict(splits=("test",), every="end", batch_size=500)
-    base.log = dict(every=200)
+    teacher.model = dict(type="cnn", channels=(8, 16), dense=(64,), outputs=10, batch_norm=True)
+    teacher.task = dict(type="classification")
+    teacher.optimizer = dict(type="adamw", learning_rate=3e-3, schedule=dict(type="cosine"))
+    teacher.evaluate = dict(splits=("validation", "test"), every="end", batch_size=500)
+    teacher.checkpoint = dict(every="end")
+    teacher.log = dict(every=100)
 
-    teacher = base.copy_and_resolve_references()
-    teacher.train.epochs = 3
-    teacher.model = dict(type="cnn", channels=(16, 32), outputs=10, batch_norm=True, dropout=0.3)
-
-    alone = base.copy_and_resolve_references()
+    alone = teacher.copy_and_resolve_references()
+    alone.train = dict(steps=1000, batch_size=64)
+    alone.data.splits.train = "train[:2000]"
     alone.model = dict(type="mlp", widths=(32,), outputs=10)
 
     distilled = alone.copy_and_resolve_references()
-    distilled.distill = dict(teacher="../teacher", temperature=3.0, alpha=0.9)
+    distilled.distill = dict(teacher="../teacher", temperature=1.0, alpha=0.9)
 
     return pipeline(
         dict(teacher=teacher, student_alone=alone, student_distilled=distilled),
-        seeds=1,
         table=("eval/test/errors", "eval/test/accuracy"),
     )
 

@@ -3,7 +3,7 @@
     scripts/fetch_data fashion_mnist          once
     scripts/run experiments.fashion_mnist_flow
 
-Two runs. The classifier of `fashion_mnist_distill`'s teacher. Then a diffusion Transformer of 0.7 M
+Two runs. A small CNN that classifies. Then a diffusion Transformer of 0.7 M
 parameters on 28x28 pixels in patches of 7, trained to the velocity from noise to picture (Lipman et
 al. 2023), a tenth of the labels dropped so that it can be guided (Ho & Salimans 2022); judged is its
 moving average. Twice in the run 100 pictures of each class are drawn and the classifier is asked what

@@ -14,6 +14,7 @@ from tokenizers import models, pre_tokenizers, processors, trainers
 
 from bigjax.data import builders
 from scripts.fetch.emoji import CATEGORIES, Emoji
+from scripts.fetch.mnist1d import Mnist1D
 
 WORDS = """
 the of a and to in that it was he for on his with as is be at by had not are but from or have an they
@@ -153,6 +154,12 @@ def emoji(folder: Path) -> None:
     builders.prepare(Emoji, folder, columns=columns, order=np.arange(100))
 
 
+def mnist1d(folder: Path) -> None:
+    """bigjax_mnist1d, of ten lines that are random walks."""
+    lines = np.cumsum(np.random.default_rng(0).normal(size=(10, 12)), axis=1)
+    builders.prepare(Mnist1D, folder, lines=lines)
+
+
 class Imagenet256(builders.ArraysBuilder, skip_registration=True):
     """The data set that a user prepares for imagenet_vit_s16: 16 + 16 random pictures."""
 
@@ -185,5 +192,5 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 def write_all(folder: Path) -> None:
     """All of them; without torch, those that it does not write."""
     by_torch = (minilm, smollm2, efficientnet_lite0) if HAS_TORCH else ()
-    for write in (text_sets, *by_torch, emoji, imagenet):
+    for write in (text_sets, *by_torch, emoji, mnist1d, imagenet):
         write(folder)

@@ -69,6 +69,15 @@ SMALLER: dict[str, list[str]] = {
         "stages.flow.evaluators.samples.steps=1",
     ],
     "imagenet_vit_s16": ["data.workers=1"],
+    "minilm_to_tiny": [f"stages.student_{how}.init.layers=(1,)" for how in ("alone", "distilled")],
+    "sentiment_distilbert": [
+        "stages.student_distilled.method.objectives.cosine.layers=((0, 1),)",
+        *(
+            f"stages.student_{how}.{field}"
+            for how in ("alone", "distilled")
+            for field in ("init.layers=(0,)", "model.vocab=247", "model.context=64")
+        ),
+    ],
     "markov_transformer": ["data.source.examples=64"],
     "markov_mixture": ["data.source.examples=64", "data.sources.rare.examples=64"],
 }
@@ -79,8 +88,8 @@ def get_config(name):
 
 
 # Their weights' stand-ins are written by torch.
-BY_TORCH = ("emoji_finetune_efficientnet", "minilm_search", "sentiment_bert", "smollm2_chat",
-            "smollm2_finetune", "smollm2_lora", "smollm2_qlora", "sentiment_finetune")  # fmt: skip
+BY_TORCH = ("emoji_finetune_efficientnet", "minilm_search", "minilm_to_tiny", "sentiment_bert",
+            "sentiment_distilbert", "smollm2_chat", "smollm2_finetune", "smollm2_lora", "smollm2_qlora", "sentiment_finetune")  # fmt: skip
 
 
 def without_torch(name):
@@ -159,6 +168,7 @@ LONG = (
     "emoji_finetune_efficientnet",
     "fashion_mnist_cnn",
     "fashion_mnist_distill",
+    "fashion_mnist_distill_methods",
     "fashion_mnist_flow",
     "fashion_mnist_prune",
     "fashion_mnist_resnet18",
@@ -170,7 +180,10 @@ LONG = (
     "llama_7b",
     "llama_70b",
     "markov_transformer",
+    "minilm_to_tiny",
+    "mnist1d_consistent_teacher",
     "sentiment_bert",
+    "sentiment_distilbert",
     "sentiment_finetune",
     "smollm2_qlora",
 )

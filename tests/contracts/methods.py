@@ -3,6 +3,14 @@
 NAME+VARIANT is another config of a method, that adds a promise of its own.
 """
 
+TEXT = dict(  # of what the variants of distill that read text change
+    data=dict(
+        source=dict(type="markov_tokens", vocab=16, length=8, examples=80),
+        splits=dict(train="train", test="test"),
+    ),
+    task=dict(type="language_model"),
+)
+
 METHODS = {
     "supervised": {},
     "distill": dict(method=dict(type="distill", teacher="../teacher", temperature=3.0)),
@@ -19,6 +27,58 @@ METHODS = {
             ),
         ),
         train=dict(steps=12, batch_size=40, ema_decay=0.9),
+    ),
+    "distill+outputs": dict(
+        model=dict(type="cnn", channels=(4,), outputs=10),
+        method=dict(
+            type="distill",
+            teacher="../teacher",
+            alpha=1.0,
+            objectives=dict(
+                labels=dict(type="labels"),
+                reverse=dict(type="reverse_kl", weight=0.5),
+                jsd=dict(type="jsd", weight=0.5),
+                logits=dict(type="logits", weight=0.1),
+                hard=dict(type="hard", weight=0.5),
+                maps=dict(type="attention", student_feature="conv_0", teacher_feature="conv_0"),
+            ),
+        ),
+    ),
+    "distill+examples": dict(
+        method=dict(
+            type="distill",
+            teacher="../teacher",
+            objectives={
+                "dist": dict(type="dist"),
+                **{
+                    name: dict(type=name, student_feature="dense_0", teacher_feature="dense_0")
+                    for name in ("relational", "similarity", "contrast")
+                },
+            },
+        ),
+    ),
+    "distill+layers": dict(
+        model=dict(type="bert", head="mlm", vocab=16, layers=2, width=8, heads=2, context=8),
+        method=dict(
+            type="distill",
+            teacher="../teacher",
+            objectives=dict(
+                hidden=dict(type="hidden_states", layers=((0, 0), (1, 1)), segments=None),
+                scores=dict(type="attention_scores", layers=((0, 1),), segments=None),
+                relations=dict(type="relations", layers=((1, 1),), heads=4, segments=None),
+            ),
+        ),
+        **TEXT,
+    ),
+    "distill+written": dict(
+        model=dict(type="gpt2", vocab=16, layers=1, width=8, heads=2, context=8),
+        method=dict(
+            type="distill",
+            teacher="../teacher",
+            objectives=dict(reverse=dict(type="reverse_kl")),
+            written=dict(by="student", share=0.5, prompt=2, temperature=1.0),
+        ),
+        **TEXT,
     ),
     "lora": dict(
         adapt=(dict(type="lora", rank=2, rules=((".*kernel", "adapt"), (".*", None))),),
@@ -63,6 +123,7 @@ METHODS = {
 
 # (method, promise) -> what the refusal of a promise that the method cannot keep says.
 REFUSED: dict[tuple[str, str], str] = {
+    ("distill+examples", "accumulate"): "config.train.accumulate must be 1",
     ("flow_matching", "predict"): "a velocity field predicts nothing",
     ("ppo", "lora"): "rank 2 is more than value/head/kernel",
 }

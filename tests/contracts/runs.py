@@ -38,7 +38,7 @@ def folder_of(name):
     """The method's folder, with a teacher beside its runs where it needs one."""
     folder = ROOT / name
     if "teacher" in TINY[name].get("method", {}):
-        train(config_of("supervised", "seed=7"), folder / "teacher")
+        train(config_of(name, "seed=7", "method=None"), folder / "teacher")
     return folder
 
 

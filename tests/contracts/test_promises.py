@@ -33,8 +33,11 @@ from tests.contracts.runs import (
 
 WRITE = "BIGJAX_WRITE_GOLDEN"  # writes what was found in place of what was recorded
 GOLDEN = Path(__file__).parent.parent / "golden" / "contracts"
-# Of the adapters one always, the others with `scripts/test --slow`.
-LATER = tuple(name for name in NAMES["adapter"] if name != "lora")
+# Of the adapters one always, and of distillation two; the others with `scripts/test --slow`.
+LATER = (
+    *(name for name in NAMES["adapter"] if name != "lora"),
+    *(f"distill+{variant}" for variant in ("outputs", "examples", "layers", "written")),
+)
 # What compiles many programs: of three methods always.
 OFTEN = ("supervised", "distill", "lora")
 
@@ -57,6 +60,12 @@ def test_every_method_and_adapter_has_joined():
     joined = {name.partition("+")[0] for name in METHODS}
     assert {*NAMES["method"], *NAMES["adapter"]} == joined
     assert {name for name, _ in REFUSED} <= set(METHODS)
+
+
+def test_every_objective_of_distillation_has_joined():
+    methods = [changes.get("method", {}) for changes in METHODS.values()]
+    joined = {one["type"] for method in methods for one in method.get("objectives", {}).values()}
+    assert joined == set(NAMES["objective"])
 
 
 @every_method
