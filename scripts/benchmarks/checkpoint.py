@@ -1,6 +1,6 @@
 """What verification costs: saves and restores of 512 MiB, bare Orbax and bigjax in turns.
 
-    .venv/bin/python -m scripts.benchmarks.checkpoint [PAIRS]      default 7; writes results/checkpoint.json
+    .venv/bin/python -m scripts.benchmarks.checkpoint [--pairs=7] [--out=FILE]      writes results/checkpoint.json
 
 The state is 8 arrays of 64 MiB of random float32, on the CPU. The stall is the time until `save`
 returns; the whole save ends when the checkpoint is on disk (for bigjax: its manifest too).
@@ -8,9 +8,9 @@ returns; the whole save ends when the checkpoint is on disk (for bigjax: its man
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -68,7 +68,7 @@ def bigjax_pair(timer: Timer, folder: Path, state, abstract) -> None:
     checkpoints.close()
 
 
-def main(pairs: int) -> None:
+def main(pairs: int, out: Path) -> None:
     timer, rng = Timer(), np.random.default_rng(0)
     state = {f"a{i}": jax.device_put(rng.random(SHAPE, np.float32)) for i in range(ARRAYS)}
     abstract = jax.tree.map(
@@ -107,8 +107,11 @@ def main(pairs: int) -> None:
         )
     print(table(rows, list(rows[0])))
     print(f"{pairs} pairs in turns, medians; {json.dumps(result['machine'])}")
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    main(**vars(parser.parse_args()))

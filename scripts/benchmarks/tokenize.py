@@ -1,6 +1,6 @@
 """What tokenizing and packing costs beside the bare `tokenizers` library, in turns on the same texts.
 
-    .venv/bin/python -m scripts.benchmarks.tokenize [ROUNDS]      default 9; writes results/tokenize.json
+    .venv/bin/python -m scripts.benchmarks.tokenize [--rounds=9] [--out=FILE]      writes results/tokenize.json
 
 Both are given the Brown corpus' training texts in memory and the same trained BPE of 4,096. The bare
 rate is `encode_batch` of all texts at once, ids in Python lists. Ours ends in the memory-mapped cache
@@ -9,9 +9,9 @@ on disk, verified, and in every packed row of 256 read in batches of 64: what a 
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -54,7 +54,7 @@ def ours(tokenizer: Tokenizer, texts: list[str]) -> tuple[float, int]:
     return seconds, int(tokens.offsets[-1]) - 2 * len(texts)  # each text gets a start and an end
 
 
-def main(rounds: int) -> None:
+def main(rounds: int, out: Path) -> None:
     tokenizer = Documents("brown", "bpe-4096").open_tokenizer()
     texts = [row["text"] for _, row in open_corpus("brown").rows("train")]
     found = {"bare": [], "ours": []}
@@ -71,9 +71,12 @@ def main(rounds: int) -> None:
         "target": TARGET,
         "machine": machine(),
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 9)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    main(**vars(parser.parse_args()))
