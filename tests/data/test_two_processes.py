@@ -15,7 +15,10 @@ import json, sys
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from bigjax.data import pipeline
 from bigjax.data.pipeline import eval_batches, local_rows, train_batches
+
+pipeline.AHEAD = 0  # nothing is read before it is asked for
 from bigjax.data.sources import Arrays
 
 read = []
@@ -32,7 +35,7 @@ def rows_of(batch):
     shards = batch["x"].addressable_shards
     return {shard.index[0].start: shard.data.tolist() for shard in shards}
 
-train = train_batches(source, batch_size=16, seed=2, start_step=5, sharding=sharding, prefetch=0)
+train = train_batches(source, batch_size=16, seed=2, start_step=5, sharding=sharding)
 batch = next(train)
 held = rows_of(batch)
 own = sorted(read)

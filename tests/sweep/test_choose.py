@@ -28,7 +28,12 @@ def bare(**more):
     return Sweep("tests.sweep.toy", points=over(RATE, [1e-2, 1e-3]), **more)
 
 
-WITH_VALIDATION = ("digits_omitted_class",)  # a validation split of its own
+WITH_VALIDATION = (  # a validation split of their own
+    "digits_omitted_class",
+    "fashion_mnist_distill",
+    "fashion_mnist_distill_methods",
+    "mnist1d_consistent_teacher",
+)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
