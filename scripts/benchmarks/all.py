@@ -2,7 +2,7 @@
 
     .venv/bin/python -m scripts.benchmarks.all [--python=/tmp/peers/bin/python] [--out=FOLDER] [--only=NAME,...]
 
-Leave the machine alone meanwhile: some 40 minutes on 2 CPU cores. Each writes its JSON into FOLDER (default
+Leave the machine alone meanwhile. Each writes its JSON into FOLDER (default
 `scripts/benchmarks/results`); the table, with hardware and versions, is printed and written there as `all.md`. What
 this machine lacks is left out and named: an accelerator, PyTorch, the environment of the peers.
 """
