@@ -12,19 +12,23 @@ from bigjax.core.errors import did_you_mean
 
 __version__ = "0.2.0"
 
-if (
-    sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv
-):  # Python is looking for the module of `python -m bigjax.NAME`
-    _asked = sys.orig_argv[sys.orig_argv.index("-m") + 1]
-    _place = Path(__file__).parent.joinpath(*_asked.split(".")[1:])
-    if not (_place.with_suffix(".py").exists() or (_place / "__main__.py").exists()):
-        _near = did_you_mean(_asked, ["bigjax", "bigjax.doctor", "bigjax.sweep"])
+
+def _check_asked() -> None:
+    """Ends a misspelt `python -m bigjax.NAME` in one line: Python is still looking for that module."""
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:
+        return
+    asked = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    place = Path(__file__).parent.joinpath(*asked.split(".")[1:])
+    if not (place.with_suffix(".py").exists() or (place / "__main__.py").exists()):
+        near = did_you_mean(asked, ["bigjax", "bigjax.doctor", "bigjax.sweep"])
         print(
-            f"error: nothing to run in '{_asked}'{_near}; see python -m bigjax --help",
+            f"error: nothing to run in '{asked}'{near}; see python -m bigjax --help",
             file=sys.stderr,
         )
         sys.exit(2)
 
+
+_check_asked()
 compilers.mend()
 
 # Handed on when first asked for, so that `import bigjax` costs little.

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from bigjax.core.errors import UserError
 from bigjax.models.attention import positions
 from bigjax.models.blocks import check_context, dense, named, table, unembed
-from bigjax.models.common import choose
+from bigjax.models.common import choose, of_length_one
 from bigjax.models.layer_kinds import layers_of, seen_keys
 from bigjax.models.transformer import (
     ACTIVATIONS,
@@ -231,9 +231,8 @@ class BERT(nn.Module):
         if self.head == "mlm":
             of_head["embedding"] = params["embedding"]
         read = {"mlm": B * (T if places is None else places.shape[1]), "sequence": B}
-        again = (
-            self.layers - 1 if self.shared else 0
-        )  # how often the one block is gone through again
+        # How often a shared block is gone through again.
+        again = self.layers - 1 if self.shared else 0
         multiplied = [
             (size(params, *tables, *head), B * T),
             (size(params.get("shared_block", {})), again * B * T),
@@ -260,6 +259,4 @@ def mean_of_tokens(x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array
 
 def mean_embedding(x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
     """The mean over real tokens, float32 (B, D), scaled to length 1."""
-    mean_BD = mean_of_tokens(x_BTD, segments_BT)
-    square_B1 = jnp.sum(jnp.square(mean_BD), axis=-1, keepdims=True)
-    return mean_BD * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-24))
+    return of_length_one(mean_of_tokens(x_BTD, segments_BT))

@@ -159,6 +159,21 @@ def _in_stages(model, block, fields, x, shared, each) -> jax.Array:
     return pipelined(stage, (model.variables["params"]["blocks"], keys, each), x, shared)
 
 
+class Tower(nn.Module):
+    """A stack of blocks within a larger model: the fields that `form_of` and `blocks` of
+    `bigjax.models.transformer` read, said by that model."""
+
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int | None
+    activation: str
+    norm_epsilon: float
+    dropout: float
+    remat: str
+    scan_layers: bool
+
+
 def named(init: nn.initializers.Initializer, *names: str) -> nn.initializers.Initializer:
     """The initialiser of a parameter whose axes have these logical names."""
     return nn.with_logical_partitioning(init, names)

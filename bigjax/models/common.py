@@ -28,6 +28,13 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return getattr(nn, choose("model.activation", name, RECTIFIERS + SATURATING))
 
 
+def of_length_one(x: jax.Array) -> jax.Array:
+    """Rows (..., D) scaled to length 1, in float32; rows of zeros stay so."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
 def kernel_init(name: str) -> nn.initializers.Initializer:
     """He et al. 2015 for rectifiers (variance 2 / fan_in), else LeCun 1998 (variance 1 / fan_in)."""
     return nn.initializers.he_normal() if name in RECTIFIERS else nn.initializers.lecun_normal()

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
 from bigjax.models.attention import positions
-from bigjax.models.blocks import check_context, dense, last_token, table
-from bigjax.models.common import choose
+from bigjax.models.blocks import Tower, check_context, dense, last_token, table
+from bigjax.models.common import choose, of_length_one
 from bigjax.models.transformer import (
     Where,
     blocks,
@@ -140,7 +140,7 @@ class TwoTowers(nn.Module):
     def embed_images(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Float32 (B, E), of length 1."""
         x_BD = self.image_tower(x, train=train)
-        return _unit(self.image_projection(x_BD) if self.form == "clip" else x_BD)
+        return of_length_one(self.image_projection(x_BD) if self.form == "clip" else x_BD)
 
     def embed_texts(
         self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None, *, train: bool = False
@@ -148,7 +148,9 @@ class TwoTowers(nn.Module):
         """Float32 (B, E), of length 1."""
         if self.form == "siglip":
             segments_BT = None
-        return _unit(self.text_projection(self.text_tower(tokens_BT, segments_BT, train=train)))
+        return of_length_one(
+            self.text_projection(self.text_tower(tokens_BT, segments_BT, train=train))
+        )
 
     def flops(self, params: Any, x: Any, tokens_BT: Any, *_: Any) -> dict[str, float]:
         """FLOPs of forward and backward by formula (see `flops_by_formula`), of inputs of these shapes."""
@@ -165,21 +167,12 @@ class TwoTowers(nn.Module):
         )
 
 
-class TextTower(nn.Module):
+class TextTower(Tower):
     """Tokens and learned positions -> blocks -> norm -> the last token, (B, D)."""
 
     vocab: int
     context: int
-    layers: int
-    width: int
-    heads: int
-    mlp_width: int | None
     causal: bool
-    activation: str
-    norm_epsilon: float
-    dropout: float
-    remat: str
-    scan_layers: bool
 
     @nn.compact
     def __call__(
@@ -198,10 +191,3 @@ class TextTower(nn.Module):
         )
         last_B1D = x_BTD[:, -1:] if segments_BT is None else last_token(x_BTD, segments_BT)
         return norm(form, "norm")(last_B1D)[:, 0]
-
-
-def _unit(x_BE: jax.Array) -> jax.Array:
-    """Rows scaled to length 1, in float32."""
-    x_BE = x_BE.astype(jnp.float32)
-    square_B1 = jnp.sum(jnp.square(x_BE), axis=-1, keepdims=True)
-    return x_BE * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-24))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.models.blocks import check_context, last_token, layer_norm, named, table, unembed
+from bigjax.models.blocks import Tower, check_context, last_token, layer_norm, named, table, unembed
 from bigjax.models.transformer import (
     ACTIVATIONS,
     Where,
@@ -147,20 +147,11 @@ class Whisper(nn.Module):
         return flops_by_formula(multiplied, self.width * B * (self.layers * S * S + decoder))
 
 
-class Encoder(nn.Module):
+class Encoder(Tower):
     """Two convolutions over time, the second of stride 2; positions, blocks, norm."""
 
     mel: int
     frames: int
-    layers: int
-    width: int
-    heads: int
-    mlp_width: int | None
-    activation: str
-    norm_epsilon: float
-    dropout: float
-    remat: str
-    scan_layers: bool
 
     @nn.compact
     def __call__(self, sound_BFM: jax.Array, *, train: bool) -> jax.Array:
@@ -188,20 +179,11 @@ class Encoder(nn.Module):
         return layer_norm("norm", self.norm_epsilon)(x_BSD)
 
 
-class Decoder(nn.Module):
+class Decoder(Tower):
     """Tokens and learned positions, blocks that also attend to the memory, norm, logits."""
 
     vocab: int
     context: int
-    layers: int
-    width: int
-    heads: int
-    mlp_width: int | None
-    activation: str
-    norm_epsilon: float
-    dropout: float
-    remat: str
-    scan_layers: bool
 
     @nn.compact
     def __call__(

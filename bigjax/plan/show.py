@@ -137,7 +137,7 @@ def _roofline(roof: Mapping[str, Any], chip: Chip) -> list[dict[str, Any]]:
     ]
     if roof["bubble_seconds"]:
         bubble = {"": "of the arithmetic, the pipeline's bubble", "published": "-"}
-        says = "formula: (p - 1) / (m + p - 1), the blocks taken for all of it"
+        says = "formula: (p - 1) / (m v + p - 1), the blocks taken for all of it"
         rows.insert(1, {**bubble, "a step": _time(roof["bubble_seconds"]), "assumption": says})
     return rows
 

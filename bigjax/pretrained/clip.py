@@ -12,7 +12,7 @@ from typing import Any
 
 from bigjax.core.errors import UserError
 from bigjax.pretrained import table
-from bigjax.pretrained.entry import Entry, linear, norm, projections
+from bigjax.pretrained.entry import Entry, fused_projections, linear, norm, projections
 from bigjax.pretrained.table import Key, activations
 
 Sizes = Mapping[str, Any]
@@ -154,18 +154,10 @@ def _block(there: str, here: str, width: int) -> list[Entry]:
 
 def _pool(there: str, here: str, width: int) -> list[Entry]:
     """Attention with one learned query, as torch keeps it, and the MLP behind it."""
-    parts = ("query", "key", "value")
-    kernels, biases = (
-        tuple(f"params/{here}/attention/{part}/{leaf}" for part in parts)
-        for leaf in ("kernel", "bias")
-    )
-    fused, split, three = f"{there}.attention.in_proj", dict(h=width), (1, 1, 1)
-    out = f"{there}.attention.out_proj"
+    names = [f"{there}.attention.{part}" for part in ("in_proj", "out_proj")]
     return [
         Entry(f"{there}.probe", (f"params/{here}/probe",), "1 1 d -> d"),
-        Entry(f"{fused}_weight", kernels, "(n h) d -> d n h", split, shares=three),
-        Entry(f"{fused}_bias", biases, "(n h) -> n h", split, shares=three),
-        *linear(out, f"{here}/attention/out", "d (n h) -> n h d", h=width),
+        *fused_projections(names, f"{here}/attention", width, mark="_"),
         *norm(f"{there}.layernorm", f"{here}/mlp_norm"),
         *linear(f"{there}.mlp.fc1", f"{here}/mlp/up"),
         *linear(f"{there}.mlp.fc2", f"{here}/mlp/down"),

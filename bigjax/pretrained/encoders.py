@@ -5,14 +5,29 @@ Each has one line in `bigjax.pretrained.families`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bigjax.pretrained.bert import KEYS, Encoder
 from bigjax.pretrained.table import Key, activations
 
-NAMES = {
+
+def heads(mlm: Sequence[str], sequence: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Published names by head: masked LM's dense layer, norm and bias; a text's pooler and last layer."""
+    return {
+        "mlm": dict(zip(("mlm_dense", "mlm_norm", "mlm_bias"), mlm, strict=True)),
+        "tokens": {"head": "classifier"},
+        "sequence": dict(zip(("pooler", "head"), sequence, strict=True)),
+    }
+
+
+EMBEDDINGS = {
     "embedding": "embeddings.word_embeddings.weight",
     "positions": "embeddings.position_embeddings.weight",
     "types": "embeddings.token_type_embeddings.weight",
     "embedding_norm": "embeddings.LayerNorm",
+}
+NAMES = {
+    **EMBEDDINGS,
     "block_{i}/attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
     "block_{i}/mlp/up": "encoder.layer.{i}.intermediate.dense",
     "block_{i}/mlp/down": "encoder.layer.{i}.output.dense",
@@ -27,15 +42,14 @@ BERT = Encoder(
     "Bert",
     NAMES,
     ATTENTION,
-    {
-        "mlm": {
-            "mlm_dense": "cls.predictions.transform.dense",
-            "mlm_norm": "cls.predictions.transform.LayerNorm",
-            "mlm_bias": "cls.predictions.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "pooler.dense", "head": "classifier"},
-    },
+    heads(
+        (
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.LayerNorm",
+            "cls.predictions.bias",
+        ),
+        ("pooler.dense", "classifier"),
+    ),
     {},
 )
 ROBERTA = Encoder(
@@ -43,15 +57,10 @@ ROBERTA = Encoder(
     "Roberta",
     NAMES,
     ATTENTION,
-    {
-        "mlm": {
-            "mlm_dense": "lm_head.dense",
-            "mlm_norm": "lm_head.layer_norm",
-            "mlm_bias": "lm_head.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "classifier.dense", "head": "classifier.out_proj"},
-    },
+    heads(
+        ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
+        ("classifier.dense", "classifier.out_proj"),
+    ),
     dict(roberta=True),
 )
 ELECTRA = Encoder(
@@ -59,15 +68,14 @@ ELECTRA = Encoder(
     "Electra",
     NAMES | {"embedding_dense": "embeddings_project"},
     ATTENTION,
-    {
-        "mlm": {
-            "mlm_dense": "generator_predictions.dense",
-            "mlm_norm": "generator_predictions.LayerNorm",
-            "mlm_bias": "generator_lm_head.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "classifier.dense", "head": "classifier.out_proj"},
-    },
+    heads(
+        (
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+            "generator_lm_head.bias",
+        ),
+        ("classifier.dense", "classifier.out_proj"),
+    ),
     dict(pooled="gelu"),
     # Its heads have a gelu whatever the blocks have.
     (
@@ -90,15 +98,10 @@ DISTILBERT = Encoder(
         "block_{i}/mlp_norm": "transformer.layer.{i}.output_layer_norm",
     },
     tuple(f"transformer.layer.{{i}}.attention.{part}_lin" for part in ("q", "k", "v", "out")),
-    {
-        "mlm": {
-            "mlm_dense": "vocab_transform",
-            "mlm_norm": "vocab_layer_norm",
-            "mlm_bias": "vocab_projector.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "pre_classifier", "head": "classifier"},
-    },
+    heads(
+        ("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+        ("pre_classifier", "classifier"),
+    ),
     dict(pooled="relu", types=0),
     (
         Key("vocab_size", "vocab"),
@@ -117,10 +120,7 @@ ALBERT = Encoder(
     "albert",
     "Albert",
     {
-        "embedding": "embeddings.word_embeddings.weight",
-        "positions": "embeddings.position_embeddings.weight",
-        "types": "embeddings.token_type_embeddings.weight",
-        "embedding_norm": "embeddings.LayerNorm",
+        **EMBEDDINGS,
         "embedding_dense": "encoder.embedding_hidden_mapping_in",
         "shared_block/attention_norm": f"{ALBERT_LAYER}.attention.LayerNorm",
         "shared_block/mlp/up": f"{ALBERT_LAYER}.ffn",
@@ -128,15 +128,9 @@ ALBERT = Encoder(
         "shared_block/mlp_norm": f"{ALBERT_LAYER}.full_layer_layer_norm",
     },
     tuple(f"{ALBERT_LAYER}.attention.{part}" for part in ("query", "key", "value", "dense")),
-    {
-        "mlm": {
-            "mlm_dense": "predictions.dense",
-            "mlm_norm": "predictions.LayerNorm",
-            "mlm_bias": "predictions.bias",
-        },
-        "tokens": {"head": "classifier"},
-        "sequence": {"pooler": "pooler", "head": "classifier"},
-    },
+    heads(
+        ("predictions.dense", "predictions.LayerNorm", "predictions.bias"), ("pooler", "classifier")
+    ),
     dict(shared=True),
     (
         *KEYS[:-2],

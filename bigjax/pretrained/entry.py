@@ -129,16 +129,25 @@ def projections(
 
 
 def fused_projections(
-    names: Sequence[str], path: str, width: int, biases: Sequence[str] = ("qkv", "out")
+    names: Sequence[str],
+    path: str,
+    width: int,
+    biases: Sequence[str] = ("qkv", "out"),
+    mark: str = ".",
 ) -> list[Entry]:
-    """As `projections`, of which queries, keys and values are published as one matrix, all heads of each."""
+    """As `projections`, of which queries, keys and values are published as one matrix, all heads of each.
+
+    mark: what stands between its name and "weight".
+    """
     parts, found = ("query", "key", "value"), []
     for theirs, ours, pattern in (
         ("weight", "kernel", "(n h) d -> d n h"),
         *((("bias", "bias", "(n h) -> n h"),) if "qkv" in biases else ()),
     ):
         paths = tuple(f"params/{path}/{part}/{ours}" for part in parts)
-        found.append(Entry(f"{names[0]}.{theirs}", paths, pattern, {"h": width}, shares=(1, 1, 1)))
+        found.append(
+            Entry(f"{names[0]}{mark}{theirs}", paths, pattern, {"h": width}, shares=(1, 1, 1))
+        )
     return found + linear(names[1], f"{path}/out", "d (n h) -> n h d", "out" in biases, h=width)
 
 

@@ -56,9 +56,8 @@ def read_encoder(published: Mapping[str, Any], layers: int) -> dict[str, Any]:
         thetas[kind] = own.get("rope_theta") or published.get(key)
     theta = float(thetas["full_attention"] or GLOBAL_THETA)
     plain = theta if published.get("local_rope_theta", 0) is None else LOCAL_THETA
-    reach = (
-        published.get("local_attention") or WINDOW
-    ) // 2 + 1  # the query's own token among them
+    # The query's own token among them.
+    reach = (published.get("local_attention") or WINDOW) // 2 + 1
     return dict(
         layer_kinds=kinds,
         window=reach if "local" in kinds else None,

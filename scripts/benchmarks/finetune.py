@@ -12,7 +12,6 @@ With --busy: see `measure.steps_in_turn`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -69,11 +68,7 @@ def torch_round(batch: int, length: int, compiled: bool) -> Callable[[], None]:
     return torch_step(model, optimizer, compiled, lambda forward: forward(**inputs).loss)
 
 
-CONTESTANTS = {
-    "bigjax": bigjax_round,
-    "torch_eager": functools.partial(torch_round, compiled=False),
-    "torch_compile": functools.partial(torch_round, compiled=True),
-}
-
 if __name__ == "__main__":
-    steps_in_turn("scripts.benchmarks.finetune", __doc__, CONTESTANTS, batch=32, length=128)
+    steps_in_turn(
+        "scripts.benchmarks.finetune", __doc__, bigjax_round, torch_round, batch=32, length=128
+    )

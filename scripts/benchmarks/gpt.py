@@ -11,7 +11,6 @@ rounds of (bigjax's samples a second / the peer's); target: at least 1.05. With 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -80,11 +79,5 @@ def torch_round(batch: int, length: int, compiled: bool) -> Callable[[], None]:
     return torch_step(model, optimizer, compiled, loss_of)
 
 
-CONTESTANTS = {
-    "bigjax": bigjax_round,
-    "torch_eager": functools.partial(torch_round, compiled=False),
-    "torch_compile": functools.partial(torch_round, compiled=True),
-}
-
 if __name__ == "__main__":
-    steps_in_turn("scripts.benchmarks.gpt", __doc__, CONTESTANTS, batch=8, length=256)
+    steps_in_turn("scripts.benchmarks.gpt", __doc__, bigjax_round, torch_round, batch=8, length=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -165,7 +166,12 @@ def torch_step(model: Any, optimizer: Any, compiled: bool, loss_of: Callable) ->
 
 
 def steps_in_turn(
-    module: str, document: str, contestants: Mapping[str, Callable], batch: int, length: int
+    module: str,
+    document: str,
+    bigjax_round: Callable[..., Callable[[], None]],
+    torch_round: Callable[..., Callable[[], None]],
+    batch: int,
+    length: int,
 ) -> None:
     """The command line of a benchmark of single steps against PyTorch.
 
@@ -173,8 +179,14 @@ def steps_in_turn(
     by spinning, and seconds are processor time, summed over the threads of a process.
 
     Args:
-      contestants: name -> what makes `run()`, one step, of (batch, length).
+      bigjax_round: (batch, length) -> `run()`, one step.
+      torch_round: the same with a third argument, whether it is compiled.
     """
+    contestants = {
+        "bigjax": bigjax_round,
+        "torch_eager": functools.partial(torch_round, compiled=False),
+        "torch_compile": functools.partial(torch_round, compiled=True),
+    }
     parser = argparse.ArgumentParser(description=document)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=batch)
