@@ -1,7 +1,7 @@
 """A Llama 2 of 70 billion parameters, of which eight heads share keys and values: four million tokens a step.
 
     scripts/run experiments.llama_70b plan --topology=v5p:1024
-    scripts/run experiments.llama_70b plan --topology=v5p:16 --config.train.batch_size=16 --scale=64,256,1024
+    scripts/run experiments.llama_70b plan --topology=h200:16 --config.train.batch_size=16 --scale=64,256,1024
 
 Data and recipe are those of llama_7b with half its learning rate (Touvron et al. 2023, "Llama 2", table 1).
 
