@@ -213,6 +213,8 @@ def short(name, folder):
     small = [
         f"data.splits.{s}={split.split('[')[0]}[:16]" for s, split in splits.items() if s != "train"
     ]
+    if re.search(r"\[:?\d+:?\]", splits["train"]):  # thousands of examples, of which there are 64
+        small.append(f"data.splits.train={splits['train'].split('[')[0]}")
     small += [
         "train.steps=2",
         "train.batch_size=8",
