@@ -23,19 +23,6 @@ In Python: bigjax.train(config, workdir), bigjax.open_run(workdir), bigjax.sweep
 See README.md.
 """
 
-# What may be meant by another word -> how it is written.
-ELSEWHERE = {
-    **{word: f"python -m bigjax {word}" for word in ("new", "predict", "--help")},
-    **{word: f"python -m bigjax.{word}" for word in ("doctor", "sweep")},
-    **{
-        verb: f"python -m experiments.NAME {verb}"
-        for verb in ("train", "evaluate", "replay", "checkpoints", "sharding", "plan", "export",
-                     "shrink", "config")
-    },
-    "experiments": "python -m experiments",
-    "runs": "python -m experiments runs",
-}  # fmt: skip
-
 
 def main(arguments: list[str]) -> int:
     """Runs the command; returns the exit code."""
@@ -50,13 +37,28 @@ def main(arguments: list[str]) -> int:
         elif command in ("--help", "-h", "help"):
             print(HELP, end="")
         else:
-            near = difflib.get_close_matches(command, ELSEWHERE, n=1)
-            hint = f" (did you mean '{ELSEWHERE[near[0]]}'?)" if near else ""
-            raise UserError(f"unknown command '{command}'{hint}; see python -m bigjax --help")
+            raise UserError(
+                f"unknown command '{command}'{meant(command)}; see python -m bigjax --help"
+            )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def meant(command: str) -> str:
+    """How what an unknown command may mean is written; "" if nothing is near."""
+    from bigjax.verbs.launch import VERBS  # imports JAX
+
+    written = {
+        **{verb: f"python -m experiments.NAME {verb}" for verb in VERBS},
+        **{word: f"python -m bigjax {word}" for word in ("new", "predict", "--help")},
+        **{word: f"python -m bigjax.{word}" for word in ("doctor", "sweep")},
+        "experiments": "python -m experiments",
+        "runs": "python -m experiments runs",
+    }
+    near = difflib.get_close_matches(command, written, n=1)
+    return f" (did you mean '{written[near[0]]}'?)" if near else ""
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from bigjax.core.state import TrainState
 from bigjax.data.sources import check_classes, open_splits
 from bigjax.mesh.sharding import check_batch, make_mesh
 
+SECTIONS = ("train", "evaluate", "checkpoint", "log", "check")  # whose settings a run holds
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -129,17 +131,10 @@ def assemble(
         sources = {**sources, "train": cached}
     references = {name: model.config for name, model in models.items()}
     program = build_program(config, sources["train"], references, mesh, words)
-    train, evaluation = config.section("train"), config.section("evaluate")
-    source = sources["train"]
+    source, evaluation = sources["train"], config.section("evaluate")
     if evaluation.batch_size and (evaluation.splits or config.get("evaluators")):
         check_batch("config.evaluate.batch_size", evaluation.batch_size, 1, program.mesh)
-    total_steps = train.total_steps(len(source))
-    order = method.order(source, config.seed, train.batch_size, total_steps)
-    mixing = _mixing(config, source, total_steps)
-    if mixing and order:
-        raise UserError(
-            "config.data.mixture: the method chooses its examples itself; leave one out"
-        )
+    order, mixing = _order(config, method, source)
 
     def read_model(name: str) -> tuple[Reference, Any]:
         abstract, _, found = read_references(config, {name: references[name]}, source, mesh, words)
@@ -149,18 +144,14 @@ def assemble(
         values=config.values,
         fingerprint=config.fingerprint,
         seed=config.seed,
-        train=train,
-        evaluate=evaluation,
-        checkpoint=config.section("checkpoint"),
-        log=config.section("log"),
-        check=config.section("check"),
+        **{name: config.section(name) for name in SECTIONS},
         workers=config.get("data.workers"),
         sources=sources,
         evaluators=config.make("evaluators"),
-        total_steps=total_steps,
+        total_steps=config.section("train").total_steps(len(source)),
         program=program,
         method=method,
-        order=mixing.rows_of if mixing else order,
+        order=order,
         mixing=mixing,
         hyper=traced_hyper(config),
         initial=lambda: initial_state(config, program, workdir),
@@ -188,18 +179,31 @@ def open_sources(config: Config, splits: Sequence[str] | None = None) -> dict[st
     return sources
 
 
-def _mixing(config: Config, source: Any, total_steps: int) -> Mixing | None:
-    """The order of a mixture of `source.parts`; None where the config has none."""
+def _order(
+    config: Config, method: Method, source: Any
+) -> tuple[Callable[[Any], Any] | None, Mixing | None]:
+    """(which examples a step reads, or None for the shuffled stream; the mixture of `source.parts`).
+
+    Raises:
+      UserError: the method and the mixture both say, or a mixture is counted in epochs.
+    """
     data, train = config.section("data"), config.section("train")
+    total_steps = train.total_steps(len(source))
+    order = method.order(source, config.seed, train.batch_size, total_steps)
     if not data.mixture:
-        return None
+        return order, None
+    if order:
+        raise UserError(
+            "config.data.mixture: the method chooses its examples itself; leave one out"
+        )
     if train.epochs:
         raise UserError(
             "config.train.epochs: a mixture has no epochs, its parts have; give steps or examples"
         )
     sizes = {name: len(part) for name, part in source.parts.items()}
     schedules = data.mixture_schedules or {}
-    return Mixing(sizes, data.mixture, schedules, config.seed, train.batch_size, total_steps)
+    mixing = Mixing(sizes, data.mixture, schedules, config.seed, train.batch_size, total_steps)
+    return mixing.rows_of, mixing
 
 
 def check_labels(config: Config, sources: dict[str, Any]) -> None:

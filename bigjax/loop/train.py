@@ -131,33 +131,46 @@ def _sitting(
         if start:
             manifest.check_frozen(workdir, bound, allow_changed)
         record.begin(start, bound)
-
-        clock.begin(start)
-        with clock:
-            metrics: Metrics = {}
-            if start and is_due(setup, start):  # a stop during this evaluation saved before its end
-                metrics = logged_evaluation(workdir, start)
-                metrics = metrics or record.evaluate(start, state, frozen)
-                if asked() and not metrics:
-                    raise _stopped(start, workdir)
-                record.save(start, state, metrics)
-            last = start if record.enough() else setup.total_steps
-            span = range(start + 1, last + 1)
-            state, measured, batch = run_steps(setup, record, state, frozen, span, clock, asked)
-            with clock("checkpoint"):
-                record.checkpoints.wait()
-        last_step = None if batch is None else (batch, frozen)
-        step = record.last_step or start
-        result = result_of(setup, state, measured or metrics, clock, last_step, step)
-        if best := record.best_step():
-            state = record.checkpoints.restore(setup.program.state, best)
-            result |= {
-                "best_step": best,
-                "metrics": logged_evaluation(workdir, best),
-                "fingerprint": params_fingerprint(state.params),
-            }
+        result = _to_the_end(setup, record, start, state, frozen, clock, asked)
         record.finish(result)
         return result
+
+
+def _to_the_end(
+    setup: Setup,
+    record: Record,
+    start: int,
+    state: TrainState,
+    frozen: Any,
+    clock: Clock,
+    asked: Callable[[], bool],
+) -> dict[str, Any]:
+    """The steps after `start` and what `result.json` holds; raises `Stopped`."""
+    workdir, metrics = record.workdir, {}
+    clock.begin(start)
+    with clock:
+        if start and is_due(setup, start):  # a stop during this evaluation saved before its end
+            metrics = logged_evaluation(workdir, start)
+            metrics = metrics or record.evaluate(start, state, frozen)
+            if asked() and not metrics:
+                raise _stopped(start, workdir)
+            record.save(start, state, metrics)
+        last = start if record.enough() else setup.total_steps
+        span = range(start + 1, last + 1)
+        state, measured, batch = run_steps(setup, record, state, frozen, span, clock, asked)
+        with clock("checkpoint"):
+            record.checkpoints.wait()
+    last_step = None if batch is None else (batch, frozen)
+    step = record.last_step or start
+    result = result_of(setup, state, measured or metrics, clock, last_step, step)
+    if best := record.best_step():
+        state = record.checkpoints.restore(setup.program.state, best)
+        result |= {
+            "best_step": best,
+            "metrics": logged_evaluation(workdir, best),
+            "fingerprint": params_fingerprint(state.params),
+        }
+    return result
 
 
 def run_steps(

@@ -4,95 +4,90 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from bigjax.config.flags import expanded, parsed
 from bigjax.core.errors import UserError, did_you_mean
 
-ANY = "any verb"
-# The verbs that take them -> flag -> what argparse is told of it.
-FLAGS: dict[str, dict[str, dict[str, Any]]] = {
-    ANY: {
-        "--workdir": dict(type=expanded, help="the run's folder"),
-        "--stage": dict(help="of a pipeline: NAME (of seed 0), or seed1/NAME"),
-        "--trust": dict(
-            action="store_true", help="a run's folder may name any code, and it is run"
-        ),
-        "--simulate_devices": dict(type=int, help="as if the CPU were so many devices"),
-        "--coordinator": dict(help="many processes: HOST:PORT where process 0 listens"),
-        "--processes": dict(type=int, help="how many (detected on known clusters)"),
-        "--process_id": dict(type=int, help="which of them this one is, from 0"),
-    },
-    "train": {
-        "--allow_changed": dict(
-            action="append", default=[], metavar="KEY", help="of the run's config: may differ"
-        ),
-        "--fresh": dict(
-            action="store_true", help="set the run in the folder aside, and start anew"
-        ),
-        "--name": dict(help="the run's, kept in manifest.json"),
-        "--tag": dict(action="append", default=[], help="kept there; repeatable"),
-        "--notes": dict(help="a line of your own, kept there"),
-    },
-    "evaluate, shrink": {"--split": dict(help="which one (default: evaluate.splits)")},
-    "predict": {
-        "--input": dict(type=expanded, help=".npz, .csv, .txt, or a folder of png/jpg"),
-        "--adapter": dict(
-            action="append",
-            default=[],
-            metavar="NAME",
-            help="another run's, by its name beside this one or its folder; repeatable",
-        ),
-    },
-    "predict, export, plan": {
-        "--output": dict(
-            type=expanded,
-            help="predict: JSON lines go here, not to the terminal; export: folder; plan: .html",
-        )
-    },
-    "evaluate, predict, export, shrink": {
-        "--untrained": dict(
-            action="store_true", help="without a run: use weights that nothing trained"
-        )
-    },
-    "checkpoints": {"--verify": dict(action="store_true", help="hash every file again")},
-    "replay": {
-        "--from": dict(type=int, dest="start", help="step of a checkpoint, or 0"),
-        "--steps": dict(type=int, help="how many (default: all recorded)"),
-    },
-    "export": {
-        "--format": dict(
-            default="safetensors", help="safetensors, stablehlo, onnx, gguf:q8_0, ..."
-        ),
-        "--family": dict(help="whose layout, such as bert or roberta"),
-    },
-    "shrink": {
-        "--chain": dict(action="append", default=[], help="prune:0.9,int8; repeatable"),
-        "--keep": dict(metavar="REGEX", help="parameters that stay as they are"),
-        "--calibration": dict(type=int, default=8, help="batches to look at"),
-    },
-    "plan": {
-        "--topology": dict(help="cpu:8, v5e:4x4, 2xv5e:4x4, h200:8, ..."),
-        "--price_per_device_hour": dict(type=float, help="for the cost of the run"),
-        "--suggest": dict(action="store_true", help="try single changes"),
-        "--scale": dict(help="on other numbers of devices, such as 16,64"),
-        "--search": dict(type=float, help="meshes, remat, accumulation; for so many seconds"),
-    },
-    "sharding, plan, doctor": {"--json": dict(action="store_true", help="for machines")},
+# Flag -> what argparse is told of it. These go with any verb.
+ANY: dict[str, dict[str, Any]] = {
+    "--workdir": dict(type=expanded, help="the run's folder"),
+    "--stage": dict(help="of a pipeline: NAME (of seed 0), or seed1/NAME"),
+    "--trust": dict(action="store_true", help="a run's folder may name any code, and it is run"),
+    "--simulate_devices": dict(type=int, help="as if the CPU were so many devices"),
+    "--coordinator": dict(help="many processes: HOST:PORT where process 0 listens"),
+    "--processes": dict(type=int, help="how many (detected on known clusters)"),
+    "--process_id": dict(type=int, help="which of them this one is, from 0"),
+}
+# These go with the verbs that name them in `bigjax.verbs.launch.VERBS`.
+FLAGS: dict[str, dict[str, Any]] = {
+    "--allow_changed": dict(
+        action="append", default=[], metavar="KEY", help="of the run's config: may differ"
+    ),
+    "--fresh": dict(action="store_true", help="set the run in the folder aside, and start anew"),
+    "--name": dict(help="the run's, kept in manifest.json"),
+    "--tag": dict(action="append", default=[], help="kept there; repeatable"),
+    "--notes": dict(help="a line of your own, kept there"),
+    "--split": dict(help="which one (default: evaluate.splits)"),
+    "--input": dict(type=expanded, help=".npz, .csv, .txt, or a folder of png/jpg"),
+    "--adapter": dict(
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another run's, by its name beside this one or its folder; repeatable",
+    ),
+    "--output": dict(
+        type=expanded,
+        help="predict: JSON lines go here, not to the terminal; export: folder; plan: .html",
+    ),
+    "--untrained": dict(
+        action="store_true", help="without a run: use weights that nothing trained"
+    ),
+    "--verify": dict(action="store_true", help="hash every file again"),
+    "--from": dict(type=int, dest="start", help="step of a checkpoint, or 0"),
+    "--steps": dict(type=int, help="how many (default: all recorded)"),
+    "--format": dict(default="safetensors", help="safetensors, stablehlo, onnx, gguf:q8_0, ..."),
+    "--family": dict(help="whose layout, such as bert or roberta"),
+    "--chain": dict(action="append", default=[], help="prune:0.9,int8; repeatable"),
+    "--keep": dict(metavar="REGEX", help="parameters that stay as they are"),
+    "--calibration": dict(type=int, default=8, help="batches to look at"),
+    "--topology": dict(help="cpu:8, v5e:4x4, 2xv5e:4x4, h200:8, ..."),
+    "--price_per_device_hour": dict(type=float, help="for the cost of the run"),
+    "--suggest": dict(action="store_true", help="try single changes"),
+    "--scale": dict(help="on other numbers of devices, such as 16,64"),
+    "--search": dict(type=float, help="meshes, remat, accumulation; for so many seconds"),
+    "--json": dict(action="store_true", help="for machines"),
 }
 
 
+class Verb(NamedTuple):
+    """What `python -m experiments.NAME VERB` can be asked for.
+
+    run: called with (raw config, overrides, options, stop).
+    flags: those it takes beside the ones that go with any verb, parted by spaces.
+    looks_at: of a pipeline, what: "one run", which --stage must name; "a stage", taken out of the whole,
+      as it may name another that has not run yet; or "the folder", of all or of --stage.
+    """
+
+    run: Callable[..., None]
+    flags: str = ""
+    looks_at: Literal["one run", "a stage", "the folder"] = "the folder"
+
+
 def read_command(
-    name: str, arguments: Sequence[str], verbs: Iterable[str], keys: Callable[[], Sequence[str]]
+    name: str,
+    arguments: Sequence[str],
+    verbs: Mapping[str, Verb],
+    keys: Callable[[], Sequence[str]],
 ) -> tuple[argparse.Namespace, list[str]]:
     """The options and the config overrides ("KEY=VALUE") of a command line.
 
     Args:
       name: the experiment's module, or its file without the ending.
       arguments: what follows it.
-      verbs: those that there are.
+      verbs: those that there are, by name.
       keys: the config's, for the hint that goes with an unknown flag.
 
     Raises:
@@ -106,10 +101,13 @@ def read_command(
         epilog="--config.KEY=VALUE overrides any value; the verb `config` shows them all",
     )
     parser.add_argument("verb", nargs="?", default="train", help=", ".join(verbs))
-    for takers, flags in FLAGS.items():
-        group = parser.add_argument_group(takers)
-        for flag, options in flags.items():
-            group.add_argument(flag, **options)
+    takers = {
+        flag: ", ".join(verb for verb, one in verbs.items() if flag in one.flags.split())
+        for flag in FLAGS
+    }
+    groups = {said: parser.add_argument_group(said) for said in ("any verb", *takers.values())}
+    for flag, told in (ANY | FLAGS).items():
+        groups[takers.get(flag, "any verb")].add_argument(flag, **told)
     parser.set_defaults(workdir=Path("runs", name.removeprefix("experiments.")))
     found, overrides = parsed(parser, arguments, lambda flag, known: _near(flag, known, keys()))
     if found.verb not in verbs:
@@ -118,12 +116,11 @@ def read_command(
             f"verbs: {', '.join(verbs)}"
         )
     given = {argument.partition("=")[0] for argument in arguments}
-    for takers, flags in FLAGS.items():
-        if takers != ANY and found.verb not in takers.split(", "):
-            for flag in sorted(given & flags.keys()):
-                key = flag.replace("--", "train.", 1)
-                near = f" (did you mean '--config.{key}'?)" if key in keys() else ""
-                raise UserError(f"{flag} goes with {takers}; not with {found.verb}{near}")
+    for flag in takers:
+        if flag in given and flag not in verbs[found.verb].flags.split():
+            key = flag.replace("--", "train.", 1)
+            near = f" (did you mean '--config.{key}'?)" if key in keys() else ""
+            raise UserError(f"{flag} goes with {takers[flag]}; not with {found.verb}{near}")
     return found, overrides
 
 

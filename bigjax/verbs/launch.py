@@ -26,7 +26,7 @@ from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
 from bigjax.run.screen import LogLines
 from bigjax.verbs.export import export_verb
-from bigjax.verbs.flags import read_command
+from bigjax.verbs.flags import Verb, read_command
 from bigjax.verbs.inspect import (
     checkpoints_verb,
     config_verb,
@@ -44,26 +44,24 @@ log = logging.getLogger("bigjax")
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75
 DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
-# A new verb is one function of (raw config, overrides, options, stop), and one line here.
+# A new verb is one function, and one line here.
 VERBS = {
-    "train": train_verb,
-    "evaluate": evaluate_verb,
-    "predict": predict_verb,
-    "replay": replay_verb,
-    "checkpoints": checkpoints_verb,
-    "sharding": sharding_verb,
-    "plan": plan_verb,
-    "export": export_verb,
-    "shrink": shrink_verb,
-    "config": config_verb,
-    "doctor": doctor_verb,
+    "train": Verb(train_verb, "--allow_changed --fresh --name --tag --notes"),
+    "evaluate": Verb(evaluate_verb, "--split --untrained", "one run"),
+    "predict": Verb(predict_verb, "--input --output --adapter --untrained", "one run"),
+    "export": Verb(export_verb, "--format --family --output --untrained", "one run"),
+    "shrink": Verb(shrink_verb, "--chain --keep --calibration --split --untrained", "one run"),
+    "config": Verb(config_verb, looks_at="a stage"),
+    "plan": Verb(
+        plan_verb,
+        "--topology --price_per_device_hour --suggest --scale --search --output --json",
+        "a stage",
+    ),
+    "sharding": Verb(sharding_verb, "--json", "a stage"),
+    "checkpoints": Verb(checkpoints_verb, "--verify"),
+    "replay": Verb(replay_verb, "--from --steps", "one run"),
+    "doctor": Verb(doctor_verb, "--json"),
 }
-
-
-# These look at one run: of a pipeline, at the one that --stage names.
-OF_ONE_RUN = ("evaluate", "predict", "replay", "export", "shrink")
-# These take a stage out of the whole pipeline: it may name another one that has not run yet.
-OF_ALL_STAGES = ("config", "sharding", "plan")
 
 
 def run(get_config: Callable[[], Any]) -> None:
@@ -99,7 +97,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
         compilers.keep_compiled()
         distributed.initialize(options.coordinator, options.processes, options.process_id)
         with distributed.one_voice():
-            VERBS[options.verb](raw, overrides, options, stop)
+            VERBS[options.verb].run(raw, overrides, options, stop)
         distributed.end()
     except UserError as error:
         return fail(WRONG_INPUT, str(error))
@@ -137,7 +135,7 @@ def of_stage(raw: Any, overrides: list[str], options: argparse.Namespace) -> tup
         raise UserError(f"--workdir={options.workdir}: is a file, not a folder")
     if options.stage is None:
         whole = stages.is_pipeline(raw or {}) and not (options.workdir / "config.json").exists()
-        if whole and options.verb in OF_ONE_RUN:
+        if whole and VERBS[options.verb].looks_at == "one run":
             first, *others = raw["stages"]
             raise UserError(
                 f"{options.verb} looks at one run, and this experiment is a pipeline: give "
@@ -145,7 +143,7 @@ def of_stage(raw: Any, overrides: list[str], options: argparse.Namespace) -> tup
             )
         return raw, overrides
     stage, own, folder = stages.one_stage(raw or {}, overrides, options.stage)
-    if options.verb in OF_ALL_STAGES:
+    if VERBS[options.verb].looks_at == "a stage":
         options.stage = folder.name
         return raw, overrides
     options.workdir = options.workdir / folder
