@@ -7,6 +7,7 @@ import sys
 
 from bigjax.core.errors import UserError
 from bigjax.verbs import new
+from bigjax.verbs.flags import VERBS
 
 HELP = """bigjax: one config file to one reproducible run.
 
@@ -48,8 +49,6 @@ def main(arguments: list[str]) -> int:
 
 def meant(command: str) -> str:
     """How what an unknown command may mean is written; "" if nothing is near."""
-    from bigjax.verbs.launch import VERBS  # imports JAX
-
     written = {
         **{verb: f"python -m experiments.NAME {verb}" for verb in VERBS},
         **{word: f"python -m bigjax {word}" for word in ("new", "predict", "--help")},

@@ -14,6 +14,8 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 # More collective threads than cores: see "Many simulated devices" in the README.
 os.environ.setdefault("NPROC", "16")
+# Started processes read each other's compiled sources, too, even where the caller writes none.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # What one worker or started process has compiled, the others read; it goes with this process.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix="bigjax-compiled-")

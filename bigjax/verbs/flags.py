@@ -1,10 +1,13 @@
-"""The command line of an experiment: which flags there are, and which verb takes them."""
+"""The command line of an experiment: which verbs and flags there are, and how it is read.
+
+Imports nothing that takes long: what a verb does is imported when it is asked for.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +24,7 @@ ANY: dict[str, dict[str, Any]] = {
     "--processes": dict(type=int, help="how many (detected on known clusters)"),
     "--process_id": dict(type=int, help="which of them this one is, from 0"),
 }
-# These go with the verbs that name them in `bigjax.verbs.launch.VERBS`.
+# These go with the verbs that name them in `VERBS`.
 FLAGS: dict[str, dict[str, Any]] = {
     "--allow_changed": dict(
         action="append", default=[], metavar="KEY", help="of the run's config: may differ"
@@ -65,29 +68,45 @@ FLAGS: dict[str, dict[str, Any]] = {
 class Verb(NamedTuple):
     """What `python -m experiments.NAME VERB` can be asked for.
 
-    run: called with (raw config, overrides, options, stop).
+    file: of this room, which has a function VERB_verb.
     flags: those it takes beside the ones that go with any verb, parted by spaces.
     looks_at: of a pipeline, what: "one run", which --stage must name; "a stage", taken out of the whole,
       as it may name another that has not run yet; or "the folder", of all or of --stage.
     """
 
-    run: Callable[..., None]
+    file: str
     flags: str = ""
     looks_at: Literal["one run", "a stage", "the folder"] = "the folder"
 
 
+# A new verb is one function, and one line here.
+VERBS = {
+    "train": Verb("train", "--allow_changed --fresh --name --tag --notes"),
+    "evaluate": Verb("predict", "--split --untrained", "one run"),
+    "predict": Verb("predict", "--input --output --adapter --untrained", "one run"),
+    "export": Verb("export", "--format --family --output --untrained", "one run"),
+    "shrink": Verb("shrink", "--chain --keep --calibration --split --untrained", "one run"),
+    "config": Verb("inspect", looks_at="a stage"),
+    "plan": Verb(
+        "plan",
+        "--topology --price_per_device_hour --suggest --scale --search --output --json",
+        "a stage",
+    ),
+    "sharding": Verb("inspect", "--json", "a stage"),
+    "checkpoints": Verb("inspect", "--verify"),
+    "replay": Verb("inspect", "--from --steps", "one run"),
+    "doctor": Verb("inspect", "--json"),
+}
+
+
 def read_command(
-    name: str,
-    arguments: Sequence[str],
-    verbs: Mapping[str, Verb],
-    keys: Callable[[], Sequence[str]],
+    name: str, arguments: Sequence[str], keys: Callable[[], Sequence[str]]
 ) -> tuple[argparse.Namespace, list[str]]:
     """The options and the config overrides ("KEY=VALUE") of a command line.
 
     Args:
       name: the experiment's module, or its file without the ending.
       arguments: what follows it.
-      verbs: those that there are, by name.
       keys: the config's, for the hint that goes with an unknown flag.
 
     Raises:
@@ -100,9 +119,9 @@ def read_command(
         exit_on_error=False,
         epilog="--config.KEY=VALUE overrides any value; the verb `config` shows them all",
     )
-    parser.add_argument("verb", nargs="?", default="train", help=", ".join(verbs))
+    parser.add_argument("verb", nargs="?", default="train", help=", ".join(VERBS))
     takers = {
-        flag: ", ".join(verb for verb, one in verbs.items() if flag in one.flags.split())
+        flag: ", ".join(verb for verb, one in VERBS.items() if flag in one.flags.split())
         for flag in FLAGS
     }
     groups = {said: parser.add_argument_group(said) for said in ("any verb", *takers.values())}
@@ -110,14 +129,14 @@ def read_command(
         groups[takers.get(flag, "any verb")].add_argument(flag, **told)
     parser.set_defaults(workdir=Path("runs", name.removeprefix("experiments.")))
     found, overrides = parsed(parser, arguments, lambda flag, known: _near(flag, known, keys()))
-    if found.verb not in verbs:
+    if found.verb not in VERBS:
         raise UserError(
-            f"unknown verb '{found.verb}'{did_you_mean(found.verb, verbs)}; "
-            f"verbs: {', '.join(verbs)}"
+            f"unknown verb '{found.verb}'{did_you_mean(found.verb, VERBS)}; "
+            f"verbs: {', '.join(VERBS)}"
         )
     given = {argument.partition("=")[0] for argument in arguments}
     for flag in takers:
-        if flag in given and flag not in verbs[found.verb].flags.split():
+        if flag in given and flag not in VERBS[found.verb].flags.split():
             key = flag.replace("--", "train.", 1)
             near = f" (did you mean '--config.{key}'?)" if key in keys() else ""
             raise UserError(f"{flag} goes with {takers[flag]}; not with {found.verb}{near}")

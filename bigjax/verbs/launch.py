@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
 import logging
 import os
 import signal
@@ -25,43 +26,12 @@ from bigjax.loop import stages
 from bigjax.loop.train import Stopped
 from bigjax.mesh import distributed
 from bigjax.run.screen import LogLines
-from bigjax.verbs.export import export_verb
-from bigjax.verbs.flags import Verb, read_command
-from bigjax.verbs.inspect import (
-    checkpoints_verb,
-    config_verb,
-    doctor_verb,
-    replay_verb,
-    sharding_verb,
-)
-from bigjax.verbs.plan import plan_verb
-from bigjax.verbs.predict import evaluate_verb, predict_verb
-from bigjax.verbs.shrink import shrink_verb
-from bigjax.verbs.train import train_verb
+from bigjax.verbs.flags import VERBS, read_command
 
 log = logging.getLogger("bigjax")
 
 OK, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75
 DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-# A new verb is one function, and one line here.
-VERBS = {
-    "train": Verb(train_verb, "--allow_changed --fresh --name --tag --notes"),
-    "evaluate": Verb(evaluate_verb, "--split --untrained", "one run"),
-    "predict": Verb(predict_verb, "--input --output --adapter --untrained", "one run"),
-    "export": Verb(export_verb, "--format --family --output --untrained", "one run"),
-    "shrink": Verb(shrink_verb, "--chain --keep --calibration --split --untrained", "one run"),
-    "config": Verb(config_verb, looks_at="a stage"),
-    "plan": Verb(
-        plan_verb,
-        "--topology --price_per_device_hour --suggest --scale --search --output --json",
-        "a stage",
-    ),
-    "sharding": Verb(sharding_verb, "--json", "a stage"),
-    "checkpoints": Verb(checkpoints_verb, "--verify"),
-    "replay": Verb(replay_verb, "--from --steps", "one run"),
-    "doctor": Verb(doctor_verb, "--json"),
-}
 
 
 def run(get_config: Callable[[], Any]) -> None:
@@ -88,7 +58,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
     log.setLevel(logging.INFO)
     try:
         raw = get_config()
-        options, overrides = read_command(name, arguments, VERBS, lambda: config_keys(raw))
+        options, overrides = read_command(name, arguments, lambda: config_keys(raw))
         raw, overrides = of_stage(raw, overrides, options)
         # Before `initialize`: in a run of many processes JAX takes SIGTERM over, see distributed.agree.
         stop = Stop()
@@ -97,7 +67,7 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
         compilers.keep_compiled()
         distributed.initialize(options.coordinator, options.processes, options.process_id)
         with distributed.one_voice():
-            VERBS[options.verb].run(raw, overrides, options, stop)
+            function_of(options.verb)(raw, overrides, options, stop)
         distributed.end()
     except UserError as error:
         return fail(WRONG_INPUT, str(error))
@@ -115,6 +85,12 @@ def execute(name: str, get_config: Callable[[], Any], arguments: Sequence[str]) 
             distributed.end_all(FAILED, f"{type(error).__name__}: {error}", error)
         raise
     return OK
+
+
+def function_of(verb: str) -> Callable[..., None]:
+    """What a verb calls, with (raw config, overrides, options, stop)."""
+    module = importlib.import_module(f"bigjax.verbs.{VERBS[verb].file}")
+    return getattr(module, f"{verb}_verb")
 
 
 def fail(code: int, message: str) -> int:

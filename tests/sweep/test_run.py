@@ -194,7 +194,7 @@ def test_the_command_line_runs_a_grid_and_refuses_with_code_2(tmp_path):
     workdir = f"--workdir={tmp_path / 's'}"
     good = call(
         "tests.sweep.toy", "--grid", "config.optimizer.learning_rate=1e-2,1e-3", "--seeds=2",
-        "--vectorize", "--workers=1", workdir,
+        "--workers=1", workdir,
     )  # fmt: skip
     assert good.returncode == 0, good.stderr
     assert "best" in good.stdout and "trials 4/4" in good.stderr
