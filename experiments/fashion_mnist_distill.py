@@ -11,7 +11,8 @@ Here a student has something to gain: its 2,000 labels say less than the chances
 all 60,000 labels of its own (an earlier form of this experiment) it gained nothing: 86.0 % distilled, 87.1 % alone.
 
 Hardware: 2 CPU cores. Reached on the 10,000 test pictures, mean and standard deviation over 10 seeds: teacher
-88.7 +- 0.2 %, student alone 81.8 +- 0.3 %, student distilled 83.3 +- 0.3 %.
+88.7 +- 0.2 %, student alone 81.8 +- 0.3 %, student distilled 83.3 +- 0.3 %; the gain, paired
+by seed: p 1.2e-07.
 """
 
 from ml_collections import ConfigDict

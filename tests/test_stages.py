@@ -87,3 +87,23 @@ def test_unknown_keys_of_a_pipeline_are_refused():
     raw.seds = 3
     with pytest.raises(UserError, match=r"config.seds.*did you mean 'seeds'"):
         stages.resolve(raw, [])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (
+            dict(source="../teacher", precision=dict(polcy="bfloat16")),
+            "config.method.teacher: .*'polcy'",
+        ),
+        ("/nowhere/run", "config.method.teacher: .*/nowhere/run"),
+    ],
+)
+def test_a_teacher_that_cannot_be_is_refused_before_the_first_stage_trains(
+    teacher, message, tmp_path
+):
+    raw = teacher_and_student()
+    raw.stages.a_student.distill = dict(teacher=teacher)
+    with pytest.raises(UserError, match=message):
+        stages.train_pipeline(raw, ["train.steps=3"], tmp_path / "run", lambda: False)
+    assert not (tmp_path / "run").exists()

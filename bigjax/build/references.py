@@ -128,10 +128,15 @@ def _of_run(
     else:
         folder = run_folder(workdir, section.source, f"config.method.{name}")
         run = load(folder / "config.json", trusted=config.trusted)
+    if not section.changes:
+        return ReadModel(run, folder)
     values = copy.deepcopy(run.values)
     for part, changed in section.changes.items():
         values[part] = {**values[part], **changed}
-    return ReadModel(resolve(values, trusted=config.trusted) if section.changes else run, folder)
+    try:
+        return ReadModel(resolve(values, trusted=config.trusted), folder)
+    except UserError as error:
+        raise UserError(f"config.method.{name}: {error}") from None
 
 
 def _published(config: Config, section: settings.Teacher) -> Config:

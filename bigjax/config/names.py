@@ -46,6 +46,7 @@ NAMES: dict[str, dict[str, str]] = {
         "samples": "bigjax.loop.samples:Samples",
         "episodes": "bigjax.loop.episodes:Episodes",
         "agreement": "bigjax.loop.agreement:Agreement",
+        "judged": "bigjax.loop.judged:Judged",
     },
     "model": {
         "mlp": "bigjax.models.mlp:MLP",

@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from bigjax.build.references import read_models
 from bigjax.config import resolve as configs
 from bigjax.config.config import Config
 from bigjax.config.values import TRUST_ALL, plain
@@ -133,6 +134,8 @@ def train_pipeline(
 ) -> str:
     """Runs every stage with every seed and returns the final table as text."""
     stages, seeds, columns = resolve(raw, overrides, trust)
+    for name, stage in stages.items():  # a teacher that cannot be, before the first stage trains
+        read_models(stage, workdir / "seed0" / name, stages)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in stages}
     folders = {f"seed{i}/{name}": (i, name) for i in range(seeds) for name in stages}
     for folder, (index, name) in folders.items():

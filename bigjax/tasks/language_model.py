@@ -117,11 +117,10 @@ class LanguageModel(Task):
         length = features.get(keys[0], ((0,),))[0][0]
         if prompt is None or not 0 < prompt < length:
             raise UserError(
-                f"config.method.written.prompt: {prompt} must be at least 1 and less than the {length} "
-                "tokens of a row"
+                f"prompt: {prompt} must be at least 1 and less than the {length} tokens of a row"
             )
         if stop and len(keys) < 2:
-            raise UserError("config.method.written.stop: needs segments in config.task.input")
+            raise UserError("stop: needs segments in config.task.input")
 
     def rewritten(self, apply, variables, batch, sampling, prompt, key) -> dict:
         """The first `prompt` tokens of each row (of its first document) and what follows; with a

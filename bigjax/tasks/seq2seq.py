@@ -98,8 +98,7 @@ class Seq2Seq(Task):
     def check_rewritten(self, features, prompt, stop) -> None:
         if prompt is not None or stop:
             raise UserError(
-                "config.method.written: a target follows its source and ends as the data's do; leave out "
-                "prompt and stop"
+                "prompt: a target follows its source and ends as the data's do; leave out prompt and stop"
             )
 
     def _end(self, batch: dict) -> jax.Array:

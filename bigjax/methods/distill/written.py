@@ -74,7 +74,10 @@ class Written:
                 f"config.method.written: the task {type(facts.task).__name__} writes no text; use "
                 "language_model or seq2seq"
             )
-        facts.task.check_rewritten(facts.source.features, self.prompt, self.stop)
+        try:
+            facts.task.check_rewritten(facts.source.features, self.prompt, self.stop)
+        except UserError as error:
+            raise UserError(f"config.method.written.{error}") from None
 
     def batch(
         self, references: Mapping[str, str], params: Any, batch: Batch, scope: Scope
