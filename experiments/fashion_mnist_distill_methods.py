@@ -1,4 +1,4 @@
-"""Twelve ways to distil a CNN into a smaller one that sees 2,000 pictures of Fashion-MNIST: a beginning, three were run.
+"""Twelve ways to distil a CNN into a smaller one that sees 2,000 pictures of Fashion-MNIST: soft targets give most, 84.0 %.
 
     scripts/fetch_data fashion_mnist                                                         once
     scripts/run experiments.fashion_mnist_distill_methods                                    one seed, 14 stages
@@ -7,8 +7,9 @@
 The teacher is that of `fashion_mnist_distill`; students of 3x3 conv 4, pool, 3x3 conv 8, pool, dense 32 learn 500 steps of 64,
 alone or with one objective beside the labels' loss. No weight and no temperature was tuned (T = 2).
 
-Hardware: one CPU core shared with many jobs, some 4 minutes a stage; `experiments.sweeps.fashion_mnist_distill_methods`
-has the figures.
+Hardware: one CPU core shared with many jobs, some 3 minutes a stage of 5 seeds. On the 10,000 test pictures the student alone
+knows 82.6 %, taught by soft targets 84.0 %, the teacher 88.7 %: all twelve, with spread and p, are in
+`experiments.sweeps.fashion_mnist_distill_methods`.
 """
 
 from bigjax import launch, pipeline
