@@ -5,13 +5,11 @@ Node ids as pytest prints them; `conftest.py` marks them. Measured by `scripts/t
 
 LONG = frozenset({
     *(f"tests/test_experiments.py::test_every_experiment_runs_two_steps[{name}]" for name in (
-        "brown_gpt", "brown_tagging", "emoji_vit", "fashion_mnist_dp", "manpage_summarize",
-        "minilm_search", "smollm2_finetune",
+        "brown_gpt", "brown_tagging", "cartpole_ppo", "efficientnet_qat", "emoji_vit", "fashion_mnist_dp",
+        "manpage_summarize", "markov_mixture", "minilm_search", "smollm2_finetune", "smollm2_lora",
     )),
-    *(f"tests/contracts/test_promises.py::test_the_moving_average_is_that_of_the_trained_leaves[{name}]"
-      for name in ("dp_sgd", "flow_matching", "ppo")),
-    # Of three promises by these methods another one's test is left, and the methods' own.
-    *(f"tests/contracts/test_promises.py::{test}[lora]" for test in (
+    # Distillation's are left, which reads frozen variables as LoRA does and is supervised besides.
+    *(f"tests/contracts/test_promises.py::{test}[{name}]" for name in ("lora", "supervised") for test in (
         "test_any_mesh_gives_the_numbers_of_one_device",
         "test_microbatches_add_up_to_the_batch_also_with_ragged_masks",
         "test_bfloat16_computes_nearly_the_same_and_keeps_float32",
@@ -42,7 +40,15 @@ LONG = frozenset({
     "tests/test_parity_vision.py::test_logits_equal_transformers_both_ways[deit, one head, no biases of queries]",
     *(f"tests/test_sharding_report.py::test_no_preset_changes_what_lies_where_or_what_is_sent_unseen[{name}]"
       for name in ("digits_rnn", "fashion_mnist_cnn")),
-    "tests/contracts/test_promises.py::test_many_runs_at_once_are_each_what_they_are_alone[lora]",
+    *(f"tests/contracts/test_promises.py::test_many_runs_at_once_are_each_what_they_are_alone[{name}]"
+      for name in ("lora", "supervised")),
+    # Families of other layers are left.
+    *(f"tests/test_sharding_matrix.py::test_initialisation_is_bitwise_equal_on_any_number_of_devices[{name}]"
+      for name in ("mlp", "rnn")),
+    "tests/test_exact.py::test_draws_are_bitwise_equal_however_they_are_sharded[shifted normal]",
+    "tests/test_generate.py::test_logits_with_the_cache_equal_those_without[llama]",
+    "tests/test_memory.py::test_remat_changes_no_number[dots]",
+    "tests/tasks/test_seq2seq.py::test_each_written_token_is_the_most_likely_after_those_before[sinusoidal-False]",
     "tests/methods/test_flow_matching.py::test_a_model_that_has_learned_nothing_stands_still",
     "tests/sweep/test_run.py::test_interrupted_at_random_a_sweep_ends_in_the_same_table",
     "tests/sweep/test_search.py::test_a_search_interrupted_at_random_draws_the_same_points[random]",

@@ -1,5 +1,7 @@
 """Distillation against Hinton et al. 2015, derived by hand in float64, and every task's divergence."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,8 @@ DISTILL = Distill("../teacher")
 
 
 def variables(model, seed):
-    return model.init(jax.random.key(seed), jnp.zeros((1, FEATURES)), train=False)
+    init = jax.jit(functools.partial(model.init, train=False))
+    return init(jax.random.key(seed), jnp.zeros((1, FEATURES)))
 
 
 def loss_of(student, frozen, temperature, alpha, *, model=STUDENT, teacher=TEACHER):
@@ -60,7 +63,7 @@ def softmax(x):
 def test_gradient_equals_the_float64_derivation(temperature, alpha):
     student, teacher = variables(STUDENT, 1)["params"], variables(TEACHER, 2)
     batch = batch_of(ragged=True)
-    grads = jax.grad(lambda p: loss_of(p, teacher, temperature, alpha).sum)(student)
+    grads = jax.jit(jax.grad(lambda p: loss_of(p, teacher, temperature, alpha).sum))(student)
 
     x, mask = batch["image"].astype(np.float64), batch["mask"].astype(np.float64)[:, None]
     w = np.asarray(student["head"]["kernel"], np.float64)

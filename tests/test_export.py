@@ -1,5 +1,6 @@
 """What leaves the house is used as a user of transformers would: `pipeline(...)`, and our own numbers."""
 
+import functools
 import json
 import os
 import stat
@@ -73,8 +74,12 @@ def text(ids):
 )
 def test_a_decoder_writes_the_same_text_and_stops(kind, more, tmp_path):
     model, variables, values = made(kind, (PROMPT,), **SIZES, **more)
-    ours = generate(model.apply, variables, PROMPT, np.ones_like(PROMPT), Sampling(9))["tokens"][0]
-    ours = np.asarray(ours).tolist()
+
+    def write(prompt, sampling):
+        wrote = functools.partial(generate, model.apply, sampling=sampling)
+        return jax.jit(wrote)(variables, prompt, np.ones_like(prompt))
+
+    ours = np.asarray(write(PROMPT, Sampling(9))["tokens"][0]).tolist()
     end = next(i for i in ours[2:] if i not in ours[:2])  # what it would write: there it must stop
     expected = ours[: ours.index(end)]
     assert len(expected) >= 2
@@ -82,17 +87,16 @@ def test_a_decoder_writes_the_same_text_and_stops(kind, more, tmp_path):
     folder = parity.export(variables, values, family_of_model(values), tmp_path / "out", **along)
     assert family_of_source(str(folder)) == family_of_model(values)
 
-    write = transformers.pipeline("text-generation", model=str(folder), device="cpu")
+    theirs = transformers.pipeline("text-generation", model=str(folder), device="cpu")
     prompts = [text(PROMPT[0]), text(PROMPT[0][1:])]
     # Of transformers 4.57 the pipeline samples unless it is told not to, whatever the folder says.
-    first, second = write(
+    first, second = theirs(
         prompts, max_new_tokens=9, batch_size=2, return_full_text=False, do_sample=False
     )
     assert first[0]["generated_text"].split() == text(expected).split()
     # The shorter prompt is filled up on the left and is as if alone.
     alone = PROMPT[:, 1:]
-    sampling = Sampling(9, stop=(end,))
-    ours = generate(model.apply, variables, alone, np.ones_like(alone), sampling)
+    ours = write(alone, Sampling(9, stop=(end,)))
     length = int(ours["length"][0])
     assert second[0]["generated_text"].split() == text(ours["tokens"][0][:length]).split()
 
@@ -102,7 +106,8 @@ def test_t5_begins_with_the_start_token_of_its_tokenizer(tmp_path):
     read = np.concatenate([PROMPT, [[2]]], axis=1)
     model, variables, values = made("t5", (PROMPT, one, PROMPT, one), **SIZES, positions="relative")
 
-    def written(start):
+    @jax.jit
+    def writing(variables, start):
         seen = np.ones_like(read)
         memory = model.apply(variables, read, seen, train=False, method="encode")
 
@@ -120,8 +125,11 @@ def test_t5_begins_with_the_start_token_of_its_tokenizer(tmp_path):
             )
             return logits[:, 0], cache
 
-        logits, cache = step({}, np.array([start], np.int32))
-        found = decode(step, cache, logits, Sampling(7, stop=(2,)), jax.random.key(0))
+        logits, cache = step({}, start)
+        return decode(step, cache, logits, Sampling(7, stop=(2,)), jax.random.key(0))
+
+    def written(start):
+        found = writing(variables, np.array([start], np.int32))
         return np.asarray(found["tokens"][0][: int(found["length"][0])]).tolist()
 
     assert written(1) != written(0)  # or the test says nothing
@@ -143,7 +151,8 @@ def test_roberta_counts_positions_from_the_padding_token_on(pad, tmp_path):
     folder = parity.export(variables, values, "roberta", tmp_path / "out", **along)
     tokens = np.array([[5, 9, 7, 11], [6, 8, pad, pad]], np.int32)
     segments = (tokens != pad).astype(np.int32)
-    expected = model.apply(variables, tokens, segments, train=False)
+    apply = functools.partial(jax.jit, static_argnames="train")
+    expected = apply(model.apply)(variables, tokens, segments, train=False)
     theirs = transformers.RobertaModel.from_pretrained(folder, add_pooling_layer=False).eval()
     with torch.no_grad():
         mask = torch.tensor(segments)
@@ -152,7 +161,7 @@ def test_roberta_counts_positions_from_the_padding_token_on(pad, tmp_path):
     np.testing.assert_allclose(found[real], np.asarray(expected)[real], atol=1e-5)
     # And back: the same numbers from the export.
     again, loaded, _ = parity.load(folder, "roberta", (tokens, segments))
-    ours = again.apply(loaded, tokens, segments, train=False)
+    ours = apply(again.apply)(loaded, tokens, segments, train=False)
     np.testing.assert_allclose(np.asarray(ours)[real], np.asarray(expected)[real], atol=1e-5)
 
 
@@ -162,7 +171,7 @@ def test_a_classifier_gives_its_class_by_name(tmp_path):
     along = dict(source=source(tokenizer=words(pad=0, eos=2), class_names=("cat", "dog", "owl")))
     folder = parity.export(variables, values, "bert", tmp_path / "out", **along)
     (found,) = transformers.pipeline("text-classification", model=str(folder))(text(PROMPT[0]))
-    logits = model.apply(variables, PROMPT, train=False)[0]
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, PROMPT)[0]
     assert found["label"] == ("cat", "dog", "owl")[int(np.argmax(logits))]
     assert found["score"] == pytest.approx(float(np.max(jax.nn.softmax(logits))), abs=1e-5)
 
@@ -183,7 +192,8 @@ def test_a_gap_is_filled_with_the_same_words(more, tmp_path):
     folder = parity.export(variables, values, family_of_model(values), tmp_path / "out", **along)
     tokens = np.array([[5, 4, 7, 11]], np.int32)
     found = transformers.pipeline("fill-mask", model=str(folder), device="cpu")(text(tokens[0]))
-    chances = np.asarray(jax.nn.softmax(model.apply(variables, tokens, train=False)[0, 1]))
+    logits = jax.jit(functools.partial(model.apply, train=False))(variables, tokens)
+    chances = np.asarray(jax.nn.softmax(logits[0, 1]))
     assert [one["token"] for one in found] == np.argsort(-chances)[: len(found)].tolist()
     assert found[0]["score"] == pytest.approx(float(chances.max()), abs=1e-5)
 

@@ -190,8 +190,15 @@ def test_kl_is_zero_on_itself_and_never_negative(seed, temperature):
         assert kl_divergence(d["logits"], student, MASK, temperature)[0] >= -1e-5
 
 
+JITTED = {
+    loss: jax.jit(loss) for loss in (softmax_cross_entropy, sigmoid_cross_entropy, kl_divergence)
+}
+
+
 @settings(max_examples=30, deadline=None)
-@given(seed=seeds, cut=st.integers(1, B - 1), name=st.sampled_from(["hard", "soft", "bits", "kl"]))
+@given(
+    seed=seeds, cut=st.sampled_from([1, 4]), name=st.sampled_from(["hard", "soft", "bits", "kl"])
+)
 def test_the_parts_of_a_batch_add_up_to_the_batch(seed, cut, name):
     d = draw(seed)
     mask = np.random.default_rng(seed).integers(0, 2, B).astype(np.float32)
@@ -201,6 +208,7 @@ def test_the_parts_of_a_batch_add_up_to_the_batch(seed, cut, name):
         "bits": (sigmoid_cross_entropy, d["bits"]),
         "kl": (kl_divergence, d["other"]),
     }[name]
+    loss = JITTED[loss]
     whole = loss(d["logits"], labels, mask)
     parts = [loss(d["logits"][s], labels[s], mask[s]) for s in (slice(cut), slice(cut, B))]
     np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-5, atol=1e-5)

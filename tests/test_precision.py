@@ -108,7 +108,7 @@ def test_norms_and_softmax_are_float32(name):
 def test_losses_are_float32_and_so_are_their_gradients():
     model, x = MODELS["mlp"]
     batch = {"image": x, "label": np.zeros(4, np.int32), "mask": np.ones(4, np.float32)}
-    variables = model.init(jax.random.key(0), x, train=False)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
     applied = precision.ModelInPrecision(model, Precision(policy="bfloat16"))
 
     def loss(params):
@@ -125,7 +125,7 @@ def test_losses_are_float32_and_so_are_their_gradients():
         )
         return Method().loss(params, batch, scope).sum
 
-    value, grads = jax.value_and_grad(loss)(variables["params"])
+    value, grads = jax.jit(jax.value_and_grad(loss))(variables["params"])
     assert {x.dtype.name for x in jax.tree.leaves((value, grads))} == {"float32"}
     logs = list(equations(jax.make_jaxpr(loss)(variables["params"]).jaxpr))
     kinds = ("log", "exp", "reduce_max")
@@ -183,11 +183,13 @@ def test_matrix_products_say_their_precision():
 
 def test_float32_policy_is_the_bare_model_bit_for_bit():
     for model, x in (MODELS["mlp"], MODELS["scanned"]):
-        variables = nn.unbox(model.init(jax.random.key(0), x, train=False))
+        variables = nn.unbox(jax.jit(lambda: model.init(jax.random.key(0), x, train=False))())  # noqa: B023
         applied = precision.ModelInPrecision(model, Precision())
-        np.testing.assert_array_equal(
-            applied.apply(variables, x, train=False), model.apply(variables, x, train=False)
-        )
+        found = [
+            jax.jit(functools.partial(one.apply, train=False))(variables, x)
+            for one in (applied, model)
+        ]
+        np.testing.assert_array_equal(*found)
 
 
 def test_a_misspelt_exception_is_refused():

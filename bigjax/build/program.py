@@ -149,26 +149,13 @@ def _build(
     for name in references:  # but for those whose outputs are columns of the source
         if any(column.startswith(f"{name}/") for column in source.features):
             del frozen[name], recipe_references[name]
-    facts = Facts(
-        task=network.task,
-        source=source,
-        model=network.applied,
-        variables=variables,
-        transforms=(*parts.augment, *network.preprocess),
-        train=train,
-        sharding=options,
-        precision=parts.policy,
-        total_steps=total_steps,
-        mesh=mesh.shape,
-        calls=calls,
-    )
+    facts = _facts(config, parts, source, variables, total_steps, mesh, calls)
     network.method.check(facts)
     parts = parts.with_own_leaves(facts)
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
     placed = parts.placements(options, mesh, abstract.params, base)
     sharding.check_axes(mesh, placed, network.model)
-    stages = mesh.shape["pipeline"]
-    pipeline = None
+    stages, pipeline = mesh.shape["pipeline"], None
     if stages > 1:
         pipeline = pipeline_of(stages, rows, options.microbatches, options.rounds)
     layout = sharding.layout(placed, abstract, mesh)
@@ -199,6 +186,32 @@ def _build(
         placed=placed,
         formula=network.flops,
         pipeline=pipeline,
+    )
+
+
+def _facts(
+    config: Config,
+    parts: Parts,
+    source: Any,
+    variables: Any,
+    total_steps: int,
+    mesh: Mesh,
+    calls: Mapping[str, Call],
+) -> Facts:
+    """What a method and its adapters may refuse by."""
+    network = parts.network
+    return Facts(
+        task=network.task,
+        source=source,
+        model=network.applied,
+        variables=variables,
+        transforms=(*parts.augment, *network.preprocess),
+        train=config.section("train"),
+        sharding=config.section("sharding"),
+        precision=parts.policy,
+        total_steps=total_steps,
+        mesh=mesh.shape,
+        calls=calls,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data import files, pictures
 from bigjax.data.labels import is_number
+from bigjax.data.narrow import zeros
 from bigjax.data.npz import read_npz
 from bigjax.data.sources import Arrays, Features, Inputs, Source, nothing_left
 
@@ -113,8 +114,7 @@ class _Completed:
         return len(self._source)
 
     def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
-        zeros = {key: np.zeros((len(ids), *shape), t) for key, (shape, t) in self.features.items()}
-        return {**zeros, **self._source.read(ids)}
+        return {**zeros(self.features, len(ids)), **self._source.read(ids)}
 
     def fingerprint(self) -> str:
         return self._source.fingerprint()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.core.errors import UserError
+from bigjax.data.narrow import zeros
 
 
 class Mixed:
@@ -49,10 +50,7 @@ class Mixed:
     def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         ids = np.asarray(ids)
         of = np.searchsorted(self._ends, ids, side="right")
-        columns = {
-            name: np.empty((len(ids), *shape), dtype)
-            for name, (shape, dtype) in self.features.items()
-        }
+        columns = zeros(self.features, len(ids))
         columns["part"][:] = of
         for number, part in enumerate(self.parts.values()):
             own = np.flatnonzero(of == number)

@@ -6,6 +6,14 @@ import numpy as np
 
 from bigjax.core.errors import UserError
 
+Features = dict[str, tuple[tuple[int, ...], np.dtype]]
+"""Name of a column -> (shape of one example, dtype)."""
+
+
+def zeros(features: Features, rows: int) -> dict[str, np.ndarray]:
+    """Columns of so many examples, to be written into."""
+    return {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in features.items()}
+
 
 def narrow_dtype(dtype: np.dtype) -> np.dtype:
     """What numbers of this dtype become."""

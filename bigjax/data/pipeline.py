@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from bigjax.core.order import sample_ids
+from bigjax.data.narrow import zeros
 from bigjax.data.sources import Source
 
 Batch = dict[str, jax.Array]
@@ -143,10 +144,7 @@ def read_unmasked(
     of_epochs = getattr(source, "read_epochs", lambda ids, epochs: source.read(ids))
     if real.all():
         return of_epochs(ids, epochs)
-    columns = {
-        name: np.zeros((len(ids), *shape), dtype)
-        for name, (shape, dtype) in source.features.items()
-    }
+    columns = zeros(source.features, len(ids))
     if real.any():
         for name, values in of_epochs(ids[real], epochs[real]).items():
             columns[name][real] = values

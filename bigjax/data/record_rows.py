@@ -13,10 +13,9 @@ import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean, first_line
 from bigjax.data import pictures
-from bigjax.data.narrow import narrow
+from bigjax.data.narrow import Features, narrow, zeros
 from bigjax.data.npz import array_header
 from bigjax.data.records import Record, Records
-from bigjax.data.sources import Features
 
 CLASSES = ("cls", "index")  # kinds of files that hold one integer as text
 PICTURES = tuple(kind.removeprefix(".") for kind in pictures.PICTURES)
@@ -73,10 +72,7 @@ class RecordRows:
 
     def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         rows = np.asarray(ids) + self._which.start
-        columns = {
-            name: np.empty((len(rows), *shape), dtype)
-            for name, (shape, dtype) in self.features.items()
-        }
+        columns = zeros(self.features, len(rows))
         for i, record in enumerate(self._records.read(rows, self._files)):
             where = self._records.where(int(rows[i]))
             found = self._values(record, where)

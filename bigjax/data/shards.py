@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean, first_line
-from bigjax.data.narrow import narrow
+from bigjax.data.narrow import Features, narrow, zeros
 from bigjax.data.pictures import check_size
 from bigjax.data.record_rows import RecordRows
 from bigjax.data.records import ArrayRecords, TarRecords
-from bigjax.data.sources import Features
 from bigjax.data.splits import subsplit
 
 ARRAY_RECORD = (".array_record", ".arrayrecord")
@@ -161,10 +160,7 @@ class ShardRows:
     def read(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         rows = np.asarray(ids) + self._which.start
         of = np.searchsorted(self._ends, rows, side="right")
-        columns = {
-            name: np.empty((len(rows), *shape), dtype)
-            for name, (shape, dtype) in self.features.items()
-        }
+        columns = zeros(self.features, len(rows))
         for group in np.unique(of):
             own = np.flatnonzero(of == group)
             for name, values in self._decoded(int(group)).items():

@@ -20,9 +20,7 @@ import numpy as np
 from bigjax.core import settings
 from bigjax.core.errors import UserError, did_you_mean, first_line
 from bigjax.data.mixed import Mixed
-from bigjax.data.narrow import narrow, narrow_dtype
-
-Features = dict[str, tuple[tuple[int, ...], np.dtype]]
+from bigjax.data.narrow import Features, narrow, narrow_dtype
 
 
 class Source(Protocol):

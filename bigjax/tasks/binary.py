@@ -1,4 +1,4 @@
-"""Binary classification: one sigmoid per example. Pure; knows nothing of devices."""
+"""Classification by sigmoids, and with one of them an example. Pure; knows nothing of devices."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from bigjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Binary(Task):
-    """Logits (B, 1) or (B,), labels (B, 1) or (B,): 0 or 1, or a probability of class 1.
+class Sigmoids(Task):
+    """What the tasks share whose labels are 0, 1 or a probability; above a logit of 0 it is 1.
 
-    input, label: keys of the batch. Class 1 is predicted where the logit is above 0.
+    input, label: keys of the batch.
     """
 
     input: str | Sequence[str] = "features"
@@ -34,19 +34,36 @@ class Binary(Task):
     def classes(self, outputs: int) -> tuple[str, int, int | None]:
         return self.label, 2, None
 
+    def collect(self, outputs: jax.Array, batch: dict) -> dict:
+        """Scores and labels: ROC AUC needs their order over the whole split."""
+        logits, labels, _ = self.read(outputs, batch)
+        return {"score": logits, "label": (labels > 0.5).astype(jnp.int32)}
+
+    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
+        return (self.read(outputs, batch)[1] > 0.5).astype(jnp.int32)
+
+    def read(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Logits and labels, float32 and of one shape, the masked rows 0; and the mask (B,)."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Binary(Sigmoids):
+    """Logits (B, 1) or (B,), labels (B, 1) or (B,): 0 or 1, or a probability of class 1."""
+
     def outputs(self, source: Any) -> int:
         return 1
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair, and the accuracy on this batch."""
-        logits, labels, mask = self._read(outputs, batch)
+        logits, labels, mask = self.read(outputs, batch)
         correct = ((logits > 0) == (labels > 0.5)) & is_probability(labels)
         pair = sigmoid_cross_entropy(logits, labels, mask)
         return pair, {"accuracy": masked_sum(correct, mask)}
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
         """Sums over the examples: loss, confusion matrix (3, 2), calibration bins."""
-        logits, labels, mask = self._read(outputs, batch)
+        logits, labels, mask = self.read(outputs, batch)
         true, predicted = (labels > 0.5).astype(jnp.int32), (logits > 0).astype(jnp.int32)
         true = jnp.where(is_probability(labels), true, 2)  # no class: never right
         confidence = jax.nn.sigmoid(jnp.abs(logits))
@@ -55,11 +72,6 @@ class Binary(Task):
             "confusion": scores.confusion_matrix(true, predicted, mask, 2),
             "calibration": scores.calibration(confidence, predicted == true, mask),
         }
-
-    def collect(self, outputs: jax.Array, batch: dict) -> dict:
-        """Score and label of each example: ROC AUC needs their order over the whole split."""
-        logits, labels, _ = self._read(outputs, batch)
-        return {"score": logits, "label": (labels > 0.5).astype(jnp.int32)}
 
     def summarize(self, statistics: dict, collected: dict) -> dict:
         """Mean loss, accuracy, errors, scores of class 1, macro and per-class, ROC AUC, ECE."""
@@ -77,9 +89,6 @@ class Binary(Task):
         """The sigmoid of a logit as the softmax of (0, logit)."""
         return scores.two_classes(outputs.reshape(batch["mask"].shape)), batch["mask"]
 
-    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
-        return (self._read(outputs, batch)[1] > 0.5).astype(jnp.int32)
-
     def predict(self, outputs: jax.Array) -> dict:
         """The predicted class, 0 or 1, and the probability of that class; both (B,)."""
         logits = outputs.astype(jnp.float32).reshape(outputs.shape[0])
@@ -88,7 +97,7 @@ class Binary(Task):
             "probability": jax.nn.sigmoid(jnp.abs(logits)),
         }
 
-    def _read(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def read(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Logits, labels and mask, each float32 (B,), the masked rows 0."""
         labels, mask = scores.field(batch, self.label, "task.label"), batch["mask"]
         one = (mask.shape, (*mask.shape, 1))

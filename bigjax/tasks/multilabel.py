@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,34 +18,25 @@ from bigjax.core.losses import (
     sigmoid_cross_entropy,
 )
 from bigjax.tasks import scores
-from bigjax.tasks.base import Task
+from bigjax.tasks.binary import Sigmoids
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiLabel(Task):
-    """One sigmoid per label: logits (B, K), labels (B, K) in [0, 1].
-
-    input, label: keys of the batch. A label is predicted where its logit is above 0.
-    """
-
-    input: str | Sequence[str] = "features"
-    label: str = "label"
-
-    def classes(self, outputs: int) -> tuple[str, int, int | None]:
-        return self.label, 2, None
+class MultiLabel(Sigmoids):
+    """One sigmoid per label: logits (B, K), labels (B, K) in [0, 1]."""
 
     def outputs(self, source: Any) -> int | None:
         return scores.width(source, self.label)
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:
         """The cross-entropy pair (mean over labels), and the share of examples wholly right."""
-        logits, labels, mask = self._read(outputs, batch)
+        logits, labels, mask = self.read(outputs, batch)
         right = jnp.all(((logits > 0) == (labels > 0.5)) & is_probability(labels), axis=-1)
         return sigmoid_cross_entropy(logits, labels, mask), {"accuracy": masked_sum(right, mask)}
 
     def statistics(self, outputs: jax.Array, batch: dict) -> dict:
         """Sums over the examples: loss, examples wholly right, and counts per label (K,)."""
-        logits, labels, mask = self._read(outputs, batch)
+        logits, labels, mask = self.read(outputs, batch)
         real = (mask > 0)[:, None]
         true, predicted = (labels > 0.5) & real, (logits > 0) & real
         right = jnp.all((true == predicted) & is_probability(labels), axis=-1)
@@ -61,11 +51,6 @@ class MultiLabel(Task):
             "predicted": count(predicted),
             "actual": count(true),
         }
-
-    def collect(self, outputs: jax.Array, batch: dict) -> dict:
-        """Scores and labels (B, K): ROC AUC needs their order over the whole split."""
-        logits, labels, _ = self._read(outputs, batch)
-        return {"score": logits, "label": (labels > 0.5).astype(jnp.int32)}
 
     def summarize(self, statistics: dict, collected: dict) -> dict:
         """Mean loss, accuracy (all labels of an example right), per-label and macro scores, ROC AUC.
@@ -93,15 +78,12 @@ class MultiLabel(Task):
         """The sigmoid of each logit as the softmax of (0, logit): (B, K, 2)."""
         return scores.two_classes(outputs), batch["mask"]
 
-    def targets(self, outputs: jax.Array, batch: dict) -> jax.Array:
-        return (self._read(outputs, batch)[1] > 0.5).astype(jnp.int32)
-
     def predict(self, outputs: jax.Array) -> dict:
         """Each label, 0 or 1, and the probability that it holds; both (B, K)."""
         logits = outputs.astype(jnp.float32)
         return {"labels": (logits > 0).astype(jnp.int32), "probability": jax.nn.sigmoid(logits)}
 
-    def _read(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def read(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Logits and labels, float32 (B, K), the masked rows 0; and the mask (B,)."""
         labels, mask = scores.field(batch, self.label, "task.label"), batch["mask"]
         if outputs.ndim != 2 or labels.shape != outputs.shape:

@@ -1,5 +1,6 @@
 """DP-SGD against float64 by hand, its noise and sampling, and epsilon against published values."""
 
+import functools
 import math
 
 import jax
@@ -57,12 +58,21 @@ def batch_of(rows=6, hole=2):
     )
 
 
+@functools.cache
 def params_of(seed=1):
-    return MODEL.init(jax.random.key(seed), jnp.zeros((1, 5)), train=False)["params"]
+    init = jax.jit(functools.partial(MODEL.init, train=False))
+    return init(jax.random.key(seed), jnp.zeros((1, 5)))["params"]
+
+
+@functools.cache
+def summing(**scope):
+    return jax.jit(
+        lambda params, batch: METHOD.gradients(METHOD.loss, params, batch, scope_of(**scope))
+    )
 
 
 def sums_of(batch, **scope):
-    return METHOD.gradients(METHOD.loss, params_of(), batch, scope_of(**scope))
+    return summing(**scope)(params_of(), batch)
 
 
 def each_gradient(batch):

@@ -138,8 +138,8 @@ def test_wrong_sizes_are_refused_by_name():
 def test_logits_at_some_places_are_those_of_all_places():
     variables = initial(MODEL, TOKENS)
     places = np.array([[0, 3, 8], [5, 8, 8]])[: len(TOKENS)]  # 8: none
-    whole = MODEL.apply(variables, TOKENS, train=False)
-    some = MODEL.apply(variables, TOKENS, None, None, places, train=False)
+    whole = outputs(MODEL, variables, TOKENS)
+    some = outputs(MODEL, variables, TOKENS, None, None, places)
     for row, at in enumerate(places):
         kept = at < TOKENS.shape[1]
         np.testing.assert_allclose(some[row, kept], whole[row, at[kept]], atol=1e-6)

@@ -48,13 +48,14 @@ def gru(x, p, width):
 @pytest.mark.parametrize(("cell", "equations"), [("lstm", lstm), ("gru", gru)])
 def test_two_layers_equal_the_cell_equations(cell, equations, pooling):
     model = RNN(widths=(5, 7), outputs=2, cell=cell, pooling=pooling)
-    shapes = model.init(KEY, X, train=False)["params"]
+    shapes = jax.eval_shape(lambda: model.init(KEY, X, train=False))["params"]
     p = jax.tree.map(lambda a: RNG.standard_normal(a.shape), shapes)
     h = equations(X.astype(np.float64), p[f"{cell}_0"], 5)
     h = equations(h, p[f"{cell}_1"], 7)
     h = h[:, -1] if pooling == "last" else h.mean(axis=1)
     expected = h @ p["head"]["kernel"] + p["head"]["bias"]
-    logits = model.apply({"params": jax.tree.map(jnp.float32, p)}, X, train=False)
+    apply = jax.jit(lambda p: model.apply({"params": p}, X, train=False))
+    logits = apply(jax.tree.map(jnp.float32, p))
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -80,9 +81,11 @@ def test_dropout_acts_in_training_only(cell):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_low_precision_compute_stays_near_and_keeps_float32_outside(cell):
     model = RNN((16,), 3, cell=cell)
-    variables = model.init(KEY, X, train=False)
-    logits = ModelInPrecision(model, Precision("bfloat16")).apply(variables, X, train=False)
-    exact = model.apply(variables, X, train=False)
+    variables = jax.jit(lambda: model.init(KEY, X, train=False))()
+    narrow = ModelInPrecision(model, Precision("bfloat16"))
+    logits, exact = jax.jit(lambda v: [m.apply(v, X, train=False) for m in (narrow, model)])(
+        variables
+    )
     assert logits.dtype == jnp.float32 and 1e-6 < np.abs(logits - exact).max() < 0.05
 
 
