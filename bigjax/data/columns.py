@@ -34,6 +34,12 @@ DAY = 86_400_000_000  # microseconds
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?")
+# Written otherwise than this reader takes them: as categories they would be learned by heart.
+_OTHER_NUMBER = re.compile(
+    r"[$€£¥]\s?[+-]?\d[\d.,' _]*|[+-]?\d[\d.,' _]*\s?[%$€£¥]"  # $3.50, 12 %
+    r"|[+-]?\d{1,3}([,' _]\d{3})+([.,]\d+)?|[+-]?\d{1,3}(\.\d{3})+,\d+|[+-]?\d+,\d+"  # 1,234.5; 1.234,5; 3,5
+)
+_OTHER_DATE = re.compile(r"(\d{1,2}([./-])\d{1,2}\2\d{2,4}|\d{4}[./]\d{1,2}[./]\d{1,2})\b.*")
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 # An array of cells -> values float64 (N,), NaN where missing or bad; bad, bool (N,).
@@ -77,7 +83,7 @@ class Column:
         problems = {}
         for i in np.flatnonzero(wrong).tolist():
             cell = cells[i].as_py()
-            what = f"{cell!r} is no {self.kind}" if bad[i] else "is empty; no cell of train is"
+            what = _misfit(cell, self.kind) if bad[i] else "is empty; no cell of train is"
             problems[i] = f"column {self.name!r}: {what}"
         numbers = np.where(empty, self.fill, values) - self.offset
         columns = [numbers, empty] if self.missing else [numbers]
@@ -95,7 +101,9 @@ class Seen:
     def __init__(self, name: str, kind: str | None, typed: bool):
         self.name, self.kind = name, kind
         self._typed, self._said, self._rows = typed and kind is None, "", 0
-        self._values: set[str] | None = set()
+        self._values: set[str] = (
+            set()
+        )  # the first of them, where there are more than a column may have
         # By kind: how many cells are of it, the first that is not, and the moments of those that are.
         self._tried = {
             kind: _Tried()
@@ -104,14 +112,16 @@ class Seen:
         }
 
     def add(self, cells: pa.Array, where: Callable[[int], str]) -> None:
-        import pyarrow
+        import pyarrow.types as its
 
         kind = cells.type
-        if pyarrow.types.is_nested(kind) or pyarrow.types.is_binary(kind):
+        if any(
+            is_of(kind) for is_of in (its.is_nested, its.is_binary, its.is_time, its.is_duration)
+        ):
             raise UserError(
                 f"{where(0)}: column {self.name!r} is {kind}, no number or text: {self._leave_out}"
             )
-        if self._typed and not pyarrow.types.is_null(kind):
+        if self._typed and not its.is_null(kind):
             self._settle(_kind_of(kind), where)
         self._rows += len(cells)
         for kind, tried in self._tried.items():
@@ -119,16 +129,16 @@ class Seen:
             if kind == "number" and self.kind is None and tried.moments.count:
                 self._tried = {kind: tried}  # one cell that is a number decides
                 return
-        if self._values is not None and self.kind in (None, "category"):
+        if self.kind in (None, "category") and len(self._values) <= MOST_CATEGORIES:
             self._values.update(texts(cells.unique()))
-            if len(self._values) > MOST_CATEGORIES:
-                self._values = None
 
     def column(self) -> Column:
         """What is fitted; raises UserError for a column that is part this and part that."""
         kind = self.kind or self._infer()
         if kind == "category":
-            if self._values is None:
+            if self.kind is None:
+                self._refuse_other_spelling()
+            if len(self._values) > MOST_CATEGORIES:
                 raise UserError(
                     f"column {self.name!r} holds more than {MOST_CATEGORIES} different texts in train: "
                     f"{self._leave_out}"
@@ -138,7 +148,7 @@ class Seen:
         tried = self._tried.get(kind, _Tried())
         if tried.bad:
             cell, where = tried.bad
-            raise UserError(f"{where}, column {self.name!r}: {cell!r} is no {kind}")
+            raise UserError(f"{where}, column {self.name!r}: {_misfit(cell, kind)}")
         if not tried.moments.count:
             raise UserError(f"column {self.name!r} is empty throughout train: {self._leave_out}")
         mean, std = float(tried.moments.mean), float(tried.moments.std)
@@ -167,6 +177,16 @@ class Seen:
             kept = "date" if said == "text" else said
             self._tried = {kind: one for kind, one in self._tried.items() if kind == kept}
 
+    def _refuse_other_spelling(self) -> None:
+        """UserError where all texts would be numbers or dates, if they were written plainly."""
+        cells = sorted(text for text in self._values if text.lower() not in MISSING)
+        for pattern, plainly in ((_OTHER_NUMBER, "1234.5"), (_OTHER_DATE, "2024-12-31")):
+            if cells and all(map(pattern.fullmatch, cells)):
+                raise UserError(
+                    f"column {self.name!r} of train holds {cells[0]!r}: write it as {plainly} is "
+                    f"written, or say what the column is: columns.{self.name}='category'"
+                )
+
     def _infer(self) -> str:
         for kind in ("number", "date", "boolean"):
             tried = self._tried.get(kind)
@@ -181,6 +201,12 @@ class Seen:
                     f"or say what the column is: columns.{self.name}='category'"
                 )
         return "category"
+
+
+def _misfit(cell: Any, kind: str) -> str:
+    if isinstance(cell, int) and kind == "number":
+        return f"{cell} has too many digits for a number: say 'category' or 'skip' of the column"
+    return f"{cell!r} is no {kind}"
 
 
 class _Tried:

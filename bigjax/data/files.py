@@ -1,4 +1,4 @@
-"""One reader for each format: .txt, .csv, .jsonl, .parquet, .arrow by rows, and the last four in columns.
+"""One reader for each format: .txt by rows; .csv, .tsv, .jsonl, .parquet, .arrow also in columns.
 
 Training and predict read by these alone; `npz.py` reads arrays.
 """
@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from bigjax.core.errors import UserError, first_line
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TABLES = (".csv", ".jsonl", ".parquet", ".arrow")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet", ".arrow")
 TEXTS = (*TABLES, ".txt")
 COLUMNAR = (".parquet", ".arrow")
 UNITS = ("file", "paragraph", "line")
@@ -78,7 +79,7 @@ def read_rows(path: Path, unit: str = "file") -> Iterator[Row]:
 
 
 def records(path: Path) -> Iterator[Record]:
-    """The rows of a .csv, .jsonl, .parquet or .arrow; instead of a bad one, what is wrong with it."""
+    """The rows of one of `TABLES`; instead of a bad one, what is wrong with it."""
     if path.suffix in COLUMNAR:
         return (
             (chunk.where(i), row)
@@ -89,13 +90,14 @@ def records(path: Path) -> Iterator[Record]:
 
 
 def read_chunks(path: Path) -> Iterator[Chunk]:
-    """The rows of a .csv, .jsonl, .parquet or .arrow in columns; holds one chunk in memory."""
+    """The rows of one of `TABLES` in columns; holds one chunk in memory."""
     if path.suffix in COLUMNAR:
         yield from _columnar(path)
         return
     rows = records(path)
     # A csv has its columns even where no row is good, or there.
-    header = next(csv_lines(path), (1, []))[1] if path.suffix == ".csv" else []
+    typed = path.suffix == ".jsonl"
+    header = [] if typed else next(csv_lines(path), (1, []))[1]
     first = True
     while (part := list(itertools.islice(rows, ROWS))) or first:
         first = False
@@ -108,7 +110,7 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
             columns={name: array for name, (array, _) in arrays.items()},
             where=[where for where, _ in part].__getitem__,
             problems={i: row for i, (_, row) in enumerate(part) if isinstance(row, str)},
-            typed=frozenset(n for n, (_, one) in arrays.items() if one and path.suffix != ".csv"),
+            typed=frozenset(n for n, (_, one) in arrays.items() if one and typed),
         )
 
 
@@ -151,7 +153,7 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
                     except UnicodeDecodeError as error:
                         raise UserError(
                             f"{path}, line {number}, byte {error.start + 1}: "
-                            f"0x{part[error.start]:02x} is not UTF-8"
+                            f"0x{part[error.start]:02x} is not UTF-8: save the file in that encoding"
                         ) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
@@ -192,9 +194,7 @@ def _csv(path: Path) -> Iterator[Record]:
     for number, cells in csv_lines(path):
         if not header:
             header = [cell.strip() for cell in cells]
-            twice = next((name for i, name in enumerate(header) if name in header[:i]), None)
-            if twice is not None:
-                raise UserError(f"{path}: two columns are called {twice!r}")
+            _refuse_twice(path, header)
             continue
         if len(cells) == len(header):
             yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
@@ -205,15 +205,29 @@ def _csv(path: Path) -> Iterator[Record]:
         raise UserError(f"{path} is empty; its first line should name the columns")
 
 
+def _refuse_twice(path: Path, names: list[str]) -> None:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise UserError(f"{path}: two columns are called {twice!r}")
+
+
 def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every line of a csv that is not blank, the header too."""
-    reader = csv.reader((f"{line}\n" for _, line in lines(path)), strict=True)
+    """(line number, cells) of every line of a csv that is not blank, the header too.
+
+    Cells are parted by what the first line has most of: commas, semicolons or tabs.
+    """
+    text = (f"{line}\n" for _, line in lines(path))
+    first = next(text, "")
+    mark = max(",;\t", key=re.sub(r'"[^"]*"', "", first).count)
+    reader = csv.reader(itertools.chain([first], text), delimiter=mark, strict=True)
     try:
         for cells in reader:
             if cells:
                 yield reader.line_num, cells
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+        ended = "unexpected end" in str(error)
+        reason = "a quotation mark above is never closed" if ended else error
+        raise UserError(f"{path}, line {reader.line_num}: {reason}") from None
 
 
 def _columnar(path: Path) -> Iterator[Chunk]:
@@ -222,6 +236,7 @@ def _columnar(path: Path) -> Iterator[Chunk]:
         for batch in _parquet_batches(path) if path.suffix == ".parquet" else _arrow_batches(path):
             batch.validate(full=True)  # a damaged offset would be followed out of the file
             names = batch.schema.names
+            _refuse_twice(path, names)
             yield Chunk(
                 size=batch.num_rows,
                 columns=dict(zip(names, batch.columns, strict=True)),

@@ -65,7 +65,9 @@ class Labels:
             return np.array(codes, np.int32), problems
         problems, out = {}, np.zeros(len(values))
         for i, value in enumerate(values):
-            if not is_number(value):
+            if is_missing(value):
+                problems[i] = "is empty"
+            elif not is_number(value):
                 problems[i] = f"is {value!r}, not a number"
             elif self.kind == "integer" and float(value) != int(float(value)):
                 problems[i] = f"is {value!r}; in train all are whole numbers"
@@ -79,7 +81,7 @@ class Labels:
 
     def _unknown(self, value: Any) -> str:
         if is_missing(value):
-            return f"is {value!r}"
+            return "is empty"
         name, known = text_of_label(value), ", ".join(self.names[:10])
         more = f" and {len(self.names) - 10} more" if len(self.names) > 10 else ""
         return (

@@ -11,7 +11,9 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from bigjax.data.sources import Arrays, Features, Inputs, Source
 from bigjax.data.splits import subsplit
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# As a rule not read by Pillow: told, not passed over.
+NOT_PICTURES = (".avif", ".heic", ".heif", ".jp2", ".psd", ".svg")
+SPLITS = re.compile("train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval", re.IGNORECASE)
 GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 _ORIENTATION, _ON_THE_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF
 
@@ -180,8 +185,13 @@ class Folder:
         return self.fit("train").open(split)
 
     def fit(self, split: str) -> FittedFolder:
-        """Takes the classes, size and channels from a split."""
+        """Takes the classes, size and channels from a split.
+
+        Raises:
+          UserError: a class without a picture, a folder that reads like a split's among the classes.
+        """
         files, classes = self.select(split)
+        _check_classes(Path(os.path.expanduser(self.directory)))
         headers = zip(map(str, files), _each(_header, files), strict=True)
         return FittedFolder(self, tuple(sorted(set(classes))), common_shape(headers, self.size))
 
@@ -247,6 +257,18 @@ class FittedFolder:
         return CachedPictures(source)
 
 
+def _check_classes(top: Path) -> None:
+    """Every folder of train is meant as a class: none is empty, nor a split whose train is missing."""
+    train = top / "train"
+    for folder in filter(Path.is_dir, sorted((train if train.is_dir() else top).iterdir())):
+        if folder.parent == top and SPLITS.fullmatch(folder.name):
+            raise UserError(
+                f"{folder} would be a class; if it is a split, call the one to be trained on {train}"
+            )
+        if not _is_hidden(folder.name) and next(_pictures_below(folder), None) is None:
+            raise UserError(f"{folder} holds no picture ({', '.join(PICTURES)})")
+
+
 class CachedPictures(Arrays):
     """Pictures decoded once, held in memory."""
 
@@ -258,11 +280,16 @@ class CachedPictures(Arrays):
 
 
 def _pictures_below(folder: Path) -> Iterator[Path]:
-    """Picture files in a folder and its folders, sorted, none that is hidden."""
-    for file in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-        if file.suffix.lower() in PICTURES and not hidden and file.is_file():
+    """Picture files in a folder and its folders, sorted, none that is hidden; a folder may be a link."""
+    inside = (inner.rglob("*") if inner.is_dir() else [inner] for inner in folder.iterdir())
+    for file in sorted(itertools.chain.from_iterable(inside)):
+        hidden = any(map(_is_hidden, file.relative_to(folder).parts))
+        if file.suffix.lower() in (*PICTURES, *NOT_PICTURES) and not hidden and file.is_file():
             yield file
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
 
 
 def _place(file: Path, root: Path) -> bytes:

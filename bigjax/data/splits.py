@@ -105,7 +105,7 @@ def find_splits(path: str, suffixes: Sequence[str], sets: Path | None = None) ->
     if bad or not found:
         raise UserError(
             f"{bad[0] if bad else path}: what can be read here is {', '.join(suffixes)}"
-            + ("" if bad else ", and none is there")
+            + ("" if bad else f", and none is there{_but(given)}")
         )
     return found
 
@@ -171,6 +171,12 @@ def _missing(path: str, sets: Path | None) -> str:
         f"{said}, nor a set of that name under {sets}{did_you_mean(path, here)}; "
         f"there: {', '.join(here) or 'none'}; `scripts/fetch_data --help` lists what it gets"
     )
+
+
+def _but(folder: Path) -> str:
+    """What a folder holds, for the message that none of it can be read."""
+    names = sorted(file.name for file in folder.iterdir())[:3] if folder.is_dir() else ()
+    return f", but {', '.join(names)}" if names else ""
 
 
 def _near(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Tables with named columns: csv, jsonl, Parquet, Arrow, Hugging Face `datasets` folders.
+"""Tables with named columns: csv, tsv, jsonl, Parquet, Arrow, Hugging Face `datasets` folders.
 
 Kinds, vocabularies, fills and labels are fitted to the train split and then hold for every other split
 and for predict, which reads by the same reader.
@@ -23,6 +23,7 @@ from bigjax.data.splits import files_of, find_splits, subsplit
 from bigjax.run.files import publish
 
 Encoded = dict[str, np.ndarray]
+ROW_NUMBERS = ("", "Unnamed: 0", "__index_level_0__")  # as pandas calls the index that it writes
 FORMAT = 1  # of the cache: a change of what is written is a new number
 
 
@@ -129,6 +130,8 @@ class Table:
                 names.update(dict.fromkeys(columns))
             if not total:
                 raise UserError(f"{its[0]}: there are no examples")
+            if not names:
+                _refuse(held[0].where, held[0].problems)
             return total
 
         _, rows = subsplit(split, length)
@@ -154,6 +157,11 @@ class Table:
         ]
         if not used:
             raise UserError(f"{part.files[0]}: there is no column beside the label")
+        if unsaid := [name for name in used if name in ROW_NUMBERS and name not in asked]:
+            raise UserError(
+                f"{part.files[0]}: column {unsaid[0]!r} reads like pandas' row numbers (index=False "
+                f"writes none): leave it out with columns={{{unsaid[0]!r}: 'skip'}}"
+            )
         return used
 
 
@@ -195,6 +203,8 @@ class FittedTable:
         """Opens a split; raises UserError naming file, row and column of a cell that does not fit."""
         part = self.table.rows(split)
         self._check_names(part.names, str(part.files[0]))
+        if self.label and self.table.label not in part.names:
+            raise UserError(f"{part.files[0]}: there is no column {self.table.label!r}, the label")
         encoded = (self._all_good(chunk) for chunk in part.chunks)
         if part.files[0].suffix not in files.COLUMNAR or self._fits(len(part)):
             pieces = list(encoded)
@@ -251,7 +261,8 @@ class FittedTable:
         extra = [name for name in names if name not in known]
         if missing or extra:
             lacks = f"lacks {', '.join(missing)}" if missing else ""
-            has = f"has {', '.join(extra)}, which train has not" if extra else ""
+            its = ", ".join(name or "a column without a name" for name in extra)
+            has = f"has {its}, which train has not" if extra else ""
             near = did_you_mean(missing[0], extra) if missing else did_you_mean(extra[0], known)
             if extra and all(map(is_number, extra)):
                 near = ": its first line should name the columns"

@@ -155,6 +155,14 @@ def test_folders_are_classes_and_splits(folder, cache_mb):
     assert opened["train"].fingerprint() == again.fingerprint() != opened["test"].fingerprint()
 
 
+def test_a_class_may_be_a_link_or_be_called_as_a_split_is(folder, tmp_path):
+    (folder / "train" / "cat").rename(tmp_path / "cats")
+    (folder / "train" / "cat").symlink_to(tmp_path / "cats")
+    (folder / "train" / "dog").rename(folder / "train" / "train")  # the vehicle
+    source = Folder(str(folder)).open("train")
+    assert source.class_names == ("cat", "train") and len(source) == 40
+
+
 def test_without_split_folders_all_is_train_and_a_part_has_all_classes(folder):
     target = Folder(str(folder / "train"))
     parts = open_splits(target, {"train": "train[:75%]", "rest": "train[75%:]"})
@@ -187,6 +195,13 @@ def test_what_is_wrong_with_a_folder_is_one_line(folder):
     told("bird/1.png: class 'bird' is not in train", split="test")
     (folder / "train" / "dog" / "broken.png").write_bytes(BAD["a broken chunk"])
     told("broken.png: not a readable picture")
+    (folder / "train" / "dog" / "broken.png").rename(folder / "train" / "dog" / "phone.HEIC")
+    told("phone.HEIC: not a readable picture")
+    (folder / "train" / "dog" / "phone.HEIC").unlink()
+    (folder / "train" / "fish").mkdir()
+    told("train/fish holds no picture")
+    (folder / "train").rename(folder / "Training")
+    told("Training would be a class; if it is a split, .*/set/train$")
 
 
 @pytest.mark.parametrize("kind", ["folder", "arrays"])

@@ -267,13 +267,21 @@ def test_hub_names_without_a_network_are_one_line(monkeypatch):
         ("a,label\n1,x\n", dict(label="lable"), ["did you mean 'label'"]),
         ("label\n1\n", {}, ["no column beside the label"]),
         ("a,a,label\n1,2,3\n", {}, ["two columns are called 'a'"]),
-        ("a,label\n1,\n", {}, ["line 2", "'label' is ''"]),
+        ("a,label\n1,\n", {}, ["line 2", "'label' is empty"]),
         ("a,label\n1,3\n", dict(class_names=["x", "y"]), ["line 2", "2 class names"]),
         ("a,label\n1,2.5\n2,x\n", {}, ["line 3", "'label' is 'x', not a number"]),
         ("a,label\n1,2\n2,nan\n", {}, ["line 3", "'label' is 'nan', not a number"]),
         ("a,label\n1,z\n", dict(class_names=["x", "y"]), ["'z', no class of train"]),
         ("a,label\n9007199254740993,1\n", dict(columns={"a": "boolean"}), ["is no boolean"]),
         ("a,label\n", {}, ["no examples"]),
+        ('a,label\n"1,234",x\n"12,345",y\n,z\n', {}, ["'a'", "'1,234'", "1234.5", "'category'"]),
+        ("a;label\n1,5;x\n2,25;y\n", {}, ["'1,5'", "1234.5"]),
+        ("a,label\n$3.50,x\n$ 4,y\n", {}, ["'$ 4'", "1234.5"]),
+        ("a,label\n3 %,x\n14 %,y\n", {}, ["'14 %'", "1234.5"]),
+        ("a,label\n31.12.2024,x\n1.2.2024,y\n", {}, ["'1.2.2024'", "2024-12-31"]),
+        ("a,label\n12/31/24 10:00,x\n", {}, ["'12/31/24 10:00'", "2024-12-31"]),
+        (",a,label\n0,5,x\n", {}, ["column ''", "index=False", "{'': 'skip'}"]),
+        ('a,label\n1,"x\n2,y\n', {}, ["line 3", "quotation mark"]),
         ("a,label\n" + "".join(f"t{i},1\n" for i in range(1001)), {}, ["more than 1000", "skip"]),
     ],
 )
@@ -283,6 +291,58 @@ def test_what_cannot_be_right_is_one_line(tmp_path, train, options, words):
         Table(str(tmp_path), **options).open("train")
     assert all(word in str(caught.value) for word in words), caught.value
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "cells", ["1.2.3 2.0.1", "a-1 b-2", "12:30 14:00", "10115-1 2-3", "1-2 3-4", "A1 5%x"]
+)
+def test_what_only_resembles_numbers_and_dates_is_a_category(tmp_path, cells):
+    (tmp_path / "train.csv").write_text("a,label\n" + "".join(f"{c},1\n" for c in cells.split()))
+    assert len(Table(str(tmp_path)).open("train").feature_names) == 3
+
+
+@pytest.mark.parametrize(("mark", "suffix"), [(";", "csv"), ("\t", "csv"), ("\t", "tsv")])
+def test_cells_may_be_parted_by_what_the_header_has(tmp_path, mark, suffix):
+    rows = [["a", '"b, c"', "label"], ["1.5", '"x, y"', "no"], ["2", "z", "yes"]]
+    (tmp_path / f"train.{suffix}").write_text("\r\n".join(map(mark.join, rows)))
+    source = Table(str(tmp_path)).open("train")
+    assert source.feature_names == ("a", "b, c=x, y", "b, c=z", "b, c=?")
+    assert everything(source)["features"].tolist() == [[1.5, 1, 0, 0], [2, 0, 1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (dict(a=pa.array([datetime.time(1), datetime.time(2)])), "time64.*no number or text"),
+        (dict(a=pa.array([datetime.timedelta(1)] * 2)), "duration.*no number or text"),
+        (dict(a=[2**60, 1]), "1152921504606846976 has too many digits"),
+        ({"a": [1, 2], "__index_level_0__": [5, 1]}, "pandas' row numbers"),
+        (dict(a=["3,5", None]), "'3,5'.*1234.5"),
+    ],
+)
+def test_columns_of_parquet_that_cannot_be_right_are_one_line(tmp_path, table, words):
+    pq.write_table(pa.table({**table, "label": [0, 1]}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=words):
+        Table(str(tmp_path)).open("train")
+
+
+def test_columns_twice_a_label_that_is_not_there_and_rows_that_are_no_objects_are_told(tmp_path):
+    a = pa.array([0, 1])
+    pq.write_table(pa.Table.from_arrays([a, a, a], ["a", "a", "label"]), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="two columns are called 'a'"):
+        Table(str(tmp_path)).open("train")
+    (tmp_path / "list.jsonl").write_text(json.dumps([{"a": 1, "label": 0}]))
+    with pytest.raises(UserError, match=r"list.jsonl, line 1: JSON, but no object"):
+        Table(str(tmp_path / "list.jsonl")).open("train")
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "train.csv").write_text("a,label\n1,0\n")
+    (tmp_path / "csv" / "test.csv").write_text("a\n1\n")
+    with pytest.raises(UserError, match=r"test.csv: there is no column 'label'"):
+        Table(str(tmp_path / "csv")).open("test")
+    with pytest.raises(UserError, match=r"none is there, but report.xlsx"):
+        (tmp_path / "excel").mkdir()
+        (tmp_path / "excel" / "report.xlsx").touch()
+        Table(str(tmp_path / "excel")).open("train")
 
 
 def test_kinds_can_be_said_and_columns_chosen(tmp_path):

@@ -314,7 +314,7 @@ BAD = [
     ("jsonl", b'{"txt": "cat", "label": 0}\n', ["line 1", "'text'", "did you mean 'txt'"]),
     ("jsonl", b'{"text": 3, "label": 0}\n', ["line 1", "'text' is int"]),
     ("jsonl", b'{"text": "cat"}\n', ["line 1", "'label'", "it has text"]),
-    ("jsonl", b'{"text": "cat", "label": null}\n', ["line 1", "'label' is None"]),
+    ("jsonl", b'{"text": "cat", "label": null}\n', ["line 1", "'label' is empty"]),
     ("jsonl", b'{"text": "cat", "label": -1}\n', ["line 1", "'label'", "from 0"]),
     (
         "jsonl",
