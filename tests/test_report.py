@@ -108,6 +108,17 @@ def test_the_mean_over_the_steps_is_drawn_in_the_place_of_one_batch(tmp_path):
     assert "train_mean/loss" in parsed.text and "train/loss" not in parsed.text
 
 
+def test_the_loss_comes_first_then_what_is_evaluated(tmp_path):
+    make_run(tmp_path)
+    train = ("train/grad_norm", "train/accuracy", "train/loss")
+    lines = [{"step": s, **dict.fromkeys(train, 1.0), "eval/test/accuracy": 1.0} for s in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    text = Page(write_report(tmp_path).read_text()).text
+    assert re.findall(r"\n(loss|accuracy|grad_norm)\n(?=[\d\s.]*\n)", text[text.index("Curves") :])[
+        :3
+    ] == ["loss", "accuracy", "grad_norm"]
+
+
 def test_classes_are_named_as_the_data_does_and_others_numbered(tmp_path):
     make_run(tmp_path, classes=4)
     (tmp_path / "manifest.json").write_text(json.dumps({"class_names": ["cat", "dog", "owl"]}))

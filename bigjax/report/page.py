@@ -194,7 +194,10 @@ def _value(line: Mapping[str, Any], name: str) -> float | None:
 
 
 def _charts(lines: Sequence[dict]) -> list[charts.Chart]:
-    """One chart per metric's last name: train_mean/loss and eval/test/loss share one."""
+    """One chart per metric's last name: train_mean/loss and eval/test/loss share one.
+
+    The loss comes first, then what is evaluated, then the rest.
+    """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     has_mean = any("train_mean/loss" in line for line in lines)
     for line in lines:
@@ -204,7 +207,9 @@ def _charts(lines: Sequence[dict]) -> list[charts.Chart]:
             if name != "step" and isinstance(value, (int, float)):
                 series = found.setdefault(name.rpartition("/")[2], {})
                 series.setdefault(name, []).append((line["step"], float(value)))
-    return [charts.chart(k, s) for k, s in found.items() if max(map(len, s.values())) > 1]
+    evaluated = {k for k, s in found.items() if any(name.startswith("eval/") for name in s)}
+    order = sorted(found, key=lambda name: (name != "loss", name not in evaluated))
+    return [charts.chart(k, found[k]) for k in order if max(map(len, found[k].values())) > 1]
 
 
 def _by_split(metrics: Mapping[str, object]) -> list[dict[str, object]]:

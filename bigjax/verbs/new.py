@@ -90,7 +90,7 @@ def get_config():
     )
     config.evaluate = dict(splits=("test",), every=0.1)  # ten times a run
     config.checkpoint = dict(every=0.1, keep=2)
-    config.log = dict(every=50)  # steps
+    config.log = dict(every=10)  # steps: the points of the training curves
     return config
 
 
@@ -139,7 +139,8 @@ def main(arguments: Sequence[str]) -> str:
     parser = argparse.ArgumentParser(prog="python -m bigjax new", exit_on_error=False)
     parser.add_argument("name", nargs="?")
     parser.add_argument("--source", default="table", help=", ".join(SOURCES))
-    parser.add_argument("--task", help="default: the first that goes with the source")
+    tasks = "; ".join(f"{source}: {', '.join(its)}" for source, (_, its, _) in SOURCES.items())
+    parser.add_argument("--task", help=f"{tasks} (the first is the default)")
     options = read_options(parser, arguments)
     if not options.name or not options.name.isidentifier():
         raise UserError("give a name that Python can import: python -m bigjax new my_experiment")
