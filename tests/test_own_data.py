@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from small import small_config
@@ -67,6 +68,12 @@ def test_a_table_with_real_columns_is_learned_and_predicted(tmp_path):
     assert np.mean([row["name"] == label for row, label in zip(rows, truth, strict=True)]) > 0.9
     write_table(tmp_path, "other", 40, ("seen", "town", "pay"))  # another order, no label
     assert [row["row"] for row in predict(tmp_path, tmp_path / "other.csv")] == list(range(40))
+    opened = open_run(tmp_path / "run")
+    frame = pd.read_csv(tmp_path / "other.csv")  # rows in memory, as a notebook has them
+    for held in (frame, frame.to_dict("records"), frame.to_dict("list")):
+        assert opened.predict(held) == opened.predict(tmp_path / "other.csv")
+    with pytest.raises(UserError, match=r"predict: lacks town; the model reads pay, town, seen"):
+        opened.predict(frame.drop(columns="town"))
     # Another train split under the run: what is fitted to it would read predictions wrongly.
     text = (tmp_path / "train.csv").read_text()
     (tmp_path / "train.csv").write_text(text.replace("Rome", "Bern"))

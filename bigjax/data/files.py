@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,32 @@ def read_chunks(path: Path) -> Iterator[Chunk]:
             problems={i: row for i, (_, row) in enumerate(part) if isinstance(row, str)},
             typed=frozenset(n for n, (_, one) in arrays.items() if one and typed),
         )
+
+
+def held(rows: Any) -> Chunk:
+    """Rows that are in memory: a pandas table, a list of dicts, or columns by name.
+
+    Raises:
+      UserError: they are none of these, of different lengths, or none.
+    """
+    import pyarrow
+
+    if hasattr(rows, "to_dict"):  # so that pandas need not be there
+        table = pyarrow.Table.from_pandas(rows, preserve_index=False)
+        columns = {name: table[name].combine_chunks() for name in table.column_names}
+    elif isinstance(rows, Mapping):
+        columns = {name: _arrow(list(values))[0] for name, values in rows.items()}
+    elif all(isinstance(row, Mapping) for row in rows):
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: _arrow([row.get(name) for row in rows])[0] for name in names}
+    else:
+        raise UserError(
+            "predict: this model reads a pandas table, a list of dicts, or columns by name"
+        )
+    sizes = sorted(set(map(len, columns.values())))
+    if len(sizes) != 1 or sizes == [0]:
+        raise UserError(f"predict: columns of {' and '.join(map(str, sizes)) or 'no'} rows")
+    return Chunk(sizes[0], columns, "predict, row {}".format, {}, frozenset(columns))
 
 
 def describe(path: Path) -> tuple[int, list[str]]:

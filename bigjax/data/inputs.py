@@ -48,18 +48,23 @@ def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Inputs:
 
 
 def given(
-    rows: Mapping[str, Any] | Sequence[str], train_source: Any, key: str | Sequence[str]
+    rows: Mapping[str, Any] | Sequence[Any], train_source: Any, key: str | Sequence[str]
 ) -> Source:
-    """A user's arrays or texts as examples of the features that the model takes.
+    """A user's arrays, texts or rows of a table as examples of the features that the model takes.
 
     Args:
-      rows: name of a feature -> its values, a leading axis of rows; or texts.
+      rows: name of a feature -> its values, a leading axis of rows; or texts; or, of a table, what
+        `FittedTable.read_rows` takes.
       train_source: the train split. key: the model's input.
 
     Raises:
       UserError: they are not what the model takes.
     """
     features = train_source.features
+    if hasattr(train_source, "read_rows") and not (
+        isinstance(rows, Mapping) and set(rows) <= set(features)
+    ):
+        return _Completed(train_source.read_rows(rows), features)
     if not isinstance(rows, Mapping):
         if not hasattr(train_source, "encode") or not all(isinstance(row, str) for row in rows):
             raise UserError(f"predict: this model reads arrays by name: {', '.join(features)}")

@@ -37,7 +37,7 @@ class Source(Protocol):
     num_classes: int | None
     # What some have too:
     #   vocab_size: token ids are below it; tokenizer; texts; encode(lines) -> columns.
-    #   read_inputs(path) -> Inputs: reads a user's file as it reads its own.
+    #   read_inputs(path) -> Inputs: reads a user's file as it reads its own; read_rows(rows) likewise.
     #   fitted: plain values, all that the train split decided; saved with a run.
     #   feature_names: of the numbers in "features".
     #   column(key): a feature of all examples, where that is cheap.

@@ -18,9 +18,9 @@ from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data import files, picture_cells, pictures
 from bigjax.data.columns import KINDS, Column, Seen
 from bigjax.data.labels import Labels, is_number
+from bigjax.data.mapped import mapped
 from bigjax.data.sources import Arrays, Inputs, default_data_dir, nothing_left
 from bigjax.data.splits import files_of, find_splits, subsplit
-from bigjax.run.files import publish
 
 Encoded = dict[str, np.ndarray]
 ROW_NUMBERS = ("", "Unnamed: 0", "__index_level_0__")  # as pandas calls the index that it writes
@@ -212,9 +212,7 @@ class FittedTable:
             return TableRows(columns, self)
         identity = self._identity(part)
         folder = Path(default_data_dir(self.table.data_dir)) / "cache" / "tables" / identity[:32]
-        publish(folder, lambda private: _write(private, encoded, len(part)))
-        columns = {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
-        return TableRows(columns, self, identity)
+        return TableRows(mapped(folder, encoded, len(part)), self, identity)
 
     def read_inputs(self, path: Path) -> Inputs:
         """A user's file, or a folder of one split, columns by name; a row that does not fit is told and left
@@ -252,6 +250,18 @@ class FittedTable:
             raise UserError(f"--input={path}: {nothing_left(problems)}")
         columns = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
         return Inputs(TableRows(columns, self), numbers, problems)
+
+    def read_rows(self, rows: Any) -> TableRows:
+        """Rows that a user holds: a pandas table, a list of dicts, or columns by name.
+
+        Raises:
+          UserError: as for `read_inputs`, and for the first row that does not fit.
+        """
+        chunk = files.held(rows)
+        self._check_names(chunk.columns, "predict")
+        encoded, problems = self._encode(chunk, labelled=False)
+        _refuse(chunk.where, problems)
+        return TableRows(encoded, self)
 
     def _check_names(self, names: Iterable[str], where: str) -> None:
         """Every column of train must be there, but the label's; none that train has not."""
@@ -339,13 +349,14 @@ class TableRows(Arrays):
     Attributes:
       feature_names: one for each number of "features".
       fitted: plain values: all that the train split decided.
-      read_inputs: reads a user's file as this one was read.
+      read_inputs, read_rows: read a user's file, or rows, as this one was read.
     """
 
     def __init__(self, columns: Encoded, fitted: FittedTable, identity: str | None = None):
         super().__init__(columns, fitted.label.names if fitted.label else None)
         self.feature_names, self.fitted = fitted.feature_names, fitted.fitted
-        self.read_inputs, self._identity = fitted.read_inputs, identity
+        self.read_inputs, self.read_rows = fitted.read_inputs, fitted.read_rows
+        self._identity = identity
 
     def fingerprint(self) -> str:
         return self._identity or super().fingerprint()
@@ -379,22 +390,3 @@ def _cells(chunk: files.Chunk, name: str) -> Any:
     import pyarrow
 
     return chunk.columns[name] if name in chunk.columns else pyarrow.nulls(len(chunk))
-
-
-def _write(folder: Path, pieces: Iterator[Encoded], rows: int) -> None:
-    """One .npy a feature; only one piece is in memory."""
-    columns: dict[str, np.ndarray] = {}
-    at = 0
-    for piece in pieces:
-        for key, values in piece.items():
-            if key not in columns:
-                columns[key] = np.lib.format.open_memmap(
-                    folder / f"{key}.npy",
-                    mode="w+",
-                    dtype=values.dtype,
-                    shape=(rows, *values.shape[1:]),
-                )
-            columns[key][at : at + len(values)] = values
-        at += len(values)
-    for column in columns.values():
-        column.flush()

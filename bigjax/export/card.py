@@ -175,7 +175,8 @@ def read_card(folder: Path, trust: bool = False) -> Card:
         names = values["class_names"]
         reader = Reader(features, names and tuple(map(str, names)), names and len(names))
         if values["table"] is not None:
-            reader.read_inputs = FittedTable.restored(**values["table"]).read_inputs
+            fitted = FittedTable.restored(**values["table"])
+            reader.read_inputs, reader.read_rows = fitted.read_inputs, fitted.read_rows
         if values["text"] is not None:
             check_trusted(path, values["text"], ())  # sources of text are bigjax's own
             source = _part("data.source", {**values["text"], **_absent(values["text"]["type"])})

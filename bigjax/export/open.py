@@ -39,8 +39,8 @@ class Exported:
     card: Card
     run: Callable[[Mapping[str, np.ndarray]], Mapping[str, Any]]
 
-    def predict(self, rows: Mapping[str, Any] | Sequence[str]) -> list[dict[str, Any]]:
-        """One dict a row: of arrays by the name of the feature, or of texts.
+    def predict(self, rows: Mapping[str, Any] | Sequence[Any]) -> list[dict[str, Any]]:
+        """One dict a row: of arrays by the name of the feature, of texts, or of a table's rows.
 
         Raises:
           UserError: the model cannot read them.

@@ -108,10 +108,11 @@ class Opened:
         """A user's file or folder as examples, with the numbers of its good rows and what is wrong."""
         return inputs.read(path, self.setup.sources["train"], self.setup.program.task.input)
 
-    def predict(self, rows: Mapping[str, Any] | Sequence[str] | str | Path) -> list[dict[str, Any]]:
+    def predict(self, rows: Mapping[str, Any] | Sequence[Any] | str | Path) -> list[dict[str, Any]]:
         """What the verb `predict` writes, one dict a row.
 
-        rows: arrays by the name of the feature, texts, or the path of a file or folder.
+        rows: arrays by the name of the feature, texts, the path of a file or folder; of a run on a
+          table also a pandas table, a list of dicts, or columns by name.
 
         Raises:
           UserError: the model cannot read them.

@@ -34,7 +34,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--tag": dict(action="append", default=[], help="kept there; repeatable"),
     "--notes": dict(help="a line of your own, kept there"),
     "--split": dict(help="which one (default: evaluate.splits)"),
-    "--input": dict(type=expanded, help=".npz, .csv, .txt, or a folder of png/jpg"),
+    "--input": dict(type=expanded, help="a table, .npz, .txt, a picture, or a folder of them"),
     "--adapter": dict(
         action="append",
         default=[],

@@ -345,6 +345,26 @@ def test_columns_twice_a_label_that_is_not_there_and_rows_that_are_no_objects_ar
         Table(str(tmp_path / "excel")).open("train")
 
 
+def test_rows_in_memory_are_read_as_those_of_a_file(folder):
+    source = Table(str(folder)).open("train")
+    frame = pd.read_csv(folder / "test.csv")
+    expected = everything(source.read_inputs(folder / "test.csv").source)["features"]
+    dated = frame.assign(since=pd.to_datetime(frame["since"]), member=frame["member"] == "yes")
+    for rows in (frame, dated, frame.to_dict("records"), frame.to_dict("list")):
+        assert np.array_equal(
+            everything(inputs.given(rows, source, "features"))["features"], expected
+        )
+    for rows, words in (
+        (["a text"], "a pandas table, a list of dicts"),
+        ([], "columns of no rows"),
+        (dict(city=["Rome"], age=[1, 2]), "columns of 1 and 2 rows"),
+        (frame.assign(more=1), r"has more, which train has not"),
+        (frame.assign(age="old"), r"predict, row 0: column 'age': 'old' is no number"),
+    ):
+        with pytest.raises(UserError, match=words):
+            inputs.given(rows, source, "features")
+
+
 def test_kinds_can_be_said_and_columns_chosen(tmp_path):
     (tmp_path / "train.csv").write_text("zip,id,x,label\n75001,a1,1,2\n10115,a2,2,3\n")
     said = Table(str(tmp_path), columns={"zip": "category", "id": "skip", "label": "number"})
