@@ -25,6 +25,15 @@ def raw(**changes):
     return ConfigDict(values)
 
 
+def test_what_is_evaluated_by_default_is_all_that_is_not_trained_on():
+    splits = dict(train="train[:80%]", validation="train[80%:]", test="test", train_more="train")
+    data = dict(source=dict(type="tfds", name="digits"), splits=splits)
+    found = config.resolve(raw(data=data))
+    assert found.get("evaluate.splits") == ("validation", "test")
+    assert found.origins["evaluate.splits"] == "data" and found.get("evaluate.every") == 0.1
+    assert config.resolve(raw(data=data), ["evaluate.splits=()"]).get("evaluate.splits") == ()
+
+
 REFUSED = {
     # override on the command line -> words the one-line message must hold
     "modle.type=mlp": ["config.modle", "did you mean 'model'"],

@@ -42,6 +42,19 @@ EARLY = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("best", "said"),
+    [
+        ("eval/tset/loss", "no eval/NAME/METRIC of a NAME in .*: test$"),
+        ("accuracy", "no eval/NAME/METRIC"),
+        ("eval/test/acuracy", "no metric 'eval/test/acuracy' .did you mean 'eval/test/accuracy'"),
+    ],
+)
+def test_a_metric_that_nothing_measures_is_told_not_waited_for(best, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        train(small(*EARLY, f"checkpoint.best={best}"), tmp_path / "run")
+
+
 def result_of(folder):
     return json.loads((folder / "result.json").read_text())
 

@@ -57,6 +57,10 @@ def test_train_gives_the_run_opened_and_a_dict_is_as_good(run, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_run_at_the_end_of_a_cell_is_one_line(run):
+    assert repr(run) == f"Opened({str(run.workdir)!r}, step 4)"
+
+
 def test_metrics_are_a_table_and_evaluate_gives_the_logged_ones(run):
     table = run.metrics()
     assert isinstance(table, pandas.DataFrame) and list(table.index) == [1, 2, 3, 4]
@@ -112,6 +116,9 @@ def test_the_next_batch_follows_the_last_step(run):
     [
         (lambda folder: bigjax.train(dict(short(), trian={}), folder), "config.trian"),
         (lambda folder: bigjax.train(None, folder), "a ConfigDict or a dict is needed"),
+        (lambda folder: bigjax.train(short(), folder, callbacks=print), "give a list of functions"),
+        (lambda folder: bigjax.train(dict(short(), model=Net), folder), r"instance, Net\(...\)"),
+        (lambda folder: bigjax.train(short(), __file__), "is a file, not a folder"),
         (lambda folder: bigjax.open_run(folder), "holds no run"),
         (lambda folder: bigjax.sweep(short, folder, {"optimizer.rate": [1]}), "optimizer.rate"),
         (lambda folder: bigjax.sweep(short, folder, sedes=3), "did you mean 'seeds'"),

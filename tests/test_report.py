@@ -226,6 +226,9 @@ def test_pipeline_links_each_stage_and_says_which_is_not_finished(tmp_path):
     assert links == ["a%20b/report.html", "student/seed_0/report.html"]
     assert "11.50 ± 0.71" in parsed.text and "11 12" in parsed.text
     assert parsed.text.count("not finished") == 1
+    assert "standard deviation" in parsed.text
+    parsed = Page(write_pipeline_report(tmp_path, "x", [{"errors": [11]}], stages).read_text())
+    assert "standard deviation" not in parsed.text  # of one seed there is none
 
 
 def points_of(path):

@@ -58,6 +58,9 @@ def test_every_run_below_the_folder_with_its_state_step_and_metric(folder):
         "failed",
     ]
     assert {row["run"]: row["state"] for row in runs.find(folder)}["a/student"] == "stopped"
+    for step, state in ((9, "stopped"), (10, "failed")):  # bad numbers at the last step known
+        (folder / "a/student/bad_step.json").write_text(json.dumps({"step": step}))
+        assert {row["run"]: row["state"] for row in runs.find(folder)}["a/student"] == state
     assert [(r["step"], r["steps"]) for r in found.values()] == [(10, 40), (40, 40), (5, 40)]
     assert [(r["metric"], r["value"]) for r in found.values()] == [
         ("eval/test/loss", 1.0),

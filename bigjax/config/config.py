@@ -193,4 +193,5 @@ def made(section: str, where: str, values: Any) -> Any:
     try:
         return target(**given)
     except UserError as error:
-        raise UserError(f"config.{where}: {error}") from None
+        said = str(error)
+        raise UserError(said if said.startswith("config.") else f"config.{where}: {said}") from None

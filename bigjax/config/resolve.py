@@ -64,6 +64,7 @@ def resolve(
     in_checkpoint = set(flatten(given)) - said
     if "model" in given:
         given["model"] = _with_sizes(given)
+    given |= _with_splits(given)
     values = _complete(given)
     origins = {}
     in_experiment, in_data = set(flatten(experiment)), set(flatten(given)) - said - in_checkpoint
@@ -217,6 +218,17 @@ def _with_sizes(given: Mapping[str, Any]) -> Any:
     return {**_hook(DERIVE_SIZES)(Config(values, {}), wanted), **model}
 
 
+def _with_splits(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The raw evaluate section, where it says no splits: all of `data.splits` that are not trained on."""
+    section, data = given.get("evaluate") or {}, given.get("data")
+    splits = data.get("splits") if isinstance(data, dict) else None
+    if not isinstance(section, dict) or "splits" in section or not isinstance(splits, dict):
+        return {}
+    mixed = data.get("mixture") or {}
+    held = tuple(name for name in splits if not name.startswith("train") and name not in mixed)
+    return {"evaluate": {**section, "splits": held}} if held else {}
+
+
 def _complete_section(path: str, given: Any, where: str = "") -> Any:
     """One section, and the typed sections inside it; `where` is its path for messages."""
     settings, kind, where = SETTINGS.get(path), KINDS.get(path), where or path
@@ -266,6 +278,13 @@ def _check_whole(config: Config) -> None:
     for name, values in config.get("evaluators").items():
         When(values["every"], total_steps=1, key=f"config.evaluators.{name}.every")
         wanted += [(f"evaluators.{name}.data", values["data"])] if values["data"] else []
+    best = config.get("checkpoint.best")
+    measured = [*config.get("evaluate.splits"), *config.get("evaluators")]
+    if best and not best.startswith(tuple(f"eval/{name}/" for name in measured)):
+        raise UserError(
+            f"config.checkpoint.best: {best!r} is no eval/NAME/METRIC of a NAME in config.evaluate.splits "
+            f"or config.evaluators: {', '.join(measured) or 'they are empty'}"
+        )
     for key, split in wanted:
         if split not in splits:
             raise UserError(

@@ -96,5 +96,5 @@ def check_trusted(path: Path, values: Mapping[str, Any], trusted: Collection[str
         raise UserError(
             f"{path}: names '{strange[0]}', which would be imported and run. A folder may name only "
             "bigjax's own short names, and what your experiment file or command line names; "
-            "if you trust the folder, give --trust"
+            "if you trust the folder, give --trust (in Python: trust=True)"
         )

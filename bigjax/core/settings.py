@@ -108,7 +108,7 @@ class Data:
 class Evaluate:
     """Which splits are evaluated, and when (see `bigjax.config.when`)."""
 
-    splits: Sequence[str] = ()
+    splits: Sequence[str] = ()  # default: those of `data.splits` that are not trained on
     every: int | float | str = 0.1  # ten times a run, so that a curve has points
     batch_size: int | None = None  # default: train.batch_size
 

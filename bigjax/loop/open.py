@@ -35,7 +35,7 @@ from bigjax.run.writers import read_metrics
 log = logging.getLogger("bigjax")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # a notebook shows what a cell ends in: not all weights
 class Opened:
     """A run with its newest state.
 
@@ -48,6 +48,9 @@ class Opened:
     setup: Setup
     state: TrainState
     frozen: Any
+
+    def __repr__(self) -> str:
+        return f"Opened({str(self.workdir)!r}, step {self.step})"
 
     @property
     def step(self) -> int:

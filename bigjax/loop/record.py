@@ -13,6 +13,7 @@ import jax
 
 from bigjax.build.assemble import Setup
 from bigjax.config.when import When
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.state import TrainState, params_fingerprint
 from bigjax.data import pipeline
 from bigjax.loop.evaluate import Metrics, evaluate_due
@@ -151,8 +152,14 @@ class Record:
         metrics = found[0] | self.setup.measure(step)
         self.write(step, metrics)
         self.last_step = step
-        if self.setup.checkpoint.best in metrics:
-            self._scores.append(float(metrics[self.setup.checkpoint.best]))
+        best = self.setup.checkpoint.best
+        if best in metrics:
+            self._scores.append(float(metrics[best]))
+        elif best and any(name.rpartition("/")[0] == best.rpartition("/")[0] for name in metrics):
+            near = did_you_mean(best, metrics)
+            raise UserError(
+                f"config.checkpoint.best: no metric {best!r}{near}; there are {', '.join(metrics)}"
+            )
         for callback in self._callbacks:
             callback(step, metrics, state)
         return metrics

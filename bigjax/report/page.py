@@ -133,7 +133,9 @@ def write_pipeline_report(
         "pipeline.html",
         title=title,
         table=table(table_rows),
-        has_seeds=any(isinstance(v, (list, tuple)) for row in table_rows for v in row.values()),
+        has_seeds=any(
+            isinstance(v, (list, tuple)) and len(v) > 1 for row in table_rows for v in row.values()
+        ),
         curves=mean_curves(runs, ("train/loss", *evaluated)),
         stages={
             name: (folder, read_json(workdir / folder / "result.json") or {})

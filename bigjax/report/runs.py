@@ -102,11 +102,12 @@ def _row(folder: Path, name: str) -> dict[str, Any]:
     metric = _main_metric(config, result.get("metrics") or evaluated)
     value = (result.get("metrics") or evaluated).get(metric)
     value = None if value is None or isinstance(value, list) else float(value)
+    step = max([line["step"] for line in lines] + checkpoints, default=0)
     sizes, times = zip(*_files(folder), strict=True)
     return {
         "run": name,
-        "state": _state(folder, result),
-        "step": max([line["step"] for line in lines] + checkpoints, default=0),
+        "state": _state(folder, result, step),
+        "step": step,
         "steps": result.get("step") or _total_steps(config, manifest),
         "metric": metric,
         "value": value,
@@ -115,7 +116,7 @@ def _row(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _state(folder: Path, result: Mapping[str, Any]) -> str:
+def _state(folder: Path, result: Mapping[str, Any], step: int) -> str:
     if result:
         return "done"
     if _is_locked(folder / ".lock"):
@@ -123,7 +124,8 @@ def _state(folder: Path, result: Mapping[str, Any]) -> str:
     for name, word in (("failure.json", "failed"), ("pruned.json", "pruned")):
         if (folder / name).exists():
             return word
-    return "stopped"
+    halted = _at(read_json(folder / "bad_step.json"), "step")  # where a run that rewinds goes on
+    return "failed" if isinstance(halted, int) and halted >= step else "stopped"
 
 
 def _is_locked(path: Path) -> bool:

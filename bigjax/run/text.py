@@ -90,4 +90,6 @@ def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
 def metrics_table(metrics: Mapping[str, object]) -> str:
     """Returns the scalar metrics as a table; lists (per class, confusion) are in the report."""
     rows = [{"metric": k, "value": v} for k, v in metrics.items() if not isinstance(v, list)]
+    if not rows:
+        return "nothing is evaluated: config.evaluate.splits is empty"
     return table(rows, ["metric", "value"])

@@ -54,7 +54,7 @@ PREPROCESS = {
     "table": """dict(type="standardize"),  # each column to mean 0, deviation 1, by the train split""",
     "npz": """dict(type="standardize"),  # each column to mean 0, deviation 1, by the train split""",
     "folder": """dict(type="normalize", scale=255.0),  # pixels to 0 .. 1""",
-    "tfds": """dict(type="normalize", scale=255.0),  # pixels to 0 .. 1""",
+    "tfds": """dict(type="normalize", scale=16.0),  # pixels (of digits 0 .. 16, of others 0 .. 255) to 0 .. 1""",
 }
 
 TEMPLATE = '''"""What this experiment shows, in one line.

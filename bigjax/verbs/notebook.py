@@ -46,6 +46,10 @@ def train(
       BadNumbers, CheckpointError: see `bigjax.loop.train.train`.
     """
     folder = Path(os.path.expanduser(workdir))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"workdir: {folder} is a file, not a folder")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise UserError("callbacks: give a list of functions of (step, metrics, state)")
     raw = by_name(config)
     loop.train(
         resolve(raw, overrides),
@@ -70,6 +74,8 @@ def by_name(config: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> dict
         what = type(config).__name__
         raise UserError(f"config: a ConfigDict or a dict is needed, not {what}") from None
     model = raw.get("model")
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise UserError(f"config.model: give an instance, {model.__name__}(...), not the class")
     if isinstance(model, nn.Module):
         own = [f.name for f in dataclasses.fields(model) if f.init and f.name not in LINEN]
         if "<locals>" in type(model).__qualname__:

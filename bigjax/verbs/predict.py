@@ -41,6 +41,8 @@ def evaluate_verb(
     """Evaluates the newest checkpoint of the run in the folder: a split, or all that the run measures."""
     splits = None if options.split is None else (options.split,)
     run = asked_run(raw, overrides, options, splits)
+    if not run.setup.evaluate.splits and not run.setup.evaluators:
+        raise UserError("evaluate needs --split=NAME: config.evaluate.splits is empty")
     for split in run.setup.evaluate.splits:
         values = run.evaluate(split)
         print(metrics_table({f"eval/{split}/{name}": value for name, value in values.items()}))
