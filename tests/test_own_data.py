@@ -81,6 +81,29 @@ def test_a_table_with_real_columns_is_learned_and_predicted(tmp_path):
         open_run(tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("labels", "task", "said"),
+    [
+        (
+            "$1.50 $2.00",
+            "regression",
+            r"'label' is words \(\$1.50, \$2.00\), and numbers are needed",
+        ),
+        ("-1 1", "classification", r"'label' holds numbers that are no classes .*'category'"),
+        ("0.0 1.0", "classification", r"'label' holds numbers that are no classes"),
+    ],
+)
+def test_labels_that_do_not_go_with_the_task_are_told(tmp_path, labels, task, said):
+    rows = "".join(f"{i},{label}\n" for i, label in enumerate(labels.split()))
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.csv").write_text("x,label\n" + rows)
+    config = table_config(tmp_path)
+    config.task.type, config.model = task, dict(type="mlp", widths=(4,))
+    with pytest.raises(UserError, match=said):
+        run(config, tmp_path)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("cache_mb", [0, 1024])
 def test_a_folder_of_pictures_is_learned_and_predicted(tmp_path, cache_mb):
     draw = np.random.default_rng(0)

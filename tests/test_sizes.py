@@ -96,7 +96,7 @@ def test_nothing_is_opened_where_nothing_is_missing(tmp_path):
 
 def test_what_the_data_does_not_say_is_still_missing(tmp_path):
     write(tmp_path, label=np.zeros(6, np.float32))
-    with pytest.raises(UserError, match=r"config.model.outputs is missing"):
+    with pytest.raises(UserError, match=r"'label' holds numbers that are no classes"):
         configs.resolve(config(tmp_path, "classification"))
 
 

@@ -26,8 +26,9 @@ from bigjax.core.errors import UserError
 from bigjax.core.method import Method, Reference
 from bigjax.core.mixing import Mixing
 from bigjax.core.state import TrainState
-from bigjax.data.sources import check_classes, open_splits
+from bigjax.data.sources import check_classes, check_numbers, open_splits
 from bigjax.mesh.sharding import check_batch, make_mesh
+from bigjax.tasks.regression import Regression
 
 SECTIONS = ("train", "evaluate", "checkpoint", "log", "check")  # whose settings a run holds
 
@@ -213,7 +214,10 @@ def check_labels(config: Config, sources: dict[str, Any]) -> None:
     """
     transforms = (*config.get("data.augment"), *config.get("data.preprocess"))
     outputs = config.values["model"].get("outputs")
-    known = config.make("task").classes(outputs) if isinstance(outputs, int) else None
+    task = config.make("task")
+    if isinstance(task, Regression):
+        check_numbers(sources["train"], task.label)
+    known = task.classes(outputs) if isinstance(outputs, int) else None
     if known and not any(":" in one["type"] for one in transforms):
         label, classes, not_scored = known
         for split, source in sources.items():

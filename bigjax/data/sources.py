@@ -19,6 +19,7 @@ import numpy as np
 
 from bigjax.core import settings
 from bigjax.core.errors import UserError, did_you_mean, first_line
+from bigjax.data.labels import is_number
 from bigjax.data.mixed import Mixed
 from bigjax.data.narrow import Features, narrow, narrow_dtype
 
@@ -131,6 +132,16 @@ def check_classes(
         raise UserError(
             f"split {split!r}{where}: {label!r} is {wrong}, but the model and the task know "
             f"{classes} classes, 0 to {classes - 1} (config.model.outputs)"
+        )
+
+
+def check_numbers(source: Source, label: str) -> None:
+    """Refuses words where numbers are learned: the numbers of classes say nothing of more and less."""
+    words = [name for name in source.class_names or () if not is_number(name)]
+    if words and label in source.features:
+        raise UserError(
+            f"config.task: {label!r} is words ({', '.join(words[:3])}), and numbers are needed; mend "
+            "them, or say task.type='classification'"
         )
 
 

@@ -41,6 +41,11 @@ class Classification(Task):
         return self.label, outputs, None
 
     def outputs(self, source: Any) -> int | None:
+        if source.num_classes is None and source.features.get(self.label, ((0,),))[0] == ():
+            raise UserError(
+                f"config.task.label: {self.label!r} holds numbers that are no classes (words, or whole "
+                f"numbers from 0); of a table, columns={{{self.label!r}: 'category'}} makes them classes"
+            )
         return source.num_classes
 
     def loss(self, outputs: jax.Array, batch: dict) -> tuple[Pair, dict[str, Pair]]:

@@ -84,8 +84,10 @@ def confusion_matrix(true: jax.Array, predicted: jax.Array, mask: jax.Array, cla
     return jnp.einsum("bi,bj->ij", row, jax.nn.one_hot(predicted, classes)).astype(jnp.int32)
 
 
-def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> dict:
-    """Scores from counts per class (K,); 0 where the denominator is 0. Macro: mean over all K.
+def precision_recall_f1(
+    hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray, counted: Any = slice(None)
+) -> dict:
+    """Scores from counts per class (K,); 0 where the denominator is 0. Macro: mean over those `counted`.
 
     precision = hits / predicted, recall = hits / actual, F1 = 2 hits / (predicted + actual).
     """
@@ -96,7 +98,7 @@ def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndar
         ("f1", 2 * hits, predicted + actual),
     ):
         per_class = np.where(below > 0, above / np.maximum(below, 1), 0.0)
-        scores[f"{name}_macro"] = float(per_class.mean())
+        scores[f"{name}_macro"] = float(per_class[counted].mean())
         scores[f"{name}_per_class"] = per_class.tolist()
     return scores
 
@@ -104,16 +106,18 @@ def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, actual: np.ndar
 def confusion_scores(confusion: np.ndarray) -> dict:
     """Accuracy, errors, precision, recall, F1 and the matrix itself (K, K), as plain numbers and lists.
 
+    As scikit-learn's, the means over the classes are over those that are there, true or predicted.
+
     confusion: (K + 1, K) as `confusion_matrix` counts. Labels that the model has no output for are
         errors, and told of as "labels_outside" where there are any.
     """
     inside, outside = confusion[:-1], int(confusion[-1].sum())
-    hits = np.diag(inside)
+    hits, predicted, actual = np.diag(inside), confusion.sum(axis=0), inside.sum(axis=1)
     return {
         "accuracy": float(hits.sum() / confusion.sum()),
         "errors": float(confusion.sum() - hits.sum()),
         **({"labels_outside": outside} if outside else {}),
-        **precision_recall_f1(hits, confusion.sum(axis=0), inside.sum(axis=1)),
+        **precision_recall_f1(hits, predicted, actual, counted=predicted + actual > 0),
         "confusion_matrix": inside.tolist(),
     }
 
