@@ -93,7 +93,8 @@ def test_relations_token_by_token(heads, names):
                 kl.append(entropy(*rows))
         expected.append(np.mean(kl) if kl else 0)
     teacher, student = (F32(x[i], y[i]) for i in (0, 1))
-    found = layers.relations(teacher, student, layers.pairs_of(SEGMENTS), heads)
+    relations = jax.jit(lambda t, s: layers.relations(t, s, layers.pairs_of(SEGMENTS), heads))
+    found = relations(teacher, student)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 

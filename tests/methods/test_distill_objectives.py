@@ -166,7 +166,8 @@ def test_the_distributions_of_one_unit_are_summed():
 
 MODEL = MLP(widths=(), outputs=K)
 BATCH = {"image": RNG.normal(size=(B, 4)).astype(np.float32), "label": LABELS, "mask": MASK}
-A, BB, OWN = (MODEL.init(jax.random.key(i), BATCH["image"], train=False) for i in range(3))
+INIT = jax.jit(lambda key: MODEL.init(key, BATCH["image"], train=False))
+A, BB, OWN = (INIT(jax.random.key(i)) for i in range(3))
 METHOD = Distill(
     teachers={"a": "../a", "b": "../b"},
     objectives={

@@ -31,9 +31,8 @@ BATCH = {
     "mask": MASK,
 }
 TASK = Classification(input="pixels")
-OWN, AVERAGED, OTHER = (
-    MODEL.init(jax.random.key(i), BATCH["pixels"], train=False)["params"] for i in range(3)
-)
+INIT = jax.jit(lambda key: MODEL.init(key, BATCH["pixels"], train=False)["params"])
+OWN, AVERAGED, OTHER = (INIT(jax.random.key(i)) for i in range(3))
 
 
 def scope_of(**changes):

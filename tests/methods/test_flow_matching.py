@@ -34,7 +34,7 @@ def batch_of(rows):
 
 def test_position_and_velocity_lie_on_the_line_from_noise_to_the_example():
     batch = batch_of(2000)
-    found = FlowMatching().view(batch, jax.random.key(0))
+    found = jax.jit(FlowMatching().view)(batch, jax.random.key(0))
     t = found["time"][:, None, None, None]
     np.testing.assert_array_equal(found["condition"], batch["label"])
     # x_1 = x_t + (1 - t) v, and x_0 = x_t - t v is standard normal, t uniform.
@@ -50,19 +50,21 @@ def test_position_and_velocity_lie_on_the_line_from_noise_to_the_example():
 def test_what_is_drawn_for_an_example_depends_on_no_neighbour():
     batch, order = batch_of(8), np.array([5, 2, 7])
     method, key = FlowMatching(), jax.random.key(1)
-    whole = method.view(batch, key)
-    part = method.view({name: x[order] for name, x in batch.items()}, key)
+    view = jax.jit(method.view)
+    whole = view(batch, key)
+    part = view({name: x[order] for name, x in batch.items()}, key)
     for name in ("position", "time", "condition", "velocity"):
         np.testing.assert_array_equal(part[name], np.asarray(whole[name])[order])
 
 
 def test_labels_are_dropped_as_often_as_asked():
     batch = batch_of(4000)
-    found = FlowMatching()._on_the_way(batch, jax.random.key(2), 0.3)["condition"]
+    drawn = jax.jit(lambda batch, key: FlowMatching()._on_the_way(batch, key, 0.3)["condition"])
+    found = drawn(batch, jax.random.key(2))
     dropped = np.asarray(found) == UNCONDITIONAL
     assert abs(dropped.mean() - 0.3) < 0.03
     np.testing.assert_array_equal(found[~dropped], batch["label"][~dropped])
-    unlabelled = FlowMatching(label=None).view(batch, jax.random.key(2))["condition"]
+    unlabelled = jax.jit(FlowMatching(label=None).view)(batch, jax.random.key(2))["condition"]
     assert np.all(unlabelled == UNCONDITIONAL)
 
 

@@ -1,6 +1,7 @@
 """PPO against loops in float64 and hand computation; its environments; its refusals."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +92,10 @@ def scope_of(params, **changes):
     ).replace(**changes)
 
 
+@functools.cache
 def params_of(seed=0):
-    return Model(widths=(5,), actions=2).init(jax.random.key(seed), jnp.zeros((1, 4)), train=False)
+    init = jax.jit(functools.partial(Model(widths=(5,), actions=2).init, train=False))
+    return init(jax.random.key(seed), jnp.zeros((1, 4)))
 
 
 def test_the_loss_is_equation_9_by_hand():
@@ -108,7 +111,7 @@ def test_the_loss_is_equation_9_by_hand():
         "ended": np.array([1, 0, 0, 1, 0, 0], np.float32),
         "mask": np.array([1, 1, 1, 1, 0, 1], np.float32),
     }
-    found = PPO("CartPole-v1").loss(params, batch, scope_of(params))
+    found = jax.jit(lambda p: PPO("CartPole-v1").loss(p, batch, scope_of(p)))(params)
 
     def mlp(tree, x):
         tree = jax.tree.map(lambda p: np.asarray(p, np.float64), tree)
@@ -135,11 +138,16 @@ def test_a_rollout_follows_the_environment_and_goes_on_where_it_stopped():
     memory = method.init(jax.random.key(1), None, 3)
     scope = scope_of(params, memory=memory)
     mask = jnp.array([1.0, 1.0, 0.0])
-    batch, after = method.prepare(params, {"mask": mask}, scope)
+
+    @jax.jit
+    def prepare(memory, mask):
+        return method.prepare(params, {"mask": mask}, scope.replace(memory=memory))
+
+    batch, after = prepare(memory, mask)
     assert all(len(x) == 3 * 40 for x in batch.values())
     np.testing.assert_array_equal(batch["mask"].reshape(3, 40)[:, 0], mask)
 
-    environment = Environment("CartPole-v1")
+    step = jax.jit(Environment("CartPole-v1").step)
     state = jax.tree.map(lambda x: x[1], memory["rows"]["state"])
     ends, total, seen = batch["ended"].reshape(3, 40)[1], 0.0, []
     for t in range(40):
@@ -149,7 +157,7 @@ def test_a_rollout_follows_the_environment_and_goes_on_where_it_stopped():
         )
         key = jax.random.fold_in(jax.random.fold_in(scope.rng, t), 1)
         action = batch["action"].reshape(3, 40)[1, t]
-        found = environment.step(jax.random.split(key)[1], state, action)
+        found = step(jax.random.split(key)[1], state, action)
         assert bool(found.terminated | found.truncated) == bool(ends[t])
         total += 1.0
         seen.append(total)
@@ -161,7 +169,7 @@ def test_a_rollout_follows_the_environment_and_goes_on_where_it_stopped():
 
     # Of another number of environments the first ones do the same.
     two = jax.tree.map(lambda x: x[:2], memory)
-    fewer, _ = method.prepare(params, {"mask": mask[:2]}, scope.replace(memory=two))
+    fewer, _ = prepare(two, mask[:2])
     np.testing.assert_array_equal(
         fewer["action"].reshape(2, 40), batch["action"].reshape(3, 40)[:2]
     )

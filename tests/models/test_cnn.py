@@ -17,6 +17,10 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 8, 8, 2)).astype(np.float32)
 
 
+def init(model, x=X):
+    return jax.jit(lambda: model.init(KEY, x, train=False))()
+
+
 def convolve(x, kernel, bias):
     """Same-size cross-correlation, stride 1, odd window."""
     side = kernel.shape[0] // 2
@@ -52,7 +56,7 @@ def test_forward_equals_hand_computation(average):
 
 def test_images_without_a_channel_axis_are_read_as_grey():
     model = CNN(channels=(3,), outputs=2)
-    params = model.init(KEY, X[..., :1], train=False)
+    params = init(model, X[..., :1])
     grey = model.apply(params, X[..., 0], train=False)
     np.testing.assert_array_equal(grey, model.apply(params, X[..., :1], train=False))
 
@@ -75,7 +79,7 @@ def test_an_input_that_is_no_image_is_the_users_error():
 
 def test_dropout_acts_in_training_only():
     model = CNN((3,), 2, dense=(50,), dropout=0.5)
-    params = model.init(KEY, X, train=False)
+    params = init(model)
     still = [model.apply(params, X, train=False) for _ in range(2)]
     np.testing.assert_array_equal(*still)
     a, b = (model.apply(params, X, train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 2))
@@ -84,7 +88,7 @@ def test_dropout_acts_in_training_only():
 
 def test_batch_norm_over_four_devices_equals_one_device():
     model = CNN((3, 4), 2, batch_norm=True)
-    variables = model.init(KEY, X, train=False)
+    variables = init(model)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     step = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
     one = step(variables, X)
@@ -97,7 +101,7 @@ def test_batch_norm_over_four_devices_equals_one_device():
 
 def test_evaluation_uses_the_running_statistics_and_leaves_them_alone():
     model = CNN((3,), 2, batch_norm=True)
-    variables = model.init(KEY, X, train=False)
+    variables = init(model)
     whole, state = model.apply(variables, X, train=False, mutable=["batch_stats"])
     alone = model.apply(variables, X[:1], train=False)
     np.testing.assert_allclose(alone, whole[:1], rtol=1e-5, atol=1e-6)
@@ -107,6 +111,7 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them_alone():
 @pytest.mark.parametrize("average", [False, True])
 def test_low_precision_compute_keeps_logits_in_float32(average):
     model = CNN((3,), 2, batch_norm=True, dense=(4,), global_average_pool=average)
-    variables = model.init(KEY, X, train=False)
-    logits = ModelInPrecision(model, Precision("bfloat16")).apply(variables, X, train=False)
+    variables = init(model)
+    narrow = ModelInPrecision(model, Precision("bfloat16"))
+    logits = jax.jit(lambda v: narrow.apply(v, X, train=False))(variables)
     assert logits.shape == (4, 2) and logits.dtype == jnp.float32

@@ -20,7 +20,7 @@ KEY = jax.random.key(0)
 def params():
     """Random in every leaf, so that no zero bias hides an error."""
     rng = np.random.default_rng(1)
-    variables = nn.unbox(MODEL.init(KEY, TOKENS, train=False))
+    variables = nn.unbox(jax.eval_shape(lambda: MODEL.init(KEY, TOKENS, train=False)))
     return jax.tree.map(lambda a: 0.3 * rng.standard_normal(a.shape), variables["params"])
 
 
