@@ -10,7 +10,7 @@ from typing import Any
 from bigjax.core import compilers
 from bigjax.core.errors import did_you_mean
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def _check_asked() -> None:

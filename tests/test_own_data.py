@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from small import small_config
 
+from bigjax.build.assemble import assemble
 from bigjax.config import resolve as configs
 from bigjax.core.errors import UserError
 from bigjax.loop.open import open_run
@@ -102,6 +103,22 @@ def test_labels_that_do_not_go_with_the_task_are_told(tmp_path, labels, task, sa
     with pytest.raises(UserError, match=said):
         run(config, tmp_path)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_a_part_of_a_file_in_order_of_its_labels_is_told(tmp_path, order, caplog):
+    labels = np.repeat(["a", "b", "c"], 50)
+    if order == "shuffled":
+        labels = np.random.default_rng(0).permutation(labels)
+    rows = "".join(f"{i},{label}\n" for i, label in enumerate(labels))
+    (tmp_path / "train.csv").write_text("x,label\n" + rows)
+    config = table_config(tmp_path)
+    config.data.splits = dict(train="train[:80%]", test="train[80%:]")
+    config.model.outputs = 3
+    caplog.set_level("WARNING", "bigjax")
+    assemble(configs.resolve(config), tmp_path / "run")
+    told = "split 'test' (train[80%:]) holds no example of class a, which is 42 % of train"
+    assert (told in caplog.text) == (order == "sorted")
 
 
 @pytest.mark.parametrize("cache_mb", [0, 1024])

@@ -6,7 +6,8 @@ References to other runs, and published weights, are resolved here once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ from bigjax.core.errors import UserError
 from bigjax.core.method import Method, Reference
 from bigjax.core.mixing import Mixing
 from bigjax.core.state import TrainState
+from bigjax.data.labels import lost_class
 from bigjax.data.sources import check_classes, check_numbers, open_splits
 from bigjax.mesh.sharding import check_batch, make_mesh
 from bigjax.tasks.regression import Regression
+
+log = logging.getLogger("bigjax")
 
 SECTIONS = ("train", "evaluate", "checkpoint", "log", "check")  # whose settings a run holds
 
@@ -222,6 +226,25 @@ def check_labels(config: Config, sources: dict[str, Any]) -> None:
         label, classes, not_scored = known
         for split, source in sources.items():
             check_classes(source, label, classes, split, not_scored)
+            tell_of_order(config.get("data.splits"), split, label, sources)
+
+
+def tell_of_order(
+    splits: Mapping[str, str], split: str, label: str, sources: Mapping[str, Any]
+) -> None:
+    """Warns of a part of train's own rows without a class of train, as of a file sorted by its label."""
+    parts = [splits[name].partition("[")[0] for name in ("train", split)]
+    if parts[0] != parts[1] or not all(hasattr(sources[n], "column") for n in ("train", split)):
+        return
+    train, part = (sources[name].column(label) for name in ("train", split))
+    lost = lost_class(train, part) if train.ndim == 1 and train.dtype.kind in "iu" else None
+    if lost:
+        names = sources["train"].class_names
+        log.warning(
+            "split %r (%s) holds no example of class %s, which is %.0f %% of train: are the rows in order "
+            "of their labels? Shuffle the file",
+            *(split, splits[split], names[lost[0]] if names else lost[0], 100 * lost[1]),
+        )
 
 
 def check_vocabulary(config: Config, source: Any) -> None:

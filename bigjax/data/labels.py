@@ -40,7 +40,7 @@ class Labels:
         """
         found, whole, fraction = set(), False, False
         for value in values:
-            if not is_missing(value):
+            if not is_missing(value) and not isinstance(value, list | dict):
                 found.add(text_of_label(value))
                 integer = isinstance(value, int) or bool(_INTEGER.fullmatch(str(value)))
                 whole |= integer
@@ -82,11 +82,25 @@ class Labels:
     def _unknown(self, value: Any) -> str:
         if is_missing(value):
             return "is empty"
+        if isinstance(value, list | dict):
+            return f"is {value!r}: a class is a text or a number"
         name, known = text_of_label(value), ", ".join(self.names[:10])
         more = f" and {len(self.names) - 10} more" if len(self.names) > 10 else ""
         return (
             f"is {name!r}, no class of train{did_you_mean(name, self.names)}; it has {known}{more}"
         )
+
+
+def lost_class(train: np.ndarray, part: np.ndarray) -> tuple[int, float] | None:
+    """A class of train (N,), and its share, that has no row in another part (M,) of the same rows.
+
+    None where that may be chance: drawn at random, less than one such part in 1,000 would lack it.
+    """
+    classes, counts = np.unique(train, return_counts=True)
+    for number, share in zip(classes.tolist(), (counts / len(train)).tolist(), strict=True):
+        if (1 - share) ** len(part) < 1e-3 and number not in part:
+            return number, share
+    return None
 
 
 def is_missing(value: Any) -> bool:

@@ -318,10 +318,11 @@ def test_cells_may_be_parted_by_what_the_header_has(tmp_path, mark, suffix):
         (dict(a=[2**60, 1]), "1152921504606846976 has too many digits"),
         ({"a": [1, 2], "__index_level_0__": [5, 1]}, "pandas' row numbers"),
         (dict(a=["3,5", None]), "'3,5'.*1234.5"),
+        (dict(a=[1, 2], label=[[1], [0]]), r"row 1: column 'label' is \[1\]: a class is a text"),
     ],
 )
 def test_columns_of_parquet_that_cannot_be_right_are_one_line(tmp_path, table, words):
-    pq.write_table(pa.table({**table, "label": [0, 1]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"label": [0, 1], **table}), tmp_path / "train.parquet")
     with pytest.raises(UserError, match=words):
         Table(str(tmp_path)).open("train")
 
