@@ -259,7 +259,7 @@ def test_csv_columns_become_features_and_label(tmp_path):
         ("a,label\n1,2\noops,3\n", ["line 3", "'a'", "'oops'", "columns.a='category'"]),
         ("a,label\n,2\n", ["column 'a' is empty throughout train"]),
         ("a,label\ninf,2\n1,3\n", ["line 2", "'inf'"]),
-        ("a,label\n1,\n1,3\n", ["line 2", "'label'", "''"]),
+        ("a,label\n1,\n1,3\n", ["line 2", "'label' is empty"]),
         ("a,label\n1,2,3\n", ["line 2", "3 cells"]),
         ("a,lable\n1,2\n", ["did you mean 'lable'"]),
         ("", ["is empty"]),
