@@ -5,8 +5,9 @@ Node ids as pytest prints them; `conftest.py` marks them. Measured by `scripts/t
 
 LONG = frozenset({
     *(f"tests/test_experiments.py::test_every_experiment_runs_two_steps[{name}]" for name in (
-        "brown_gpt", "brown_tagging", "cartpole_ppo", "efficientnet_qat", "emoji_vit", "fashion_mnist_dp",
-        "manpage_summarize", "markov_mixture", "minilm_search", "smollm2_finetune", "smollm2_lora",
+        "brown_gpt", "brown_tagging", "cartpole_ppo", "digits_federated", "efficientnet_qat", "emoji_vit", "fashion_mnist_dp",
+        "manpage_summarize", "markov_mixture", "minilm_search", "smollm2_chat", "smollm2_finetune",
+        "smollm2_lora",
     )),
     # Distillation's are left, which reads frozen variables as LoRA does and is supervised besides.
     *(f"tests/contracts/test_promises.py::{test}[{name}]" for name in ("lora", "supervised") for test in (
@@ -18,7 +19,7 @@ LONG = frozenset({
     *(f"tests/test_sharding_matrix.py::test_eight_devices_give_the_numbers_of_one[{case}]" for case in (
         "cnn-accumulate 4", "cnn-data 8", "cnn-fsdp 4 x tensor 2", "cnn-tensor 2", "mlp-tensor 2",
         "rnn-accumulate 4", "rnn-data 8", "rnn-fsdp 4 x tensor 2", "rnn-shard_map", "rnn-tensor 4",
-        "transformer-tensor 2",
+        "transformer-fsdp 4 x tensor 2", "transformer-tensor 2",
     )),
     "tests/test_sharding_matrix.py::test_three_axes_give_the_numbers_of_one_device_at_any_batch_size[mlp-16]",
     # Every family is left with two heads, every head with a family.

@@ -38,7 +38,8 @@ def transformer(**levers):
 
 @functools.cache
 def weights():
-    return nn.unbox(transformer().init(jax.random.key(0), TOKENS, train=False))["params"]
+    init = jax.jit(functools.partial(transformer().init, train=False))
+    return nn.unbox(init(jax.random.key(0), TOKENS))["params"]
 
 
 def loss_of(model):
@@ -167,9 +168,8 @@ def test_scanned_parameters_have_a_named_leading_axis():
 
 
 def test_scanned_layers_start_with_weights_of_their_own():
-    params = nn.unbox(transformer(scan_layers=True).init(jax.random.key(0), TOKENS, train=False))[
-        "params"
-    ]
+    init = jax.jit(functools.partial(transformer(scan_layers=True).init, train=False))
+    params = nn.unbox(init(jax.random.key(0), TOKENS))["params"]
     kernel = np.asarray(params["blocks"]["mlp"]["up"]["kernel"])
     assert not np.array_equal(kernel[0], kernel[1])
     assert abs(kernel.std() - 0.02) < 0.002
