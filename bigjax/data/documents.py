@@ -15,7 +15,7 @@ from bigjax.core.errors import UserError
 from bigjax.data import packing
 from bigjax.data.sources import Features
 from bigjax.data.splits import subsplit
-from bigjax.data.text_files import text_of
+from bigjax.data.text_files import Row, text_of
 from bigjax.data.text_rows import padded
 from bigjax.data.text_source import Columns, TextSource
 from bigjax.data.token_cache import Tokens, tokenize_once
@@ -125,7 +125,7 @@ class Documents(TextSource):
             opened.append(
                 tokenize_once(
                     tokenizer,
-                    lambda: self._texts(name),
+                    [lambda shard=shard: self._texts(shard()) for shard in corpus.shards(name)],
                     identity,
                     whole=True,
                     data_dir=self.data_dir,
@@ -139,15 +139,15 @@ class Documents(TextSource):
             which,
             tokenizer,
             self,
-            texts=lambda: list(self._texts(name))[which],
+            texts=lambda: list(self._texts(corpus.rows(name)))[which],
             encode=lambda lines: self.encode(tokenizer, lines),
         )
 
     def text_fields(self) -> tuple[str, ...]:
         return (self.field,)
 
-    def _texts(self, name: str) -> Iterator[str]:
-        return (text_of(row, self.field, where) for where, row in self.corpus().rows(name))
+    def _texts(self, rows: Iterator[Row]) -> Iterator[str]:
+        return (text_of(row, self.field, where) for where, row in rows)
 
     def encode(self, tokenizer: Tokenizer, lines: list[str]) -> Columns:
         """Lines to go on from, or to embed: an encoder's closing [SEP] is put, an end token not."""

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import io
 import math
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -22,6 +25,9 @@ from bigjax.data.sources import Arrays
 from bigjax.data.splits import files_of, find_splits, subsplit
 
 MOST_INFLATION = 1032  # of deflate: 258 bytes from 2 bits
+HEADERS = 256  # of .npy files, that are kept parsed
+# NumPy parses a header as Python, and Python 3.11's parser fails when two threads are in it.
+_PARSER = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,22 +82,46 @@ def read_npz(path: Path, choose: Sequence[str] = ()) -> dict[str, np.ndarray]:
 def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     """Refuses an array whose header promises more bytes than the file can hold."""
     with archive.open(member) as file:
-        shape, dtype = array_header(file, member.filename)
+        shape, dtype, _ = _header(file, member.filename)
     needed = math.prod(shape) * dtype.itemsize
     if needed > min(member.file_size, member.compress_size * MOST_INFLATION):
         raise ValueError(f"{member.filename} says it is {shape} of {dtype}; the file is smaller")
 
 
-def array_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """(shape, dtype) of the .npy file that is open here; ValueError for Python objects and what is none."""
+def array_in(content: bytes, name: str) -> np.ndarray:
+    """The array of a whole .npy file, read-only; ValueError for Python objects and what is none.
+
+    Any thread may call it. Many small files share a header, which is parsed once: parsing takes longer than
+    the rest.
+    """
+    width = 2 if content[6:7] == b"\x01" else 4
+    start = 8 + width + int.from_bytes(content[8 : 8 + width], "little")
+    with _PARSER:
+        shape, dtype, fortran = _parsed(content[:start], name)
+    count = math.prod(shape)
+    if count * dtype.itemsize > len(content) - start:
+        raise ValueError(f"{name} says it is {shape} of {dtype}; it is smaller")
+    flat = np.frombuffer(content, dtype, count, start)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+@functools.lru_cache(HEADERS)
+def _parsed(header: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    return _header(io.BytesIO(header), name)
+
+
+def _header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """(shape, dtype, whether in Fortran's order) of the .npy file that is open here; ValueError as above."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{name} is of version {version}")
     read = np.lib.format.read_array_header_1_0
-    shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    shape, fortran, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(
+        file
+    )
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which are never unpickled")
-    return shape, dtype
+    return shape, dtype, fortran
 
 
 @contextlib.contextmanager

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,7 +12,7 @@ import numpy as np
 from bigjax.core.errors import UserError, did_you_mean, first_line
 from bigjax.data import pictures
 from bigjax.data.narrow import Features, narrow, zeros
-from bigjax.data.npz import array_header
+from bigjax.data.npz import array_in
 from bigjax.data.records import Record, Records
 
 CLASSES = ("cls", "index")  # kinds of files that hold one integer as text
@@ -132,9 +130,9 @@ def unpacked(record: Record) -> dict[str, np.ndarray | bytes]:
         elif kind in PICTURES:
             found[column] = content
         elif kind == "npy":
-            found[column] = _array(content, name)
+            found[column] = array_in(content, name)
         elif content.startswith(np.lib.format.MAGIC_PREFIX):
-            found["array"] = _array(content, "the record")
+            found["array"] = array_in(content, "the record")
         elif content.startswith(BEGINNINGS):
             found["image"] = content
         else:
@@ -151,13 +149,6 @@ def _files(names: Sequence[str], columns: Sequence[str] | None) -> tuple[str, ..
         if known and (columns is None or not name or (own or COLUMNS.get(kind, kind)) in columns):
             chosen.append(name)
     return tuple(chosen)
-
-
-def _array(content: bytes, name: str) -> np.ndarray:
-    shape, dtype = array_header(io.BytesIO(content), name)
-    if math.prod(shape) * dtype.itemsize > len(content):
-        raise ValueError(f"{name} says it is {shape} of {dtype}; it is smaller")
-    return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def _example(content: bytes) -> dict[str, np.ndarray | bytes]:

@@ -7,8 +7,9 @@ names file and line. Nothing here knows of tokens.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,24 @@ from bigjax.data.files import TEXTS, UNITS, Row, class_names, read_rows
 from bigjax.data.sources import TFDS, default_data_dir
 from bigjax.data.splits import files_of, find_splits
 
+TOGETHER = 8192  # examples of a TFDS set that are read together
+
+
+class _Splits:
+    """What both kinds of corpus have."""
+
+    def shards(self, split: str) -> list[Callable[[], Iterator[Row]]]:
+        """Functions that read a split, a part each; UserError at the first bad row."""
+        raise NotImplementedError
+
+    def rows(self, split: str) -> Iterator[Row]:
+        """All of a split, in order."""
+        for shard in self.shards(split):
+            yield from shard()
+
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
+class Corpus(_Splits):
     """Splits that are files.
 
     Attributes:
@@ -36,10 +52,10 @@ class Corpus:
     def splits(self) -> list[str]:
         return sorted(self.files)
 
-    def rows(self, split: str) -> Iterator[Row]:
-        """The rows of a split in the order of the files; raises UserError at the first bad one."""
-        for path in files_of(self.files, split, self.name):
-            yield from read_rows(path, self.unit)
+    def shards(self, split: str) -> list[Callable[[], Iterator[Row]]]:
+        """A file each."""
+        paths = files_of(self.files, split, self.name)
+        return [functools.partial(read_rows, path, self.unit) for path in paths]
 
     def fingerprint(self, split: str) -> str:
         """sha256 (hex) of the content of its files."""
@@ -54,7 +70,7 @@ class Corpus:
         return class_names(next(iter(self.files.values()))[0], field)
 
 
-class TFDSCorpus:
+class TFDSCorpus(_Splits):
     """The splits of a prepared TFDS set; its strings are decoded."""
 
     def __init__(self, name: str, data_dir: str | None):
@@ -62,11 +78,20 @@ class TFDSCorpus:
         self._builder = TFDS(name, data_dir=data_dir).builder()
         self.splits = sorted(self._builder.info.splits)
 
-    def rows(self, split: str) -> Iterator[Row]:
+    def shards(self, split: str) -> list[Callable[[], Iterator[Row]]]:
+        """`TOGETHER` examples each."""
         self._check(split)
-        for number, example in enumerate(self._builder.as_data_source(split)):
-            where = f"{self.name}, {split}, example {number}"
-            yield where, {key: _decoded(value, where, key) for key, value in example.items()}
+        source = self._builder.as_data_source(split)
+
+        def rows(first: int) -> Iterator[Row]:
+            for number in range(first, min(first + TOGETHER, len(source))):
+                where = f"{self.name}, {split}, example {number}"
+                yield (
+                    where,
+                    {key: _decoded(value, where, key) for key, value in source[number].items()},
+                )
+
+        return [functools.partial(rows, first) for first in range(0, len(source), TOGETHER)]
 
     def fingerprint(self, split: str) -> str:
         self._check(split)

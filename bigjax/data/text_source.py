@@ -113,7 +113,7 @@ class TextSource:
         for field, column in zip(fields, zip(*texts, strict=True), strict=True):
             mark = f"{fingerprint} {field}"
             tokens = tokenize_once(
-                tokenizer, lambda c=column: iter(c), mark, data_dir=self.data_dir
+                tokenizer, [lambda c=column: iter(c)], mark, data_dir=self.data_dir
             )
             ids.append(np.split(np.asarray(tokens.flat), tokens.offsets[1:-1])[which])
         return rows[which], texts[which], ids

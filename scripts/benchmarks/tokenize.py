@@ -43,7 +43,7 @@ def ours(tokenizer: Tokenizer, texts: list[str]) -> tuple[float, int]:
     """Seconds and tokens of texts -> cache -> all packed rows."""
     folder = tempfile.mkdtemp()
     start = time.perf_counter()
-    tokens = tokenize_once(tokenizer, lambda: iter(texts), "brown", whole=True, data_dir=folder)
+    tokens = tokenize_once(tokenizer, [lambda: iter(texts)], "brown", whole=True, data_dir=folder)
     rows = packing.packed_rows(0, int(tokens.offsets[-1]), LENGTH)
     for first in range(0, len(rows), BATCH):
         ids = np.arange(first, min(first + BATCH, len(rows)))

@@ -4,7 +4,9 @@ import io
 import os
 import resource
 import tarfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from bigjax.core.errors import UserError
 from bigjax.core.order import sample_ids
 from bigjax.data import records
+from bigjax.data.npz import array_in
 from bigjax.data.shards import Shards
 from bigjax.loop.train import train
 from tests.small import small
@@ -134,6 +137,31 @@ def example(i):
     made.features.feature["image"].bytes_list.value.append(png(PICTURES[i]))
     made.features.feature["name"].bytes_list.value.append(b"told in words")
     return made.SerializeToString()
+
+
+def test_arrays_in_memory_are_as_numpy_reads_them(monkeypatch):
+    for array in (TOKENS, np.asfortranarray(TOKENS), np.float32(3), np.zeros((0, 4)), TOKENS[None]):
+        found = array_in(npy(array), "x")
+        expected = np.load(io.BytesIO(npy(array)))
+        assert np.array_equal(found, expected) and found.dtype == expected.dtype
+
+    # Python 3.11's parser, which NumPy reads headers with, fails where two threads are in it.
+    inside, most, lock = 0, 0, threading.Lock()
+    parsed = np.lib.format.read_array_header_1_0
+
+    def watched(file):
+        nonlocal inside, most
+        with lock:
+            inside, most = inside + 1, max(most, inside + 1)
+        time.sleep(0.002)
+        inside -= 1
+        return parsed(file)
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", watched)
+    with ThreadPoolExecutor(8) as pool:
+        contents = [npy(np.zeros(100 + i)) for i in range(16)]
+        shapes = [array.shape[0] for array in pool.map(array_in, contents, "x" * 16)]
+    assert shapes == list(range(100, 116)) and most == 1
 
 
 def test_array_records_hold_arrays_or_examples(tmp_path):

@@ -1,5 +1,6 @@
 """Tokenizers: what is trained is the same everywhere, what is published is read as it was meant."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -150,7 +151,7 @@ def bpe(tmp_path):
 
 def tokenize(bpe, tmp_path, texts, fingerprint="x", **options):
     return token_cache.tokenize_once(
-        bpe, lambda: iter(texts), fingerprint, data_dir=str(tmp_path), **options
+        bpe, [lambda: iter(texts)], fingerprint, data_dir=str(tmp_path), **options
     )
 
 
@@ -210,8 +211,52 @@ def test_a_text_that_cannot_be_read_leaves_no_cache(bpe, tmp_path):
         raise UserError("line 2 is bad")
 
     with pytest.raises(UserError, match="line 2"):
-        token_cache.tokenize_once(bpe, texts, "bad", data_dir=str(tmp_path))
+        token_cache.tokenize_once(bpe, [texts], "bad", data_dir=str(tmp_path))
     assert list((tmp_path / "cache" / "tokens").iterdir()) == []
+
+
+def shards_of(read, stop_at=None):
+    """Three shards of TEXTS; each is noted in `read` as it is read, and one of them is where a process stops."""
+
+    def texts(number):
+        read.append(number)
+        if number == stop_at:
+            raise KeyboardInterrupt
+        yield from TEXTS[number::3]
+
+    return [functools.partial(texts, number) for number in range(3)]
+
+
+def test_the_bytes_are_the_same_however_many_shards_are_tokenized_at_once(bpe, tmp_path):
+    in_order = [text for number in range(3) for text in TEXTS[number::3]]
+    expected = tokenize(bpe, tmp_path / "one stream", in_order, whole=True)
+    files = []
+    for workers in (1, 3):
+        folder = tmp_path / str(workers)
+        found = token_cache.tokenize_once(
+            bpe, shards_of([]), "x", whole=True, data_dir=str(folder), workers=workers
+        )
+        assert np.array_equal(found.flat, expected.flat)
+        assert np.array_equal(found.offsets, expected.offsets)
+        (cache,) = (folder / "cache" / "tokens").iterdir()  # and nothing beside it
+        files.append({path.name: path.read_bytes() for path in cache.iterdir()})
+    assert files[0] == files[1] and len(files[0]) == 4
+
+
+def test_a_stopped_process_leaves_its_shards_for_the_next(bpe, tmp_path):
+    def tokenized(shards):
+        return token_cache.tokenize_once(bpe, shards, "x", data_dir=str(tmp_path), workers=1)
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenized(shards_of([], stop_at=2))
+    (parts,) = (tmp_path / "cache" / "tokens").glob("*.shards")
+    damage(parts / "000001" / "tokens.raw")  # as a loss of power may leave it
+    read = []
+    found = tokenized(shards_of(read))
+    assert read == [1, 2] and not parts.exists()
+    in_order = [text for number in range(3) for text in TEXTS[number::3]]
+    other = tokenize(bpe, tmp_path, in_order, fingerprint="y")
+    assert np.array_equal(found.flat, other.flat) and np.array_equal(found.sizes, other.sizes)
 
 
 CACHE = """
@@ -224,7 +269,7 @@ class Texts:
 texts = sys.stdin.read().splitlines()
 folder = sys.argv[1]
 tokenizer = tokenizers.open_tokenizer("bpe-300", Texts(), folder)
-found = token_cache.tokenize_once(tokenizer, Texts().texts, "same", data_dir=folder)
+found = token_cache.tokenize_once(tokenizer, [Texts().texts], "same", data_dir=folder)
 print(found.fingerprint, np.asarray(found.flat, np.int64).sum())
 """
 
