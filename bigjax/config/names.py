@@ -91,6 +91,7 @@ NAMES: dict[str, dict[str, str]] = {
         "blank": "bigjax.data.blank:Blank",
         "shards": "bigjax.data.shards:Shards",
         "documents": "bigjax.data.documents:Documents",
+        "speech": "bigjax.data.speech:Speech",
         "labelled_text": "bigjax.data.text:LabelledText",
         "tagged_text": "bigjax.data.text:TaggedText",
         "text_pairs": "bigjax.data.text:TextPairs",

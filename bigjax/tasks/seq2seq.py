@@ -24,6 +24,8 @@ class Seq2Seq(Task):
 
     input: keys of the source, its segments (None: it has none, as of a spectrogram), the target and its
         segments; a target begins with a start token and ends with an end token.
+    given: tokens that a target begins with and that are not learned or written; more than the start token
+        where the data puts a prompt before its texts.
     scores: what evaluation compares written texts by: "bleu" (Papineni et al. 2002, as sacrebleu),
         "rouge" (Lin 2004, F1 of ROUGE-1, -2 and -L). (): evaluation writes no texts.
     label_smoothing: mass spread evenly over the vocabulary in the training loss; evaluation reports
@@ -34,10 +36,13 @@ class Seq2Seq(Task):
     TOKENS: ClassVar[tuple[int, ...]] = (0, 2)
 
     input: Sequence[str | None] = ("source", "source_segments", "target", "target_segments")
+    given: int = 1
     scores: Sequence[str] = ("bleu",)
     label_smoothing: float = 0.0
 
     def __post_init__(self):
+        if self.given < 1:
+            raise UserError(f"task.given: {self.given} must be at least 1, the start token")
         for name in self.scores:
             choose("task.scores", name, tuple(TEXT_SCORES))
 
@@ -68,7 +73,7 @@ class Seq2Seq(Task):
         return {"reference": jnp.where(segments_BT > 0, target_BT, -1)}
 
     def decode(self, apply: Callable[..., Any], variables: Any, batch: dict) -> dict:
-        """The most likely next token, again and again: ids (B, T - 1), -1 after a row's end."""
+        """The most likely next token, again and again: ids (B, T - given), -1 after a row's end."""
         end = self._end(batch)
         written = self._written(
             apply, variables, batch, lambda n: Sampling(n, stop=(end,)), jax.random.key(0)
@@ -85,10 +90,10 @@ class Seq2Seq(Task):
 
         written, T = self._written(apply, variables, batch, stopping, key), target_BT.shape[1]
         place_T, length_B1 = jnp.arange(T), written["length"][:, None]
-        text_BT = jnp.concatenate([target_BT[:, :1], written["tokens"]], axis=1)
-        text_BT = jnp.where(place_T == length_B1 + 1, end, text_BT)
+        text_BT = jnp.concatenate([target_BT[:, : self.given], written["tokens"]], axis=1)
+        text_BT = jnp.where(place_T == length_B1 + self.given, end, text_BT)
         _, _, target, segments = self.input
-        real_BT = place_T <= length_B1 + 1
+        real_BT = place_T <= length_B1 + self.given
         return {
             **batch,
             target: jnp.where(real_BT, text_BT, 0).astype(target_BT.dtype),
@@ -112,14 +117,13 @@ class Seq2Seq(Task):
         memory_BSD = apply(variables, source_BS, source_segments_BS, train=False, method="encode")
         T = target_BT.shape[1]
 
-        def step(cache, token_B):
-            token_B1 = token_B[:, None]
+        def enter(cache, tokens_BT):
             logits_B1V, cache = apply(
                 {**variables, **cache},
                 memory_BSD,
                 source_segments_BS,
-                token_B1,
-                jnp.ones_like(token_B1),
+                tokens_BT,
+                jnp.ones_like(tokens_BT),
                 train=False,
                 cache=T,
                 method="decode",
@@ -127,8 +131,11 @@ class Seq2Seq(Task):
             )
             return logits_B1V[:, 0], cache
 
-        logits_BV, cache = step({}, target_BT[:, 0])
-        return decode(step, cache, logits_BV, sampling(T - 1), key)
+        def step(cache, token_B):
+            return enter(cache, token_B[:, None])
+
+        logits_BV, cache = enter({}, target_BT[:, : self.given])
+        return decode(step, cache, logits_BV, sampling(T - self.given), key)
 
     def present(self, predicted, batch, source, corpus=None) -> dict[str, list]:
         """Texts in place of ids, where the source has a tokenizer; else the ids."""
@@ -167,7 +174,8 @@ class Seq2Seq(Task):
         _, _, target_BT, segments_BT = self.inputs(batch)
         # Rolled, not cut: T keeps its length, which a mesh axis may have to divide.
         same_BT = (segments_BT > 0) & (segments_BT == jnp.roll(segments_BT, -1, axis=1))
-        mask_BT = same_BT.astype(jnp.float32).at[:, -1].set(0.0) * batch["mask"][:, None]
+        mask_BT = same_BT.astype(jnp.float32).at[:, -1].set(0.0).at[:, : self.given - 1].set(0.0)
+        mask_BT = mask_BT * batch["mask"][:, None]
         return jnp.roll(target_BT, -1, axis=1), mask_BT
 
 
