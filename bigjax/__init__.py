@@ -18,6 +18,8 @@ def _check_asked() -> None:
     if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:
         return
     asked = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    if asked.partition(".")[0] != __name__:  # a package of somebody that imports this one
+        return
     place = Path(__file__).parent.joinpath(*asked.split(".")[1:])
     if not (place.with_suffix(".py").exists() or (place / "__main__.py").exists()):
         near = did_you_mean(asked, ["bigjax", "bigjax.doctor", "bigjax.sweep"])

@@ -193,6 +193,13 @@ def test_a_misspelt_module_or_command_is_one_line_and_code_2(words, line, tmp_pa
     assert done.stderr.count("\n") == 1
 
 
+def test_a_package_that_imports_this_one_runs_its_modules(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import bigjax")
+    (tmp_path / "mine" / "tool.py").write_text("print('ran')")
+    assert python("-m", "mine.tool", folder=tmp_path).stdout == "ran\n"
+
+
 def test_the_package_says_what_there_is_and_writes_an_experiment_that_trains(tmp_path):
     help = python("-m", "bigjax", "--help", folder=tmp_path)
     assert help.returncode == 0 and "python -m bigjax new NAME" in help.stdout

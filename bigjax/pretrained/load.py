@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.pretrained.entry import Entry, unstacked
+from bigjax.pretrained.entry import Constant, Entry, unstacked
 from bigjax.pretrained.families import FAMILIES, open_family
 from bigjax.pretrained.peft import is_adapter, open_adapted
 from bigjax.pretrained.reader import Published, open_published
@@ -32,6 +32,7 @@ BUFFERS = (
 # or shows as a leaf of another shape.
 FREE = ("vocab", "context", "dropout", "head", "outputs", "remat", "scan_layers")
 BLOCK = re.compile(r"\bblock_(\d+)/")  # one of a model's equal blocks, in a path
+ROUNDED = 5e-3  # of numbers up to 1 in bfloat16
 SHOWN = 6  # problems that one message lists
 
 
@@ -149,6 +150,7 @@ def read_published(
             unfilled += [] if whole else [path]
         except ValueError as error:
             problems.append(f"{path} {error}")
+    problems += _otherwise(published, entries)
     unread = set(published.shapes) - source.known
     for name in sorted(unread):
         if not _matches((*BUFFERS, *getattr(family, "IGNORED", ()), *init.unused), name):
@@ -158,6 +160,17 @@ def read_published(
         raise UserError(f"{published.path}: {'; '.join(problems[:SHOWN])}{more}")
     made = scratch(unfilled) if unfilled else {}
     return {path: place(made.get(path)) for path, place in found.items()}
+
+
+def _otherwise(published: Published, entries: Sequence[Entry]) -> list[str]:
+    """What is wrong with the tensors that our model computes: they must be what it computes."""
+    computed = [e for e in entries if isinstance(e, Constant) and e.name in published.shapes]
+    return [
+        f"published '{entry.name}' is not what this family computes in its place"
+        for entry in computed
+        if published.shapes[entry.name] != entry.values.shape
+        or np.abs(published.read(entry.name) - entry.values).max() > ROUNDED
+    ]
 
 
 class _Source:

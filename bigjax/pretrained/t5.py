@@ -38,6 +38,9 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
       UserError: it describes something that this family is not.
     """
     values = {**table.read(KEYS, published), "positions": "relative"}
+    # Said twice in what transformers writes, and only the second is heard.
+    activation = "gelu_new" if values["gated"] else "relu"
+    table.check(dict(dense_act_fn=activation, is_gated_act=values["gated"]), published)
     values["decoder_layers"] = values["decoder_layers"] or values["layers"]
     # transformers 5 writes "tied" even where it is not, and this beside it.
     values["tied"] = published.get("scale_decoder_outputs", values["tied"])

