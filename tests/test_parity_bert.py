@@ -242,3 +242,10 @@ def test_minilm_embeds_sentences_as_transformers_does():
     model, variables, _ = parity.load(folder, "bert", inputs, NO_POOLER, head="embedding")
     ours = our_output(model, variables, inputs)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_a_window_of_no_neighbours_is_not_the_usual_one():
+    sizes = dict(SIZES, norm_eps=1e-5)
+    values = open_family("modernbert").model_values
+    windows = [values({**sizes, **said})["window"] for said in ({}, dict(local_attention=0))]
+    assert windows == [65, 1]

@@ -227,3 +227,11 @@ def test_a_config_json_says_its_family_and_a_layout_refuses_what_it_cannot_say()
     with pytest.raises(UserError, match="layer_types 'chunked_attention' is not known"):
         kinds = dict(layer_types=["chunked_attention"] * 3, sliding_window=4)
         open_family("gemma2").model_values({**config, **kinds})
+    # Keys that change what transformers computes, or change nothing there though they look it.
+    for family, said, match in (
+        ("gemma3", dict(attn_logit_softcapping=0.5), "attn_logit_softcapping 0.5 is not known"),
+        ("smollm3", dict(layer_types=["sliding_attention"] * 2), "layer_types 'sliding_attention'"),
+        ("llama", dict(num_hidden_layers=0), "num_hidden_layers 0 is no model"),
+    ):
+        with pytest.raises(UserError, match=match):
+            open_family(family).model_values({**config, **said})

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from bigjax.core.errors import UserError
 from bigjax.models.t5 import distance_bucket
+from bigjax.pretrained.families import open_family
 from tests import parity
 
 torch = pytest.importorskip("torch")
@@ -88,3 +90,11 @@ def test_every_distance_has_the_published_bucket(both):
         expected = attention._relative_position_bucket(torch.tensor(distance), both, buckets, most)
         ours = distance_bucket(distance, both, buckets, most)
         np.testing.assert_array_equal(ours, expected.numpy())
+
+
+def test_an_activation_that_is_said_otherwise_the_second_time_is_refused():
+    values = open_family("t5").model_values
+    published = transformers.T5Config(**SIZES, feed_forward_proj="gated-gelu").to_dict()
+    assert values(published)["gated"]
+    with pytest.raises(UserError, match="dense_act_fn 'silu' is not known; 'gelu_new' is"):
+        values(published | dict(dense_act_fn="silu"))

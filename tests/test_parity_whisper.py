@@ -1,5 +1,7 @@
 """Whisper against transformers: logits both ways, and the same text token for token."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ SIZES = dict(
     decoder_layers=1,
     decoder_attention_heads=3,
     decoder_ffn_dim=28,
-    max_source_positions=9,
+    max_source_positions=50,
     max_target_positions=11,
     init_std=0.3,
     pad_token_id=1,
@@ -34,7 +36,7 @@ SIZES = dict(
     begin_suppress_tokens=None,
 )
 RNG = np.random.default_rng(0)
-SOUND = RNG.standard_normal((3, 18, 5)).astype(np.float32)
+SOUND = RNG.standard_normal((3, 100, 5)).astype(np.float32)
 TARGET = RNG.integers(4, 40, (3, WRITTEN + 1)).astype(np.int32)
 TARGET[:, 0], TARGET[0, -1] = START, END  # whose end a batch shows in its first row
 ONES = np.ones_like(TARGET)
@@ -84,6 +86,40 @@ def test_published_weights_give_the_published_numbers_text_and_go_back(theirs, t
     back, info = type(theirs).from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
     np.testing.assert_allclose(torch_logits(back.eval()), expected, atol=1e-5, rtol=1e-5)
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+    assert (extractor.feature_size, extractor.nb_max_frames, extractor.hop_length) == (5, 100, 160)
+
+
+def test_positions_that_were_trained_are_refused(theirs, tmp_path):
+    """Published ones never are: what is computed in their place would be wrong in silence."""
+    changed = copy.deepcopy(theirs)
+    changed.model.encoder.embed_positions.weight.data[7, 3] += 0.01
+    changed.save_pretrained(tmp_path / "theirs")
+    said = "'encoder.embed_positions.weight' is not what this family computes in its place"
+    with pytest.raises(UserError, match=said):
+        parity.load(tmp_path / "theirs", "whisper", INPUTS)
+
+
+def test_a_prompt_is_given_and_not_learned_or_written():
+    section = dict(type="seq2seq", input=("sound", None, "target", "segments"), given=3)
+    task = made("task", "task", configs._complete_section("task", section))
+    model = parity.build(dict(type="whisper") | open_family("whisper").model_values(SIZES))
+    segments = (np.arange(8) < np.array([[8], [6], [5]])).astype(np.int32)
+    batch = {"sound": SOUND, "target": TARGET, "segments": segments, "mask": np.ones(3)}
+    logits = RNG.standard_normal((3, 8, 40)).astype(np.float32)
+    total, weight = task.loss(logits, batch)[0]
+    by_hand = sum(
+        -jax.nn.log_softmax(logits[row, at])[TARGET[row, at + 1]]
+        for row, length in enumerate((8, 6, 5))
+        for at in range(2, length - 1)
+    )
+    np.testing.assert_allclose(total, by_hand, rtol=1e-5)
+    assert weight == 5 + 3 + 2
+    make = lambda: model.init(jax.random.key(0), *INPUTS, train=False)  # noqa: E731
+    written = jax.eval_shape(lambda b: task.decode(model.apply, make(), b)["written"], batch)
+    assert written.shape == (3, 5)
+    with pytest.raises(UserError, match=r"task\.given: 0 must be at least 1"):
+        made("task", "task", configs._complete_section("task", section | dict(given=0)))
 
 
 def test_what_it_cannot_be_is_refused_by_name():
@@ -91,7 +127,9 @@ def test_what_it_cannot_be_is_refused_by_name():
     with pytest.raises(UserError, match="scale_embedding True is not known; False is"):
         family.model_values(SIZES | dict(scale_embedding=True))
     model = parity.build(dict(type="whisper") | family.model_values(SIZES))
-    with pytest.raises(UserError, match=r"spectrograms are \(18, 5\), those of the data \(17, 5\)"):
+    with pytest.raises(
+        UserError, match=r"spectrograms are \(100, 5\), those of the data \(99, 5\)"
+    ):
         jax.eval_shape(
             lambda: model.init(jax.random.key(0), SOUND[:, 1:], *INPUTS[1:], train=False)
         )

@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,10 @@ class Speech(TextSource):
     def text_fields(self) -> tuple[str, ...]:
         return (self.text,)
 
+    def reader(self, tokenizer: Tokenizer) -> Callable[[Path], Inputs]:
+        """What reads a user's sounds where no split is at hand."""
+        return SpeechRows(self, tokenizer, (), ()).read_inputs
+
     def open(self, split: str) -> SpeechRows:
         """Opens a split or a part of one.
 
@@ -76,7 +80,7 @@ class SpeechRows:
     """A Source of sound files and their texts.
 
     Attributes:
-      tokenizer: of the targets; vocab_size: their ids are below it.
+      tokenizer: of the targets; vocab_size: their ids are below it; start: what they begin with.
       texts: what is said in each; "" of a user's file.
     """
 
@@ -87,7 +91,7 @@ class SpeechRows:
     ) -> None:
         self._config, self._files, self.texts = config, files, texts
         self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
-        self._columns = self._targets()
+        self.start, self._columns = self._targets()
         row = ((config.length,), np.dtype(np.int32))
         sound = ((config.frames, config.mel), np.dtype(np.float32))
         self.features: Features = {"sound": sound, "target": row, "segments": row}
@@ -119,7 +123,7 @@ class SpeechRows:
         source = SpeechRows(self._config, self.tokenizer, given, [""] * len(given))
         return Inputs(source, [names[i] for i in good], problems)
 
-    def _targets(self) -> Columns:
+    def _targets(self) -> tuple[int, Columns]:
         tokenizer, length = self.tokenizer, self._config.length
         start = 0 if tokenizer.start is None else tokenizer.start
         before = [start]
@@ -132,7 +136,7 @@ class SpeechRows:
         ids = tokenizer.encode_batch(list(self.texts))
         rows = [[*before, *own[:room], *after] for own in ids]
         target, segments = padded(rows, length, tokenizer.pad or 0)
-        return {"target": target, "segments": segments}
+        return before[0], {"target": target, "segments": segments}
 
 
 def _reason(file: Path) -> str:

@@ -146,6 +146,9 @@ class Reader:
 
     def reads_text(self, tokenizer: Tokenizer, source: Any) -> None:
         self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+        if hasattr(source, "reader"):
+            self.read_inputs = source.reader(tokenizer)
+            return
         self.fields = source.text_fields()
         self.encode: Callable[[list[str]], Any] = lambda lines: source.encode(tokenizer, lines)
 

