@@ -232,6 +232,8 @@ def test_a_config_json_says_its_family_and_a_layout_refuses_what_it_cannot_say()
         ("gemma3", dict(attn_logit_softcapping=0.5), "attn_logit_softcapping 0.5 is not known"),
         ("smollm3", dict(layer_types=["sliding_attention"] * 2), "layer_types 'sliding_attention'"),
         ("llama", dict(num_hidden_layers=0), "num_hidden_layers 0 is no model"),
+        ("phi3", dict(partial_rotary_factor=0.0), "partial_rotary_factor 0.0 is not known"),
+        ("phi3", dict(sliding_window=0), "sliding_window 0 is no window"),
     ):
         with pytest.raises(UserError, match=match):
             open_family(family).model_values({**config, **said})

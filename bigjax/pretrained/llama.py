@@ -196,6 +196,8 @@ class Decoder:
             types = types or [windows.type_of((i + 1) % period) for i in range(layers)]
         if types is None or window is None:
             return {}
+        if window < 1:
+            raise UserError(f"config.init: sliding_window {window} is no window")
         kinds = windows.kinds_of(types)
         return dict(layer_kinds=kinds, window=window) if "local" in kinds else {}
 

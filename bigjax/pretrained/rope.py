@@ -25,7 +25,7 @@ def read(published: Mapping[str, Any], theta: float) -> dict[str, Any]:
     """
     rope = dict(published.get("rope_parameters") or published.get("rope_scaling") or {})
     theta = float(rope.pop("rope_theta", None) or published.get("rope_theta") or theta)
-    partial = rope.pop("partial_rotary_factor", None) or published.get("partial_rotary_factor")
+    partial = rope.pop("partial_rotary_factor", published.get("partial_rotary_factor"))
     kind = rope.pop("rope_type", None) or rope.get("type") or "default"
     rope.pop("type", None)  # as older files call it
     kind = OLD_TYPES.get(kind, kind)
@@ -49,7 +49,10 @@ def read(published: Mapping[str, Any], theta: float) -> dict[str, Any]:
                 rope[key] = tuple(rope[key])
         scaling = {"rope_type": kind, **rope}
         checked(scaling)
-    return dict(rope_theta=theta, rope_scaling=scaling, partial=partial or 1.0)
+    partial = 1.0 if partial is None else partial
+    if not 0 < partial <= 1:
+        raise UserError(f"config.init: partial_rotary_factor {partial} is not known here")
+    return dict(rope_theta=theta, rope_scaling=scaling, partial=partial)
 
 
 def write(model: Mapping[str, Any]) -> dict[str, Any]:
