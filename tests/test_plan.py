@@ -5,6 +5,8 @@ import dataclasses
 import hashlib
 import importlib.util
 import math
+import subprocess
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -265,10 +267,21 @@ def test_what_is_no_topology_is_one_line(name, says):
 @pytest.mark.parametrize(
     ("name", "package"), [("v5e:4x4", "libtpu"), ("h200:8", "jax-cuda13-pjrt")]
 )
-def test_a_missing_compiler_is_named_with_its_command(name, package, monkeypatch):
+def test_a_missing_compiler_is_named_with_its_command(name, package, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=f"-m pip install --no-deps '{package}=="):
-        topology.environment(topology.parsed(name))
+        topology.environment(topology.parsed(name), tmp_path)
+
+
+def test_an_assembler_that_does_nothing_stands_in_for_a_cuda_toolkit(monkeypatch, tmp_path):
+    monkeypatch.setattr(topology, "_has_cuda", lambda: True)
+    flags = topology.environment(topology.parsed("h200:8"), tmp_path / "own")["XLA_FLAGS"].split()
+    (named,) = (f.partition("=")[2] for f in flags if f.startswith("--xla_gpu_cuda_data_dir="))
+    assert (Path(named) / "nvvm/libdevice/libdevice.10.bc").is_file()
+    made = tmp_path / "code"
+    command = [Path(named) / "bin/ptxas", "-v", "-o", made, "-arch=sm_90a", "kernel.ptx"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "release 13.0" in said and made.read_bytes() == b""
 
 
 def test_a_gpu_offers_what_jax_takes_of_it(monkeypatch):

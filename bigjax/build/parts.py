@@ -108,8 +108,10 @@ class Parts:
         make = functools.partial(self.network.method.parameters, facts=facts)
         if not jax.eval_shape(make, jax.random.key(0)):
             return self
-        adaptation = Adaptation((*self.adaptation.parts, OwnLeaves(make)))
-        return dataclasses.replace(self, adaptation=adaptation)
+        parts = (*self.adaptation.parts, OwnLeaves(make))
+        return dataclasses.replace(
+            self, adaptation=dataclasses.replace(self.adaptation, parts=parts)
+        )
 
     def init(self, rng: jax.Array, hyper: dict[str, jax.Array]) -> tuple[TrainState, Any]:
         """(the state before step 1, base), from scratch: rng uint32 (2,), hyper as `traced_hyper` gives."""
@@ -159,10 +161,12 @@ def make_parts(config: Config, source: Any, total_steps: int) -> Parts:
     policy = config.section("precision")
     if policy.policy == "full_bfloat16":
         optimizer = precision.MasterCopy(optimizer)
+    network = make_network(config, source.features, source)
+    looped = getattr(network.model, "scan_layers", False)
     return Parts(
-        network=make_network(config, source.features, source),
+        network=network,
         optimizer=optimizer,
-        adaptation=Adaptation(config.make("adapt")),
+        adaptation=Adaptation(config.make("adapt"), looped),
         policy=policy,
         augment=fitted(config.make("data.augment"), source),
         ema=config.get("train.ema_decay") is not None,

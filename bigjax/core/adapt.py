@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+import flax
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
 from bigjax.core.errors import UserError
+from bigjax.core.matrices import stacked_axes
 from bigjax.core.quantize import Quantized, dequantize
-from bigjax.core.rules import paths
+from bigjax.core.rules import map_with_path, paths
 
 BASE = "base"  # the name of the frozen leaves among `frozen`
 MODEL = "model"  # the subtree of the trained leaves that are the model's own
@@ -30,10 +32,13 @@ class Parametrization:
     NAME: the subtree of the trained leaves that holds its own.
     RECOMPUTED: whether the backward pass makes the parameters again, rather than keep them from the
       forward pass: where the base is held in few bits.
+    BY_LAYER: whether `apply` does the same to each layer of a stacked leaf, knows a leaf by its own
+      leaves alone and reads no step, so that a loop over layers may apply it to one at a time.
     """
 
     NAME = ""
     RECOMPUTED = False
+    BY_LAYER = False
 
     def keeps(self, params: Mapping[str, Any]) -> set[str]:
         """Paths of the model's leaves that stay trained as they are; the others are frozen.
@@ -73,6 +78,7 @@ class OwnLeaves(Parametrization):
     """The trained leaves of a method (`Method.parameters`), which the model does not see; make(rng)."""
 
     NAME = "method"
+    BY_LAYER = True
 
     make: Callable[[jax.Array], Any]
 
@@ -80,11 +86,55 @@ class OwnLeaves(Parametrization):
         return self.make(rng)
 
 
+@flax.struct.dataclass
+class PerLayer:
+    """A stacked leaf before it is made: a loop over layers makes each layer's when it uses it.
+
+    Else all layers' full numbers, and the gradients of them all, would live at once.
+
+    Attributes:
+      base: as `Adaptation` holds it, with the leading axis of layers that the loop takes away.
+      own: NAME of a parametrization -> its own leaves of this leaf, likewise.
+      path, parts: of the leaf; what makes it. dtype: of what is made; None: the base's.
+    """
+
+    ONE_LEAF: ClassVar[bool] = True
+
+    base: Any
+    own: dict[str, Any]
+    path: str = flax.struct.field(pytree_node=False)
+    parts: tuple[Parametrization, ...] = flax.struct.field(pytree_node=False)
+    dtype: Any = flax.struct.field(pytree_node=False, default=None)
+
+    def astype(self, dtype: Any) -> PerLayer:
+        return self.replace(dtype=dtype)
+
+    def made(self) -> jax.Array:
+        """The leaf of one layer, where the loop has taken the axis away."""
+        base, own = jax.tree.map(lambda x: x[None], (self.base, self.own))
+        if isinstance(base, Quantized):
+            base = dequantize(base.replace(shape=(1, *base.shape[1:])))
+        leaves = {self.path: base}
+        for part in self.parts:
+            leaves = part.apply(own.get(part.NAME, {}), leaves, None)
+        leaf = leaves[self.path][0]
+        return leaf if self.dtype is None else leaf.astype(self.dtype)
+
+
+def made(tree: Any) -> Any:
+    """The parameters of one layer, each `PerLayer` made."""
+    return map_with_path(lambda _, x: x.made() if isinstance(x, PerLayer) else x, tree)
+
+
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
-    """Several parametrizations as one; () is none: the trained leaves are the model's parameters."""
+    """Several parametrizations as one; () is none: the trained leaves are the model's parameters.
+
+    looped: whether the model loops over stacked layers, which `bigjax.models.blocks.stack` does.
+    """
 
     parts: tuple[Parametrization, ...] = ()
+    looped: bool = False
 
     def __post_init__(self) -> None:
         names = [part.NAME for part in self.parts]
@@ -119,16 +169,49 @@ class Adaptation:
         """The method's own among the trained leaves."""
         return trained.get(OwnLeaves.NAME, {}) if self.parts else {}
 
-    def params(self, trained: Any, frozen: Mapping[str, Any], step: Any) -> Any:
-        """The parameters that the model sees."""
+    def params(
+        self, trained: Any, frozen: Mapping[str, Any], step: Any, *, by_layer: bool = False
+    ) -> Any:
+        """The parameters that the model sees.
+
+        by_layer: stacked leaves that are adapted or held in few bits come as `PerLayer` where the model
+          loops over them and each part allows it.
+        """
         if not self.parts:
             return trained
-        base = traverse_util.flatten_dict(dict(frozen.get(BASE, {})), sep="/")
-        leaves = {p: dequantize(x) if isinstance(x, Quantized) else x for p, x in base.items()}
+        leaves = traverse_util.flatten_dict(dict(frozen.get(BASE, {})), sep="/")
         leaves |= paths(trained[MODEL]) if MODEL in trained else {}
+        own = {part.NAME: paths(trained.get(part.NAME, {})) for part in self.parts}
+        later = {}
+        if by_layer and self.looped and all(part.BY_LAYER for part in self.parts):
+            later, own = self._per_layer(leaves, own)
+        leaves = {path: leaf for path, leaf in leaves.items() if path not in later}
+        leaves = {p: dequantize(x) if isinstance(x, Quantized) else x for p, x in leaves.items()}
         for part in self.parts:
-            leaves = part.apply(trained.get(part.NAME, {}), leaves, step)
-        return traverse_util.unflatten_dict(leaves, sep="/")
+            leaves = part.apply(traverse_util.unflatten_dict(own[part.NAME], sep="/"), leaves, step)
+        return traverse_util.unflatten_dict(leaves | later, sep="/")
+
+    def _per_layer(
+        self, leaves: Mapping[str, Any], own: Mapping[str, dict[str, Any]]
+    ) -> tuple[dict[str, PerLayer], dict[str, dict[str, Any]]]:
+        """(path -> stacked leaf to be made in the loop, the parts' own leaves of the others)."""
+        adapted = {path.rpartition("/")[0] for tree in own.values() for path in tree}
+        chosen = {
+            path
+            for path, leaf in leaves.items()
+            if stacked_axes(path) and (path in adapted or isinstance(leaf, Quantized))
+        }
+        theirs: dict[str, dict] = {path: {} for path in chosen}
+        others: dict[str, dict] = {name: {} for name in own}
+        for name, tree in own.items():
+            for path, leaf in tree.items():
+                of = path.rpartition("/")[0]
+                (theirs[of].setdefault(name, {}) if of in chosen else others[name])[path] = leaf
+        later = {}
+        for path, trees in theirs.items():
+            nested = {n: traverse_util.unflatten_dict(tree, sep="/") for n, tree in trees.items()}
+            later[path] = PerLayer(leaves[path], nested, path, self.parts)
+        return later, others
 
     def project(self, trained: Any, before: Any, step: Any) -> Any:
         """The trained leaves as they are kept after an update (see `Parametrization.project`)."""

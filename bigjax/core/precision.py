@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bigjax.core.adapt import PerLayer
 from bigjax.core.rules import map_with_path, match_rules, paths
 from bigjax.core.settings import Precision
 
@@ -56,7 +57,12 @@ def param_dtypes(precision: Precision, params: Any) -> dict[str, str]:
 def cast_params(precision: Precision, params: Any) -> Any:
     """The parameters in the dtypes that their layers compute in; integers stay as they are. Pure."""
     dtypes = param_dtypes(precision, params)
-    return map_with_path(lambda path, leaf: cast(leaf, dtypes[path]), params)
+
+    def in_dtype(path: str, leaf: Any) -> Any:
+        later = isinstance(leaf, PerLayer)
+        return leaf.astype(dtypes[path]) if later else cast(leaf, dtypes[path])
+
+    return map_with_path(in_dtype, params)
 
 
 def stored_params(precision: Precision, params: Any) -> Any:

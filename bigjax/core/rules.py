@@ -25,14 +25,18 @@ def path_of(key_path: tuple) -> str:
 
 
 def paths(tree: Any) -> dict[str, Any]:
-    """Returns {path: leaf} in tree order. A None (a hole left by freezing) counts as a leaf."""
-    return {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_hole)}
+    """Returns {path: leaf} in tree order.
+
+    A None (a hole left by freezing) counts as a leaf, and so does what is ONE_LEAF by its own word
+    (`bigjax.core.adapt.PerLayer`).
+    """
+    return {path_of(keys): leaf for keys, leaf in jax.tree.leaves_with_path(tree, is_leaf=_is_leaf)}
 
 
 def map_with_path(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-    """Returns the tree of `function(path, leaf, *leaves of rest)`; holes are leaves, as in `paths`."""
+    """Returns the tree of `function(path, leaf, *leaves of rest)`; leaves are those of `paths`."""
     return jax.tree.map_with_path(
-        lambda keys, *leaves: function(path_of(keys), *leaves), tree, *rest, is_leaf=_is_hole
+        lambda keys, *leaves: function(path_of(keys), *leaves), tree, *rest, is_leaf=_is_leaf
     )
 
 
@@ -95,5 +99,5 @@ def _nearest(pattern: str, names: list[str]) -> str:
     return f" (the nearest path is '{near[0]}')" if near else ""
 
 
-def _is_hole(leaf: Any) -> bool:
-    return leaf is None
+def _is_leaf(leaf: Any) -> bool:
+    return leaf is None or getattr(leaf, "ONE_LEAF", False)

@@ -63,9 +63,11 @@ class Recipe:
     total_steps: int = 1
     parts: tuple[str, ...] = ()
 
-    def params(self, trained: Any, frozen: Frozen, step: jax.Array) -> Any:
-        """The parameters that the model sees."""
-        return self.gathered(self.adaptation.params(trained, frozen, step))
+    def params(
+        self, trained: Any, frozen: Frozen, step: jax.Array, *, by_layer: bool = False
+    ) -> Any:
+        """The parameters that the model sees; by_layer: see `Adaptation.params`."""
+        return self.gathered(self.adaptation.params(trained, frozen, step, by_layer=by_layer))
 
 
 def build_train_step(
@@ -147,7 +149,7 @@ def build_sums(recipe: Recipe) -> Callable[..., Sums]:
         def loss(trained: Any, batch: Batch, scope: Scope):
             def of(trained: Any):
                 leaves = optimizer.merge(trained, fixed)
-                params = recipe.params(leaves, frozen, state.step)
+                params = recipe.params(leaves, frozen, state.step, by_layer=True)
                 return method.loss(params, batch, scope.replace(own=recipe.adaptation.own(leaves)))
 
             again = jax.checkpoint(of, policy=activations_alone)

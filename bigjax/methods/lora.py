@@ -38,6 +38,7 @@ class LoRA(Parametrization):
     """
 
     NAME = "lora"
+    BY_LAYER = True
 
     rank: int = 8
     alpha: float = 16.0
@@ -77,10 +78,10 @@ class LoRA(Parametrization):
 
     def _added(self, own: Any, params: dict[str, jax.Array], sign: float) -> dict[str, jax.Array]:
         adapters, merged = paths(own), dict(params)
-        for path, rank in self._ranks(params).items():
-            leaf = params[path]
-            product = jnp.matmul(adapters[f"{path}/a"], adapters[f"{path}/b"], precision="highest")
-            added = leaf + sign * self.scale(rank) * product.reshape(leaf.shape)
+        for path in adapted(adapters):
+            leaf, a = params[path], adapters[f"{path}/a"]
+            product = jnp.matmul(a, adapters[f"{path}/b"], precision="highest")
+            added = leaf + sign * self.scale(a.shape[-1]) * product.reshape(leaf.shape)
             merged[path] = added.astype(leaf.dtype)
         return merged
 
@@ -125,7 +126,7 @@ class DoRA(LoRA):
     def apply(self, own: Any, params: dict[str, jax.Array], step: jax.Array) -> dict:
         """The leaves with directions moved and magnitudes as trained, each in the base's dtype."""
         adapters, merged = paths(own), self._added(own, params, 1.0)
-        for path in self._ranks(params):
+        for path in adapted(adapters):
             layers, m, n = as_matrix(path, merged[path].shape)
             norms = jax.lax.stop_gradient(_norms(path, merged[path]))
             matrix = merged[path].reshape(*layers, m, n) * (
@@ -136,6 +137,11 @@ class DoRA(LoRA):
 
     def remove(self, own: Any, merged: dict[str, jax.Array]) -> dict[str, jax.Array]:
         raise UserError("dora: the norms of its base are not kept; merge a copy instead")
+
+
+def adapted(adapters: Mapping[str, Any]) -> list[str]:
+    """Paths of the leaves that these adapters (path -> leaf of theirs) belong to."""
+    return [path.removesuffix("/a") for path in adapters if path.endswith("/a")]
 
 
 def _norms(path: str, leaf: jax.Array) -> jax.Array:

@@ -58,11 +58,12 @@ class Quantize(_InFormats):
 
     Before "lora" in `config.adapt` it is QLoRA (Dettmers et al. 2023): their nf4 has groups of 64; the
     scales, which they quantize too, are float32. The backward pass makes each leaf again from its
-    codes. In stacked layers (`model.scan_layers`) all layers of a leaf are full numbers at once.
+    codes. Of stacked layers (`model.scan_layers`) one is full numbers at a time.
     """
 
     NAME = "quantize"
     RECOMPUTED = True
+    BY_LAYER = True
 
     def keeps(self, params: Mapping[str, Any]) -> set[str]:
         return set(params) - set(self.formats(params))
@@ -109,6 +110,7 @@ class QuantizeInputs(Parametrization):
     """
 
     NAME = "quantize_inputs"
+    BY_LAYER = True
 
     rules: Rules = ((".*", DYNAMIC),)
 

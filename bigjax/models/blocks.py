@@ -16,9 +16,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.core import layout
+from bigjax.core.adapt import PerLayer, made
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
 from bigjax.core.losses import AUXILIARY
+from bigjax.core.rules import paths
 from bigjax.models.common import choose
 from bigjax.models.pipeline import pipelined
 
@@ -104,6 +106,9 @@ def stack(
             "config.mesh.pipeline: all layers share one block, which has no stages; take mesh.fsdp or "
             "mesh.tensor"
         )
+    given = paths(model.variables.get("params", {}).get("blocks", {}))
+    if scan and any(isinstance(leaf, PerLayer) for leaf in given.values()):
+        block = nn.map_variables(block, "params", made)  # in the loop: one layer at a time
     if remat != "none":
         # A loop keeps the two passes apart by itself; unrolled, XLA must be kept from joining them.
         block = nn.remat(block, policy=REMAT[remat], prevent_cse=not scan)

@@ -16,12 +16,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from bigjax.core.errors import UserError, did_you_mean, first_line, to_install
 from bigjax.plan.chips import CHIPS, Chip, target
 
 MOST = 16_384  # devices
+ASSEMBLER = """#!/bin/sh
+# XLA asks for a version, and for a file at what -o names.
+echo "Cuda compilation tools, release 13.0, V13.0.88"
+while [ $# -gt 0 ]; do
+  if [ "$1" = -o ]; then : > "$2"; fi
+  shift
+done
+"""
 FORMS = "write cpu:8, v5e:4x4, 2xv5e:4x4 or h200:8"
 _NAME = re.compile(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)")
 
@@ -122,8 +131,10 @@ def _shapes(devices: int, dimensions: int) -> list[tuple[int, ...]]:
     ]
 
 
-def environment(topology: Topology) -> dict[str, str]:
+def environment(topology: Topology, folder: Path) -> dict[str, str]:
     """The environment of a process that has these devices: nothing of this process's JAX is touched.
+
+    folder: the process's own.
 
     Raises:
       UserError: what compiles for them is not installed; says the command.
@@ -132,11 +143,14 @@ def environment(topology: Topology) -> dict[str, str]:
     count = topology.size if topology.platform == "cpu" else 1
     name = "--xla_force_host_platform_device_count"
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith(name)]
+    flags.append(f"{name}={count}")
+    if topology.platform == "gpu":
+        flags.append(f"--xla_gpu_cuda_data_dir={stand_in_toolkit(folder)}")
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": " ".join([*flags, f"{name}={count}"]),
+        "XLA_FLAGS": " ".join(flags),
         "NPROC": str(2 * count),
         "TPU_SKIP_MDS_QUERY": "1",  # there is no cloud to ask
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -145,6 +159,19 @@ def environment(topology: Topology) -> dict[str, str]:
         "BIGJAX_COMPILED": "off",
         "JAX_TRACEBACK_FILTERING": "off",  # so that the last line says what happened
     }
+
+
+def stand_in_toolkit(folder: Path) -> Path:
+    """What XLA wants of a CUDA toolkit, which need not be installed: an assembler and a library of device
+    functions. These do nothing, as the machine code that they would make is run by nobody; they come
+    after all that decides on buffers and collectives."""
+    assembler = folder / "bin" / "ptxas"
+    library = folder / "nvvm" / "libdevice" / "libdevice.10.bc"
+    for file, text in ((assembler, ASSEMBLER), (library, "; an LLVM module without a function\n")):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    assembler.chmod(0o755)
+    return folder
 
 
 def check_installed(topology: Topology) -> None:

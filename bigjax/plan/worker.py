@@ -70,7 +70,7 @@ def run(
             own.mkdir()
             job = (topology, list(cases[number::count]), price, seconds)
             (own / "job").write_bytes(pickle.dumps(job))
-            crew.append((own, running.enter_context(_started(own, environment(topology)))))
+            crew.append((own, running.enter_context(_started(own, environment(topology, own)))))
         while any(process.poll() is None for _, process in crew):
             check()
             time.sleep(0.1)
