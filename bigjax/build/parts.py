@@ -163,10 +163,11 @@ def make_parts(config: Config, source: Any, total_steps: int) -> Parts:
         optimizer = precision.MasterCopy(optimizer)
     network = make_network(config, source.features, source)
     looped = getattr(network.model, "scan_layers", False)
+    remat = getattr(network.model, "remat", "none") != "none"
     return Parts(
         network=network,
         optimizer=optimizer,
-        adaptation=Adaptation(config.make("adapt"), looped),
+        adaptation=Adaptation(config.make("adapt"), looped, remat),
         policy=policy,
         augment=fitted(config.make("data.augment"), source),
         ema=config.get("train.ema_decay") is not None,

@@ -131,10 +131,12 @@ class Adaptation:
     """Several parametrizations as one; () is none: the trained leaves are the model's parameters.
 
     looped: whether the model loops over stacked layers, which `bigjax.models.blocks.stack` does.
+    remat: whether it computes them again in the backward pass.
     """
 
     parts: tuple[Parametrization, ...] = ()
     looped: bool = False
+    remat: bool = False
 
     def __post_init__(self) -> None:
         names = [part.NAME for part in self.parts]
@@ -183,7 +185,7 @@ class Adaptation:
         leaves |= paths(trained[MODEL]) if MODEL in trained else {}
         own = {part.NAME: paths(trained.get(part.NAME, {})) for part in self.parts}
         later = {}
-        if by_layer and self.looped and all(part.BY_LAYER for part in self.parts):
+        if by_layer and self._in_loop:
             later, own = self._per_layer(leaves, own)
         leaves = {path: leaf for path, leaf in leaves.items() if path not in later}
         leaves = {p: dequantize(x) if isinstance(x, Quantized) else x for p, x in leaves.items()}
@@ -229,6 +231,12 @@ class Adaptation:
         return model
 
     @property
+    def _in_loop(self) -> bool:
+        return self.looped and all(part.BY_LAYER for part in self.parts)
+
+    @property
     def recomputed(self) -> bool:
-        """Whether the backward pass makes the parameters again."""
-        return any(part.RECOMPUTED for part in self.parts)
+        """Whether the backward pass must be told to make the parameters again: layers that are made in
+        a loop which is computed again are so without a word, and keep what `model.remat` says."""
+        of_itself = self._in_loop and self.remat
+        return any(part.RECOMPUTED for part in self.parts) and not of_itself

@@ -35,14 +35,16 @@ def adapted(parts, policy="float32", layers=2, width=16):
         return jax.tree.map(lambda x: x + 0.03, trained), base
 
     def seen(looped, trained, base):
-        return Adaptation(parts, looped).params(trained, {"base": base}, 0, by_layer=True)
+        frozen = {"base": base}
+        return Adaptation(parts, looped, remat=True).params(trained, frozen, 0, by_layer=True)
 
     def loss(looped, trained, base):
         def of(trained):
             logits = model.apply({"params": seen(looped, trained, base)}, TOKENS, train=False)
             return jnp.sum(jax.nn.log_softmax(logits)[..., 0])
 
-        return jax.checkpoint(of, policy=activations_alone)(trained)
+        again = Adaptation(parts, looped, remat=True).recomputed  # as `core.steps` has it
+        return (jax.checkpoint(of, policy=activations_alone) if again else of)(trained)
 
     return seen, loss, make
 
