@@ -12,6 +12,7 @@ from bigjax.plan import topology
 from bigjax.plan.answer import answer
 from bigjax.plan.buffers import largest_results
 from bigjax.plan.chips import CHIPS
+from bigjax.plan.collectives import of_text
 from bigjax.plan.flops import COUNTED
 from bigjax.plan.roofline import roofline
 
@@ -120,3 +121,42 @@ ENTRY %main (x: f32[64,64]) -> (f32[8], bf16[64,64]) {
     ]
     of_gpt = [row["what"] for row in plan_of("pipeline")["largest"][:8]]
     assert any("GPT2" in name and "train_step" in name for name in of_gpt)
+
+
+# As libtpu prints a loop of three turns around one of seven: no turns noted, and a gather that runs beside
+# two products shown in each of the fusions that it spans.
+OF_A_TPU = """
+%beside.1 (p: bf16[128,512]) -> bf16[512,512] {
+  %g.1 = bf16[512,512]{1,0:T(8,128)} all-gather(%p), channel_id=8, replica_groups=mesh['x'=4] {'x'}, dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}
+}
+%beside.2 (p: bf16[128,512]) -> bf16[512,512] {
+  %g.2 = bf16[512,512]{1,0:T(8,128)} all-gather(%p), channel_id=8, replica_groups=mesh['x'=4] {'x'}, dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"2"}}
+}
+%less.7 (t: (s32[])) -> pred[] {
+  %c.7 = s32[]{:T(128)} constant(7)
+  %i.7 = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %lt.7 = pred[]{:T(512)} compare(%i.7, %c.7), direction=LT, backend_config={}
+}
+%less.3 (t: (s32[])) -> pred[] {
+  %c.3 = s32[]{:T(128)} constant(3)
+  %i.3 = s32[]{:T(128)} get-tuple-element(%t), index=0
+  ROOT %lt.3 = pred[]{:T(512)} compare(%i.3, %c.3), direction=LT, backend_config={}
+}
+%inner (t: (s32[])) -> (s32[]) {
+  %f.1 = bf16[512,512]{1,0} fusion(%p), kind=kOutput, calls=%beside.1
+  %f.2 = bf16[512,512]{1,0} fusion(%f.1), kind=kOutput, calls=%beside.2
+  %r = f32[512,512]{1,0:T(8,128)} all-reduce(%x), channel_id=5, replica_groups=mesh['x'=4] {'x'}, to_apply=%add
+}
+%outer (t: (s32[])) -> (s32[]) {
+  %while.7 = (s32[]{:T(128)}) while(%tuple), condition=%less.7, body=%inner
+}
+ENTRY %main (t: (s32[])) -> (s32[]) {
+  %while.3 = (s32[]{:T(128)}) while(%tuple), condition=%less.3, body=%outer
+}
+"""
+
+
+def test_turns_of_a_loop_and_gathers_beside_products_are_read_as_libtpu_prints_them():
+    gathered, reduced = of_text(OF_A_TPU, 4)
+    assert (gathered["count"], gathered["bytes"]) == (21, 21 * 2 * 512 * 512)
+    assert (reduced["count"], reduced["bytes"]) == (21, 21 * 4 * 512 * 512)

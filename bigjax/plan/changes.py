@@ -12,6 +12,7 @@ from bigjax.core.errors import UserError
 from bigjax.mesh.placement import divisors
 
 REMAT = ("dots_no_batch", "names", "full")
+EVERY = ((".*", 1.0),)
 LORA = {"type": "lora", "rank": 16}
 # A frozen base in eight bits, and as QLoRA has it (Dettmers et al. 2023: nf4 in groups of 64).
 QUANTIZED = (
@@ -61,8 +62,16 @@ def suggestions(config: Config, mesh: Mapping[str, int]) -> list[Change]:
         found.append(Change(("optimizer.state_dtype=bfloat16",), False))
     if not config.get("sharding.offload_optimizer"):
         found.append(Change(("sharding.offload_optimizer=True",), True))
-    found += [Change((f"adapt={adapters!r}",), False) for adapters in _adapted(config)]
+    rules = () if config.get("adapt") else _for_all(config)
+    found += [Change((f"adapt={adapters!r}", *rules), False) for adapters in _adapted(config)]
     return found
+
+
+def _for_all(config: Config) -> tuple[str, ...]:
+    """Overrides of the optimizer's rules that speak of the model's own leaves: adapters have others."""
+    keys = ("optimizer.learning_rate_rules", "optimizer.weight_decay_rules")
+    said = [key for key in keys if tuple(map(tuple, config.get(key))) != EVERY]
+    return tuple(f"{key}={EVERY!r}" for key in said)
 
 
 def _adapted(config: Config) -> list[tuple[dict, ...]]:

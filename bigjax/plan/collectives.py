@@ -1,6 +1,7 @@
 """What devices send each other in one run of a compiled program, read from its text.
 
-The text is XLA's optimised HLO. Bytes are those of one device; a loop's body counts at each turn.
+The text is XLA's optimised HLO. Bytes are those of one device; a loop's body counts at each turn (once
+where the text does not say how many turns it takes).
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ _CALLED = re.compile(
     r"\b(?:body|calls|to_apply|branch_computations|called_computations)=\{?([^},]+(?:, [^}=]+)?)\}?"
 )
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"\bcondition=%?([\w.-]+)")
+_UP_TO = re.compile(r"ROOT .* compare\(.*%?([\w.-]+)\), direction=LT")
+# libtpu shows a collective that runs beside products once in each of the fusions that it spans.
+_SPANNING = re.compile(r'channel_id=(\d+),.*"async_collective_fusion_config"')
 _COLLECTIVE = re.compile(rf" = (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(")
 _ARRAY = re.compile(r"(pred|bf16|[a-z]+?(\d+)\w*)\[([\d,]*)\]")
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}")
@@ -65,20 +70,25 @@ def of_text(text: str, devices: int) -> list[dict[str, Any]]:
     counts: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     groups: dict[tuple[str, str], np.ndarray | None] = {}
+    seen: set[str] = set()
 
     def add(computation: str, times: int) -> None:
         for line in lines.get(computation, ()):
             if found := _COLLECTIVE.search(line):
+                if spanning := _SPANNING.search(line):
+                    if spanning[1] in seen:
+                        continue
+                    seen.add(spanning[1])
                 members = groups_of(line, devices)
                 key = (found[2], "?" if members is None else str(members.tolist()))
                 groups[key] = members
                 counts[key] += times
                 sizes[key] += times * result_bytes(found[1], found[2], bool(found[3]))
                 continue
-            trips = _TRIPS.search(line)
+            turns = trips(line, lines)
             for called in _CALLED.findall(line):
                 for one in called.split(", "):
-                    add(one.strip().lstrip("%"), times * (int(trips[1]) if trips else 1))
+                    add(one.strip().lstrip("%"), times * turns)
 
     add(entry, 1)
     order = sorted(groups, key=lambda key: COLLECTIVES.index(key[0]))
@@ -86,6 +96,20 @@ def of_text(text: str, devices: int) -> list[dict[str, Any]]:
         {"kind": key[0], "count": counts[key], "bytes": sizes[key], "groups": groups[key]}
         for key in order
     ]
+
+
+def trips(line: str, lines: dict[str, list[str]]) -> int:
+    """How often a line's computation runs: of a loop as XLA notes it, or, where it does not (libtpu), as
+    its condition compares a counter from zero with a constant; 1 of anything else."""
+    if noted := _TRIPS.search(line):
+        return int(noted[1])
+    condition = _CONDITION.search(line)
+    body = lines.get(condition[1], []) if condition else []
+    if bound := next(filter(None, map(_UP_TO.search, body)), None):
+        constant = re.compile(rf"%?{re.escape(bound[1])} = s32\[\]\S* constant\((\d+)\)")
+        for found in filter(None, map(constant.search, body)):
+            return int(found[1])
+    return 1
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
