@@ -354,7 +354,8 @@ def test_suggestions_say_what_stays_the_same_and_scaling_keeps_the_rows_of_a_dev
         config, ["optimizer.weight_decay_rules=(('.*bias', 0.0), ('.*', 1.0))"]
     )
     lora = next(c for c in changes.suggestions(decayed, {}) if c.overrides[0].startswith("adapt="))
-    assert lora.overrides[1:] == ("optimizer.weight_decay_rules=(('.*', 1.0),)",)
+    assert lora.overrides[1:] == ('optimizer.weight_decay_rules=((".*", 1.0),)',)
+    assert lora.flags.startswith("""'--config.adapt=({"type": "lora", "rank": 16},)' '--config.""")
     assert not isinstance(changes.applied(decayed, lora.overrides), str)
     assert changes.scaled(config, {"fsdp": 4}, 2).overrides == (
         "mesh.fsdp=8",

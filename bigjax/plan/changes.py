@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bigjax.config.resolve import Config, resolve
 from bigjax.core.errors import UserError
@@ -63,7 +63,8 @@ def suggestions(config: Config, mesh: Mapping[str, int]) -> list[Change]:
     if not config.get("sharding.offload_optimizer"):
         found.append(Change(("sharding.offload_optimizer=True",), True))
     rules = () if config.get("adapt") else _for_all(config)
-    found += [Change((f"adapt={adapters!r}", *rules), False) for adapters in _adapted(config)]
+    written = [f"adapt={_written(adapters)}" for adapters in _adapted(config)]
+    found += [Change((adapters, *rules), False) for adapters in written]
     return found
 
 
@@ -71,7 +72,13 @@ def _for_all(config: Config) -> tuple[str, ...]:
     """Overrides of the optimizer's rules that speak of the model's own leaves: adapters have others."""
     keys = ("optimizer.learning_rate_rules", "optimizer.weight_decay_rules")
     said = [key for key in keys if tuple(map(tuple, config.get(key))) != EVERY]
-    return tuple(f"{key}={EVERY!r}" for key in said)
+    return tuple(f"{key}={_written(EVERY)}" for key in said)
+
+
+def _written(value: Any) -> str:
+    """A value as a flag says it: with the quotes that a shell leaves alone between single ones."""
+    text = repr(value)
+    return text if '"' in text else text.replace("'", '"')
 
 
 def _adapted(config: Config) -> list[tuple[dict, ...]]:
