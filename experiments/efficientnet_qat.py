@@ -1,23 +1,30 @@
-"""EfficientNet-Lite0 with weights and inputs in eight bits learns emoji: 73.7 %, 75.3 % in full numbers, 2 seeds (9 minutes).
+"""EfficientNet-Lite0 learns emoji with weights and inputs in eight bits: 72.5 %, 72.0 % in full numbers; one seed (5 minutes).
 
     scripts/fetch_data emoji                  once each
     scripts/fetch_data efficientnet_lite0
-    scripts/run experiments.efficientnet_qat
-    scripts/run experiments.efficientnet_qat shrink --stage=float --chain=int8 --chain=dynamic
+    scripts/run experiments.efficientnet_qat --config.seeds=1
+    scripts/run experiments.efficientnet_qat shrink --stage=seed0/full --chain=int8 --chain=dynamic
 
-The recipe of `emoji_finetune_efficientnet` at the pictures' own 64x64, then one epoch more, twice: in full numbers, and with
-every kernel and every layer's inputs rounded to eight bits, the gradient straight through (Jacob et al. 2018).
+The recipe of `emoji_finetune_efficientnet` at the pictures' own 64x64: the head alone, then the whole network, twice: in full
+numbers, and with every kernel and every layer's inputs rounded to eight bits, the gradient straight through (Jacob et al. 2018).
 
-Hardware: 2 CPU cores shared with a dozen other jobs: 9 minutes, 6 of processor time. Reached on the 382 test pictures, 2 seeds:
+Hardware: 2 CPU cores shared with a dozen other jobs: 5 minutes of processor time. Reached with seed 0 on the 229 validation and
+382 test pictures (the former are of other sets than most of train, and harder):
 
-    stage   errors of 382  accuracy
-    float   94.5 +- 3.5    0.7526 +- 0.0093
-    qat     100.5 +- 0.7   0.7369 +- 0.0019
+    stage   errors of 229  errors of 382  accuracy
+    frozen  108            116            0.6963
+    full    102            107            0.7199
+    qat     99             105            0.7251
 
-It is not within half a point of the full numbers. The last command rounds seed 0's model after its training, which had 0.7461:
-0.7304 with weights in int8, 0.7356 with inputs too, in 3,762 kB of 13,700. So training that sees it coming did not pay
-here; with a quarter of the pictures wrong the intervals of the three overlap by far. One picture took 2.0 and 2.6 times
-as long as before: nothing is computed in integers.
+So rounding from the first step on costs nothing that 611 pictures show; one seed says no more. (One epoch at a smaller rate after
+the network was trained in full numbers, an earlier form, lost 1.6 points in 2 seeds.)
+
+Why rounding after training hurts here: of the kernels it is the depthwise ones. Their rows nearly add up to zero while what they
+read, behind a ReLU, does not, so that rounding moves a channel's mean; a norm with small variance then makes much of it (Nagel et al.
+2019). All kernels of `full` in int8 move its logits by 6.2 % (root mean square, of their spread over the 611), the depthwise ones
+alone by 5.9 %, all others by 3.5 %; 27 pictures change their class. With the running means told of it on 256 pictures of train, as
+the verb `shrink` now does, it is 1.9 %, 11 pictures, and the loss 1.2527 (1.2517 in full numbers, 1.2874 untold). Inputs
+in eight bits alone: 2.8 %. Scales are one for each channel already; folding the norms into the kernels would change none of it.
 """
 
 from bigjax import launch, pipeline
@@ -29,18 +36,17 @@ def get_config():
     frozen, full = stages.frozen, stages.full
     for stage in (frozen, full):
         stage.data.preprocess = (dict(type="normalize", mean=127.0, std=128.0),)
+        stage.data.splits = dict(train="train[:85%]", validation="train[85%:]", test="test")
+        stage.evaluate.splits = ("validation", "test")
+        stage.evaluate.batch_size = 64
     frozen.train.epochs = 6
 
-    more = full.copy_and_resolve_references()
-    more.train.epochs = 1
-    more.init = dict(source="../full")
-    more.optimizer.learning_rate = 1e-4
-    aware = more.copy_and_resolve_references()
+    aware = full.copy_and_resolve_references()
     aware.adapt = (dict(type="qat"), dict(type="quantize_inputs"))
     return pipeline(
-        {"frozen": frozen, "full": full, "float": more, "qat": aware},
+        {"frozen": frozen, "full": full, "qat": aware},
         seeds=2,
-        table=("eval/test/errors", "eval/test/accuracy"),
+        table=("eval/validation/errors", "eval/test/errors", "eval/test/accuracy"),
     )
 
 

@@ -8,16 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bigjax.build.assemble import assemble
+from bigjax.compress.chain import Changed, Options, parsed
+from bigjax.compress.folder import write as write_run
 from bigjax.compress.gptq import gptq
-from bigjax.compress.narrow import fewer_heads, narrow
+from bigjax.compress.narrow import narrowed
 from bigjax.compress.shrink import pareto
 from bigjax.core.errors import UserError
 from bigjax.core.quantize import Quantized
 from bigjax.loop.open import open_run
 from bigjax.loop.train import train
+from bigjax.models.bert import BERT
 from bigjax.models.cnn import CNN
+from bigjax.models.gpt2 import GPT2
 from bigjax.models.llama import Llama
 from bigjax.models.mlp import MLP
+from bigjax.models.resnet import ResNet
+from bigjax.models.rnn import RNN
+from bigjax.models.units import HEADS, UNITS
+from bigjax.models.vit import ViT
 from bigjax.verbs.launch import execute
 from tests.small import small, small_config
 
@@ -61,15 +70,14 @@ def test_units_that_do_nothing_are_the_ones_taken_out():
     params["dense_0"]["bias"] = np.linspace(-1, 1, 6, dtype=np.float32)
     params["dense_1"]["kernel"][[1, 4]] = 0.0  # what these two give is not read
     params["head"]["kernel"][[0, 3]] = 0.0
-    described = {"type": "mlp", "widths": (6, 4)}
-    changes, smaller = narrow(described, {"params": params}, 1 / 3)
+    changes, smaller = narrowed("narrow", UNITS, model, {"params": params}, 1 / 3)
     assert changes == {"widths": (4, 3)}
-    changes, smaller = narrow(described, {"params": params}, 0.4)
+    changes, smaller = narrowed("narrow", UNITS, model, {"params": params}, 0.4)
     assert changes == {"widths": (4, 2)}
     found = MLP(widths=(4, 2), outputs=3).apply(smaller, x, train=False)
     np.testing.assert_allclose(found, model.apply({"params": params}, x, train=False), atol=1e-6)
-    with pytest.raises(UserError, match="knows the units of mlp and cnn, not those of rnn"):
-        narrow({"type": "rnn"}, {"params": params}, 0.5)
+    with pytest.raises(UserError, match="narrow: RNN does not say which units can be taken out"):
+        narrowed("narrow", UNITS, RNN(widths=(4,), outputs=3), {"params": params}, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -87,33 +95,78 @@ def test_channels_that_do_nothing_are_the_ones_taken_out(options):
     after.reshape(-1, 4, after.shape[-1])[:, [0, 3]] = 0.0
     if "dense_0" in params:
         params["head"]["kernel"][[2, 3]] = 0.0
-    described = {"type": "cnn", "channels": (6, 4), "dense": options.get("dense", ())}
-    changes, smaller = narrow(described, variables, 0.4)
-    dense = (3,) if "dense_0" in params else ()
-    assert changes == {"channels": (4, 2), "dense": dense}
+    changes, smaller = narrowed("narrow", UNITS, model, variables, 0.4)
+    dense = {"dense": (3,)} if "dense_0" in params else {}
+    assert changes == {"channels": (4, 2), **dense}
     assert smaller["params"]["conv_1"]["kernel"].shape == (3, 3, 4, 2)
     found = model.clone(**changes).apply(smaller, x, train=False)
     np.testing.assert_allclose(found, model.apply(variables, x, train=False), atol=1e-6)
 
 
-@pytest.mark.parametrize("qk_norm", ["none", "head"])
-def test_heads_that_do_nothing_are_the_ones_taken_out(qk_norm):
-    sizes = dict(heads=6, kv_heads=3, head_width=None, width=24, scan_layers=False)
-    model = Llama(vocab=11, layers=2, mlp_width=16, context=8, qk_norm=qk_norm, **sizes)
+def numbers(model, inputs):
+    """Variables of a model: positive, and those of one leaf alike in no two places."""
+    shapes = jax.eval_shape(lambda: nn.unbox(model.init(jax.random.key(0), inputs, train=False)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: rng.uniform(0.1, 0.5, x.shape).astype(np.float32), shapes)
+
+
+def model_of_heads(kind, **options):
+    """(a model of three heads, or pairs of heads, of width 4; its inputs)."""
+    sizes = dict(layers=2, width=24, heads=3, mlp_width=6, head_width=4)
     tokens = np.arange(14).reshape(2, 7) % 11
-    params = nn.unbox(model.init(jax.random.key(0), tokens, train=False))["params"]
-    params = jax.tree.map(np.array, params)
-    params["block_0"]["attention"]["out"]["kernel"][[2, 3]] = 0.0  # the second key head's queries
-    params["block_1"]["attention"]["value"]["kernel"][:, 0] = 0.0
-    changes, smaller = fewer_heads({"type": "llama", **sizes}, {"params": params}, 1 / 3)
-    assert changes == {"heads": 4, "kv_heads": 2, "head_width": 4}
-    assert smaller["params"]["block_0"]["attention"]["query"]["kernel"].shape == (24, 4, 4)
-    found = model.clone(**changes).apply(smaller, tokens, train=False)
-    np.testing.assert_allclose(
-        found, model.apply({"params": params}, tokens, train=False), atol=1e-6
-    )
-    with pytest.raises(UserError, match="heads: knows the heads of llama, not those of gpt2"):
-        fewer_heads({"type": "gpt2"}, {"params": params}, 0.5)
+    if kind == "vit":
+        pictures = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+        return ViT(outputs=3, image=8, patch=4, pool="map", **sizes), pictures
+    if kind == "llama":
+        sizes |= dict(heads=6, kv_heads=3)
+    return {"gpt2": GPT2, "bert": BERT, "llama": Llama}[kind](
+        vocab=11, context=8, **sizes, **options
+    ), tokens
+
+
+@pytest.mark.parametrize("kind", ["llama", "llama_normed", "gpt2", "bert", "vit"])
+def test_heads_and_hidden_units_that_do_nothing_are_the_ones_taken_out(kind):
+    kind, _, normed = kind.partition("_")
+    model, inputs = model_of_heads(kind, **(dict(qk_norm="head") if normed else {}))
+    params = numbers(model, inputs)["params"]
+    each = 2 if kind == "llama" else 1
+    for number, path in enumerate(["block_0", "block_1", *["pool"] * (kind == "vit")]):
+        block, out = params[path], (number + 1) % 3  # another one in each
+        block["attention"]["out"]["kernel"][each * out : each * (out + 1)] = 0.0
+        block["mlp"]["down"]["kernel"][[number, 5]] = 0.0
+    expected = jax.jit(lambda p: model.apply({"params": p}, inputs, train=False))(params)
+    changes, smaller = narrowed("heads", HEADS, model, {"params": params}, 1 / 3)
+    key_heads = {"kv_heads": 2} if kind == "llama" else {}
+    assert changes == {"heads": 2 * each, "head_width": 4, **key_heads}
+    assert smaller["params"]["block_0"]["attention"]["query"]["kernel"].shape == (24, 2 * each, 4)
+    model = model.clone(**changes)
+    changes, smaller = narrowed("narrow", UNITS, model, smaller, 1 / 3)
+    assert changes == {"mlp_width": 4}
+    found = jax.jit(lambda v: model.clone(**changes).apply(v, inputs, train=False))(smaller)
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=1e-5)
+
+
+def test_stacked_layers_are_refused():
+    model = GPT2(vocab=11, context=8, layers=2, width=8, heads=2, scan_layers=True)
+    with pytest.raises(UserError, match="scan_layers stacks the layers"):
+        narrowed("heads", HEADS, model, {}, 0.5)
+
+
+@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+def test_channels_within_residual_blocks_that_do_nothing_are_taken_out(block):
+    model = ResNet(outputs=3, layers=(1, 1), block=block, width=4, stem="small")
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 2)), jnp.float32)
+    variables = numbers(model, x)
+    for stage in range(2):
+        layers = variables["params"][f"stage_{stage}_block_0"]
+        for n in range(1 if block == "basic" else 0, 2):
+            layers[f"conv_{n + 1}"]["kernel"][:, :, 1::4] = 0.0  # what every fourth channel gives
+    changes, smaller = narrowed("narrow", UNITS, model, variables, 0.25)
+    assert changes == {"inner_widths": (3, 6)}
+    assert smaller["batch_stats"]["stage_1_block_0"]["norm_1"]["mean"].shape == (6,)
+    found = jax.jit(lambda v: model.clone(**changes).apply(v, x, train=False))(smaller)
+    expected = jax.jit(lambda v: model.apply(v, x, train=False))(variables)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_front_is_what_nothing_is_smaller_and_better_than():
@@ -166,6 +219,32 @@ def test_a_chain_leaves_runs_a_table_and_a_page(run, capsys):
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match=r"base\.npz: cannot be read"):
         open_run(file.parent)
+
+
+def test_a_batch_norm_is_told_what_rounding_moves(tmp_path):
+    """On the calibration data each is given, less its running mean, what it was given before, on average."""
+    model = dict(type="cnn", channels=(4, 4), outputs=10, batch_norm=True)
+    config = small("train.batch_size=64", model=model, evaluate=dict(splits=(), every="never"))
+    abstract = nn.unbox(assemble(config, tmp_path / "run").program.variables)
+    rng = np.random.default_rng(0)
+    drawn = jax.tree.map(lambda x: rng.uniform(0.2, 1, x.shape).astype(np.float32), abstract)
+    run = write_run(Changed(config, drawn, {}), tmp_path / "run", step=1)
+    (_, step, argument), *_ = parsed("int4")
+    shrunk = write_run(step(run, argument, Options(calibration=1)), tmp_path / "int4", step=1)
+    pictures = run.setup.sources["train"].read(np.arange(64))["image"] / 16.0
+
+    def given(run):
+        """Norm -> the mean of what it is given, less its running mean."""
+        network = run.config.make("model")
+        _, kept = network.apply(run.variables, pictures, train=False, capture_intermediates=True)
+        convs = {n: kept["intermediates"][f"conv_{n}"]["__call__"][0] for n in range(2)}
+        means = {n: np.mean(np.float64(x), axis=(0, 1, 2)) for n, x in convs.items()}
+        return [means[n] - run.variables["batch_stats"][f"norm_{n}"]["mean"] for n in range(2)]
+
+    np.testing.assert_allclose(given(shrunk), given(run), atol=2e-5)
+    plain = step(run, argument, Options(calibration=0)).variables["batch_stats"]
+    moved = shrunk.variables["batch_stats"]["norm_1"]["mean"] - plain["norm_1"]["mean"]
+    assert np.abs(moved).max() > 0.05
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from bigjax.loop.train import train
 from bigjax.methods.lora import DoRA, LoRA
 from bigjax.pretrained.families import family_of_source
 from bigjax.pretrained.peft import open_adapted
+from bigjax.pretrained.peft_train import adapt_section, begun
 from bigjax.pretrained.peft_write import write_adapters
 from bigjax.verbs.launch import execute
 from tests import parity
@@ -123,6 +125,25 @@ def test_what_cannot_be_read_is_one_line(tensors, settings, said, folder):
         open_adapted(str(folder)).read("fc.weight")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            dict(source="nowhere"),
+            "'train' needs a folder with adapter_config.json; nowhere is none",
+        ),
+        (dict(scan_layers=True), "'train' needs config.model.scan_layers=False"),
+        (dict(r="two"), "r is 'two', not a rank"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_one_line(changes, said, folder):
+    folder, _ = folder
+    write(folder, {"fc.lora_A": numbers(2, 4), "fc.lora_B": numbers(5, 2)}, r=changes.get("r", 2))
+    init = dict(source=changes.get("source", str(folder)), family="gpt2")
+    with pytest.raises(UserError, match=said):
+        adapt_section(init, {**MODEL, "scan_layers": changes.get("scan_layers", False)})
+
+
 MODEL = dict(type="gpt2", vocab=40, layers=2, width=16, heads=2, context=8, dropout=0.0)
 
 
@@ -162,6 +183,24 @@ def test_a_run_exports_its_adapters_and_starts_from_them(tmp_path, capsys):
     run, other = open_run(tmp_path / "run"), open_run(tmp_path / "other", raw=again)
     for path, leaf in paths(run.variables).items():
         np.testing.assert_allclose(paths(other.variables)[path], leaf, atol=1e-6, err_msg=path)
+    # And goes on with them: A and B are the run's own again, of each of what is one matrix in the file.
+    on = {**raw, "init": dict(source=str(tmp_path / "out"), adapters="train")}
+    del on["adapt"]
+    third = open_run(tmp_path / "third", raw=on)
+    adapt = third.setup.values["adapt"][0]
+    assert (adapt["rank"], adapt["alpha"]) == (2, 16.0)
+    assert (r"block_\d+/attention/query/kernel", 2) in adapt["rules"]
+    assert ("block_0/mlp/up/kernel", "train") in adapt["rules"]
+    for path, leaf in paths(run.state.params).items():
+        found = paths(third.state.params)[path]
+        np.testing.assert_allclose(found, leaf, atol=1e-6, err_msg=path)
+    for path, leaf in paths(run.variables).items():
+        np.testing.assert_allclose(paths(third.variables)[path], leaf, atol=1e-6, err_msg=path)
+    train(resolve(on), tmp_path / "third")
+    words = ["export", f"--workdir={tmp_path / 'third'}", f"--output={tmp_path / 'on'}"]
+    assert execute("tiny", lambda: on, [*words, "--format=peft"]) == 0
+    settings = json.loads((tmp_path / "on" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "out" / "base")
     # A run without LoRA has no adapters to hand on.
     capsys.readouterr()
     raw["adapt"] = ()
@@ -273,6 +312,18 @@ def test_the_library_and_we_give_the_same_logits_both_ways(make, choices, tmp_pa
     found = np.asarray(ours.apply(variables, *inputs, train=False))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     _, plain, _ = parity.load(tmp_path / "base", family, inputs)
+
+    # Trained on: their A and B as ours.
+    init = dict(source=str(tmp_path / "theirs"), family=family)
+    (section,) = adapt_section(init, values)
+    kind = {"lora": LoRA, "dora": DoRA}[section.pop("type")]
+    part = kind(**section)
+    wanted = jax.eval_shape(part.init, jax.random.key(0), paths(plain["params"]))
+    own = begun(SimpleNamespace(**init), values, part, wanted)
+    params = Adaptation((part,)).params({"model": plain["params"], part.NAME: own}, {}, 0)
+    found = np.asarray(ours.apply({**plain, "params": params}, *inputs, train=False))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
     base = np.asarray(ours.apply(plain, *inputs, train=False))
     assert np.abs(base - expected).max() > 1e-2
 

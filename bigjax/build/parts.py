@@ -119,16 +119,18 @@ class Parts:
         return self.init_from(self.network.variables(init_key), run_rng, hyper)
 
     def init_from(
-        self, variables: Any, rng: jax.Array, hyper: dict[str, jax.Array]
+        self, variables: Any, rng: jax.Array, hyper: dict[str, jax.Array], own: Any = None
     ) -> tuple[TrainState, Any]:
         """(the state before step 1, base), from given variables.
 
+        own: leaves of parametrizations, by their NAME, that begin otherwise than these would begin them.
         base: the leaves that a parametrization freezes, {} without.
         """
         key = jax.random.wrap_key_data(rng)
         collections = {name: value for name, value in variables.items() if name != "params"}
         params = precision.stored_params(self.policy, variables["params"])
         trained, base = self.adaptation.begin(jax.random.fold_in(key, 0xADA97), params)
+        trained = {**trained, **own} if own else trained
         state = init_state(trained, collections, self.optimizer, rng=rng, hyper=hyper, ema=self.ema)
         return state.replace(
             loss_scale=precision.init_loss_scale(self.policy),

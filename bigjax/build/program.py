@@ -70,6 +70,7 @@ class Program:
       placed: parameter path -> where it lies and the rule that says so.
       formula: batch -> a step's FLOPs by the model's own formula.
       pipeline: stages, microbatches, rounds and bubble of the blocks, or None (see `bigjax.models.pipeline`).
+      options: the compiler's for a train step, wherever it is the outermost program, or None.
       trials: how many runs these functions train at once (see `bigjax.build.together`), or None.
     """
 
@@ -93,6 +94,7 @@ class Program:
     placed: dict[str, Placement]
     formula: Callable[[Any], dict[str, float]]
     pipeline: dict[str, Any] | None = None
+    options: dict[str, str] | None = None
     trials: int | None = None
 
 
@@ -171,13 +173,14 @@ def _build(
         on_device, layout = layout, offload.on_host(layout, abstract, mesh)
         functions = {name: offload.fetching(f, on_device) for name, f in functions.items()}
     variables = _placed(placed, variables, mesh)
+    compiling = _options(mesh, parts.adaptation.recomputed)
     return Program(
         mesh=mesh,
         task=network.task,
         method=network.method,
         model=network.applied,
         **_beginnings(parts, abstract, base, variables, (layout, frozen.get(BASE, {})), mesh),
-        **_jitted(functions, layout, frozen, mesh, parts.adaptation.recomputed),
+        **_jitted(functions, layout, frozen, mesh, compiling),
         state=abstract_with(layout, abstract),
         frozen=frozen,
         references=recipe_references,
@@ -186,6 +189,7 @@ def _build(
         placed=placed,
         formula=network.flops,
         pipeline=pipeline,
+        options=compiling,
     )
 
 
@@ -319,11 +323,11 @@ def _jitted(
     layout: Any,
     frozen: Any,
     mesh: Mesh,
-    recomputed: bool,
+    compiling: dict[str, str] | None,
 ) -> dict[str, Callable[..., Any]]:
     """The functions jitted, each with where its arguments and results lie.
 
-    recomputed: whether the backward pass makes parameters again.
+    compiling: the compiler's options for a train step.
     """
     rows, replicated = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     trains = (layout, rows, _layout_of(frozen))
@@ -346,12 +350,12 @@ def _jitted(
         in_shardings=trains,
         out_shardings=gives["train_step"],
         donate_argnums=0,
-        compiler_options=options_of(mesh, recomputed),
+        compiler_options=compiling,
     )
     return jitted
 
 
-def options_of(mesh: Mesh, recomputed: bool = False) -> dict[str, str] | None:
+def _options(mesh: Mesh, recomputed: bool) -> dict[str, str] | None:
     """The compiler's options for a train step; recomputed: its backward pass makes parameters again."""
     if mesh.devices.flat[0].platform != "cpu":
         return None

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.build.program import Program, options_of
+from bigjax.build.program import Program
 
 _MAPPED: dict[int, dict[str, Callable[..., Any]]] = {}  # id of a program -> its mapped functions
 
@@ -54,9 +54,7 @@ def _mapped_functions(program: Program) -> dict[str, Callable[..., Any]]:
         return mapped(eval_one)((states, which), batch, trees)
 
     return {
-        "train_step": jax.jit(
-            train_step, donate_argnums=0, compiler_options=options_of(program.mesh)
-        ),
+        "train_step": jax.jit(train_step, donate_argnums=0, compiler_options=program.options),
         "eval_step": jax.jit(eval_step),
     }
 

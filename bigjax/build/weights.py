@@ -24,7 +24,9 @@ from bigjax.core.adapt import BASE, MODEL, OwnLeaves
 from bigjax.core.errors import UserError
 from bigjax.core.rules import match_rules, paths
 from bigjax.core.state import TrainState, params_fingerprint
+from bigjax.methods.lora import LoRA
 from bigjax.pretrained.load import BLOCK, check_published, read_published
+from bigjax.pretrained.peft_train import begun
 from bigjax.run.checkpoint import has_checkpoints, newest_manifest, restore_leaves
 from bigjax.run.files import read_json
 from bigjax.run.manifest import read_manifest
@@ -56,7 +58,17 @@ def initial_state(config: Config, program: Program, workdir: Path) -> tuple[Trai
     found = {target: values[path] for target, path in wanted.items()}
     found |= program.scratch(rng, leaves.keys() - found.keys())
     variables = from_leaves(program.variables, found)
-    return program.init_from(variables, np.asarray(split_key(rng)[1]), hyper)
+    own = _adapters(config, program) if init.adapters == "train" else {}
+    return program.init_from(variables, np.asarray(split_key(rng)[1]), hyper, own)
+
+
+def _adapters(config: Config, program: Program) -> dict[str, Any]:
+    """The leaves of the run's LoRA or DoRA, by its NAME, as the adapters have them that it goes on with."""
+    part = next((part for part in config.make("adapt") if isinstance(part, LoRA)), None)
+    if part is None:
+        raise UserError("config.init.adapters: 'train' needs a config.adapt of type lora or dora")
+    wanted = program.state.params[part.NAME]
+    return {part.NAME: begun(config.section("init"), config.get("model"), part, wanted)}
 
 
 def base_again(config: Config, program: Program, workdir: Path) -> Any:

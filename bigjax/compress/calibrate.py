@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.core.errors import UserError
+from bigjax.core.rules import map_with_path
 from bigjax.core.transforms import apply_transforms
 from bigjax.loop.evaluate import eval_batches
 from bigjax.loop.open import Opened
@@ -40,6 +41,49 @@ def second_moments(run: Opened, batches: int) -> dict[str, np.ndarray]:
 
     of_batches = _measured(run, batches, of)
     return {path: np.sum(np.asarray(v, np.float64), axis=0) for path, v in of_batches.items()}
+
+
+def corrected(run: Opened, model: Any, params: Any, batches: int) -> Any:
+    """The variables of a run with the running means of its BatchNorms moved by as much as `params` and `model` move
+    the mean of what they are given, on calibration data.
+
+    Rounding a kernel whose numbers nearly add up to zero moves its outputs by a constant, as its inputs, behind
+    a ReLU, do not; a norm with small variance makes much of it (Nagel et al. 2019, section 3.2 and appendix D.2).
+    Norms are corrected in their order, each on what those before it give once corrected.
+
+    Args:
+      model: what is called with `params` in place of the run's.
+    """
+    program, task = run.setup.program, run.setup.program.task
+    full = run.variables
+    plain = run.config.make("model")
+
+    @jax.jit
+    def of_batch(full: Any, params: Any, batch: Any) -> dict[str, jax.Array]:
+        batch = apply_transforms(program.preprocess, batch, jax.random.key(0))
+        inputs = task.inputs(program.method.view(batch, jax.random.key(0)))
+        means: dict[str, jax.Array] = {}
+        moved: dict[str, jax.Array] = {}
+
+        def look(layer_call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+                path, x = "/".join(context.module.path), args[0]
+                mean = jnp.mean(x.astype(jnp.float32), axis=tuple(range(x.ndim - 1)))
+                if path in means:  # the second time, with the numbers that are rounded
+                    moved[path] = mean - means[path]
+                    args = (x - moved[path].astype(x.dtype), *args[1:])
+                means[path] = mean
+            return layer_call(*args, **kwargs)
+
+        with nn.intercept_methods(look):
+            plain.apply(full, *inputs, train=False)
+            model.apply({**full, "params": params}, *inputs, train=False)
+        return moved
+
+    found = [jax.device_get(of_batch(full, params, batch)) for batch in _batches(run, batches)]
+    moved = {f"{path}/mean": np.mean([one[path] for one in found], axis=0) for path in found[0]}
+    statistics = map_with_path(lambda p, x: x + moved.get(p, 0), full["batch_stats"])
+    return {**full, "batch_stats": statistics}
 
 
 def _measured(run: Opened, batches: int, measure: Measure) -> dict[str, list[np.ndarray]]:

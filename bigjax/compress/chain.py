@@ -13,20 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bigjax.compress.calibrate import magnitudes, second_moments
+from bigjax.compress.calibrate import corrected, magnitudes, second_moments
 from bigjax.compress.gptq import gptq
-from bigjax.compress.narrow import fewer_heads, narrow
+from bigjax.compress.narrow import narrowed
 from bigjax.config.config import Config
-from bigjax.core.adapt import Parametrization
+from bigjax.core.adapt import BASE, Adaptation, Parametrization
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.matrices import as_matrix
-from bigjax.core.quantize import FORMATS, Quantized, in_groups, packed
+from bigjax.core.quantize import FORMATS, Quantized, in_groups, is_table, packed
 from bigjax.core.rules import match_rules, paths
 from bigjax.loop.open import Opened
 from bigjax.mesh import distributed
 from bigjax.methods.low_rank import LowRank
 from bigjax.methods.pruning import Prune
 from bigjax.methods.quantized import Quantize, QuantizeInputs
+from bigjax.models.units import HEADS, UNITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,19 +104,22 @@ def _weights(format: str) -> Step:
     def step(run: Opened, argument: str | None, options: Options) -> Changed:
         group = number(format, argument, int, 0, 1 << 20, "none")
         rules = options.rules(format, ".*(kernel|embedding)")
-        return _adapted(run, [Quantize(rules=rules, group=group)])
+        return _rounded(run, [Quantize(rules=rules, group=group)], options)
 
     return step
 
 
 def _gptq(run: Opened, argument: str | None, options: Options) -> Changed:
-    """Dense layers in four bits by GPTQ, with the inputs that the model in full numbers has."""
+    """Dense layers in four bits by GPTQ, with the inputs that the model in full numbers has; tables, of which no
+    row is summed with others, to the nearest level."""
     group = number("gptq", argument, int, 0, 1 << 20, 64)
     moments, leaves = second_moments(run, options.calibration), paths(run.variables["params"])
     dense = {path: f"{path}/kernel" for path in moments}
-    chosen = match_rules(options.rules("int4"), leaves, what="--keep")
-    quantized = {path: leaf for path, leaf in dense.items() if chosen[leaf] == "int4"}
-    rules = (*((leaf, "int4") for leaf in quantized.values()), (".*", None))
+    rules = options.rules("int4", ".*(kernel|embedding)")
+    chosen = {path for path, rule in match_rules(rules, leaves, what="--keep").items() if rule}
+    quantized = {path: leaf for path, leaf in dense.items() if leaf in chosen}
+    tables = [path for path in chosen if is_table(path)]
+    rules = (*((leaf, "int4") for leaf in (*quantized.values(), *tables)), (".*", None))
     held = {}
     for layer, path in quantized.items():
         leaf = distributed.whole(leaves[path])
@@ -131,13 +135,27 @@ def _gptq(run: Opened, argument: str | None, options: Options) -> Changed:
 def _dynamic(run: Opened, argument: str | None, options: Options) -> Changed:
     """Weights and inputs in eight bits; the inputs' scales are measured as they come."""
     layers = _layer_rules(run, options, {})
-    return _adapted(run, [Quantize(rules=options.rules("int8")), QuantizeInputs(rules=layers)])
+    parts = [Quantize(rules=options.rules("int8")), QuantizeInputs(rules=layers)]
+    return _rounded(run, parts, options)
 
 
 def _static(run: Opened, argument: str | None, options: Options) -> Changed:
     """The same with scales from calibration data."""
     layers = _layer_rules(run, options, magnitudes(run, options.calibration))
-    return _adapted(run, [Quantize(rules=options.rules("int8")), QuantizeInputs(rules=layers)])
+    parts = [Quantize(rules=options.rules("int8")), QuantizeInputs(rules=layers)]
+    return _rounded(run, parts, options)
+
+
+def _rounded(run: Opened, parts: Sequence[Parametrization], options: Options) -> Changed:
+    """The run under parametrizations that round; BatchNorms are told how far that moves what they are given."""
+    changed = _adapted(run, parts)
+    if "batch_stats" not in run.variables or not options.calibration:
+        return changed
+    adaptation = Adaptation(tuple(parts))
+    trained, base = adaptation.begin(jax.random.key(0), run.variables["params"])
+    params = adaptation.params(trained, {BASE: base}, 0)
+    model = adaptation.wrap(run.config.make("model"))
+    return changed._replace(variables=corrected(run, model, params, options.calibration))
 
 
 def _layer_rules(run: Opened, options: Options, largest: Mapping[str, float]) -> tuple:
@@ -169,13 +187,13 @@ def _svd(run: Opened, argument: str | None, options: Options) -> Changed:
     return _adapted(run, [LowRank(rules=(*fewer, (".*", None)))])
 
 
-def _smaller(word: str, take_out: Callable[..., Any]) -> Step:
+def _smaller(word: str, kind: str) -> Step:
     """Units, channels or heads taken out: the model's own sizes change."""
 
     def step(run: Opened, argument: str | None, options: Options) -> Changed:
         share = number(word, argument, float, 0, 1, None)
         host = jax.tree.map(distributed.whole, run.variables)
-        changes, variables = take_out(run.setup.values["model"], host, share)
+        changes, variables = narrowed(word, kind, run.config.make("model"), host, share)
         config = _adapted(run, []).config
         for key, value in changes.items():
             config = config.with_value(f"model.{key}", value)
@@ -192,8 +210,8 @@ STEPS: dict[str, Step] = {
     "prune": _prune,
     "2of4": _two_of_four,
     "svd": _svd,
-    "narrow": _smaller("narrow", narrow),
-    "heads": _smaller("heads", fewer_heads),
+    "narrow": _smaller("narrow", UNITS),
+    "heads": _smaller("heads", HEADS),
 }
 
 

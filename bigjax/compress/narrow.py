@@ -1,148 +1,86 @@
 """Structured pruning: hidden units, channels and heads are taken out, so that the model really gets smaller.
 
-A unit's worth is the norm of what reaches it times the norm of what it gives (its row in the next
-layer): Li et al. 2017's filters by magnitude, with both sides. A head gives by its rows of the output
-projection, and is reached by its values. Pure.
+What can be taken out is said beside each model (`bigjax.models.units`). A unit's worth is the norm of what
+reaches it times the norm of what it gives (its rows in the next layer): Li et al. 2017's filters by
+magnitude, with both sides. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import numpy as np
+from flax import traverse_util
 
 from bigjax.core.errors import UserError
-from bigjax.models.blocks import head_width
-
-Changed = tuple[dict[str, Any], dict[str, Any]]
-
-
-def narrow(model: Mapping[str, Any], variables: Mapping[str, Any], share: float) -> Changed:
-    """(changes of `config.model`, variables) with that share of each layer's units or channels taken out.
-
-    Raises:
-      UserError: the model is not one whose units are known.
-    """
-    return _known("narrow", "units", UNITS, model)(model, variables, share)
+from bigjax.core.rules import paths
+from bigjax.models.units import Field, Units
 
 
-def fewer_heads(model: Mapping[str, Any], variables: Mapping[str, Any], share: float) -> Changed:
-    """The same of each layer's attention heads; queries that share a key head go with it.
+def narrowed(
+    step: str, kind: str, model: nn.Module, variables: Mapping[str, Any], share: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fields of the model that are others, variables) with that share of each layer's units taken out.
+
+    Layers are taken one after the other, each judged as those before it have left it.
+
+    Args:
+      step: what to call it in messages. kind: `UNITS` or `HEADS` of `bigjax.models.units`.
 
     Raises:
-      UserError: the model is not one whose heads are known, or its layers are stacked.
+      UserError: the model does not say what can be taken out, or its layers are stacked.
     """
-    return _known("heads", "heads", HEADS, model)(model, variables, share)
-
-
-def _known(step: str, what: str, known: Mapping[str, Callable[..., Changed]], model: Any) -> Any:
-    if model["type"] not in known:
-        names = " and ".join(known)
-        raise UserError(f"{step}: knows the {what} of {names}, not those of {model['type']}")
-    return known[model["type"]]
-
-
-def _mlp(model: Mapping[str, Any], variables: Mapping[str, Any], share: float) -> Changed:
-    layers = _Layers(variables)
-    widths = tuple(
-        layers.narrowed("dense", i, layers.after("dense", i), 1, share)
-        for i in range(len(model["widths"]))
-    )
-    return {"widths": widths}, layers.variables
-
-
-def _cnn(model: Mapping[str, Any], variables: Mapping[str, Any], share: float) -> Changed:
-    """Channels, then the hidden units of the dense layers."""
-    layers, channels = _Layers(variables), []
-    for i, width in enumerate(model["channels"]):
-        following = layers.after("conv", i)
-        # All positions of a channel are inputs of their own where no mean is taken over them.
-        shape = np.shape(layers.params[following]["kernel"])
-        positions = shape[0] // width if len(shape) == 2 else 1
-        channels.append(layers.narrowed("conv", i, following, positions, share))
-    dense = tuple(
-        layers.narrowed("dense", i, layers.after("dense", i), 1, share)
-        for i in range(len(model["dense"]))
-    )
-    return {"channels": tuple(channels), "dense": dense}, layers.variables
-
-
-class _Layers:
-    """A model's numbered layers, made narrower one after the other; the variables given stay as they are."""
-
-    def __init__(self, variables: Mapping[str, Any]) -> None:
-        self.variables = {
-            collection: {name: dict(layer) for name, layer in layers.items()}
-            for collection, layers in variables.items()
-        }
-        self.params = self.variables["params"]
-
-    def after(self, kind: str, i: int) -> str:
-        """The layer that reads the outputs of the i-th of a kind."""
-        names = (f"{kind}_{i + 1}", *["dense_0"] * (kind == "conv"), "head")
-        return next(name for name in names if name in self.params)
-
-    def narrowed(self, kind: str, i: int, following: str, positions: int, share: float) -> int:
-        """Takes units out of a layer and of the one that reads it; returns how many are left.
-
-        positions: how often each unit stands among the inputs of a dense layer, units fastest.
-        """
-        own = np.asarray(self.params[f"{kind}_{i}"]["kernel"])
-        reader = np.asarray(self.params[following]["kernel"])
-        # (windows or positions, units, outputs): every input of the reader by the unit that it is of
-        by_unit = reader.reshape(
-            -1 if reader.ndim > 2 else positions, own.shape[-1], reader.shape[-1]
-        )
-        worth = _norms(own, -1) * _norms(by_unit, 1)
-        units = _best(worth, share)
-        for layers in self.variables.values():
-            for name in {f"{kind}_{i}", *[f"norm_{i}"] * _normed(kind, self.params)} & set(layers):
-                layers[name] = {k: np.asarray(x)[..., units] for k, x in layers[name].items()}
-        window = reader.shape[:-2] if reader.ndim > 2 else ()
-        kept = by_unit[:, units].reshape(*window, -1, reader.shape[-1])
-        self.params[following] = {**self.params[following], "kernel": kept}
-        return len(units)
-
-
-def _normed(kind: str, params: Mapping[str, Any]) -> bool:
-    """Whether norm_0, norm_1, ... are of this kind of layer: of the convolutions, where there are any."""
-    return kind == "conv" or "conv_0" not in params
-
-
-def _llama(model: Mapping[str, Any], variables: Mapping[str, Any], share: float) -> Changed:
-    if model["scan_layers"]:
+    name = type(model).__name__
+    if getattr(model, "scan_layers", False):
         raise UserError(
-            "heads: config.model.scan_layers stacks the layers; export the run, and open it without"
+            f"{step}: config.model.scan_layers stacks the layers; export the run, and open it without"
         )
-    N, K = model["heads"], model["kv_heads"]
-    params = dict(variables["params"])
-    for name in [name for name in params if name.startswith("block_")]:
-        attention = dict(params[name]["attention"])
-        give = _norms(np.asarray(attention["out"]["kernel"]), 0).reshape(K, N // K)
-        reach = _norms(np.asarray(attention["value"]["kernel"]), 1)
-        groups = _best(reach * np.linalg.norm(give, axis=1), share)
-        heads = (groups[:, None] * (N // K) + np.arange(N // K)).ravel()
-        chosen = {"query": heads, "query_norm": heads, "key": groups, "key_norm": groups}
-        chosen["value"] = groups
-        for part in set(chosen) & set(attention):
-            # The heads are the last axis but one, but for the scale of one head's norm, (H,).
-            attention[part] = {
-                k: np.take(x, chosen[part], axis=-2) if np.ndim(x) > 1 else x
-                for k, x in attention[part].items()
-            }
-        out = attention["out"]
-        attention["out"] = {**out, "kernel": np.asarray(out["kernel"])[heads]}
-        params[name] = {**params[name], "attention": attention}
-    kept = {"heads": len(groups) * (N // K), "kv_heads": len(groups)}
-    width = model["head_width"] or head_width(model["width"], N)
-    return {**kept, "head_width": width}, {**variables, "params": params}
+    known = model.prunable() if hasattr(model, "prunable") else {}
+    if kind not in known:
+        raise UserError(f"{step}: {name} does not say which {kind} can be taken out of it")
+    leaves = {path: np.asarray(leaf) for path, leaf in paths(variables).items()}
+    sizes: dict[Field, int] = {}
+    kept: dict[str, Any] = {}
+    for units in known[kind]:
+        chosen = _best(_worth(units, leaves), share)
+        for path, (axis, each) in _places(units, leaves):
+            leaves[path] = np.take(
+                leaves[path], _at(units, leaves[path].shape[axis], each, chosen), axis
+            )
+        sizes |= {field: each * len(chosen) for field, each in units.counted.items()}
+        kept |= units.kept
+    return _fields(sizes) | kept, traverse_util.unflatten_dict(leaves, sep="/")
 
 
-def _norms(array: np.ndarray, axis: int) -> np.ndarray:
-    """float64: the norm of what an array has at each place of an axis."""
-    rows = np.moveaxis(array.astype(np.float64), axis, 0)
-    return np.linalg.norm(rows.reshape(len(rows), -1), axis=1)
+def _places(units: Units, leaves: Mapping[str, np.ndarray]) -> list[tuple[str, tuple[int, int]]]:
+    """(path with its collection, (axis, adjacent places)) of the leaves that have these units."""
+    return [
+        (path, place)
+        for pattern, place in units.places.items()
+        for path in leaves
+        if re.fullmatch(pattern, path.partition("/")[2])
+    ]
+
+
+def _worth(units: Units, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
+    """float64 (count,)."""
+    places = dict(_places(units, leaves))
+    worth = np.ones(units.count)
+    for path in (f"params/{units.reached}", f"params/{units.read}"):
+        axis, each = places[path]
+        rows = np.moveaxis(leaves[path].astype(np.float64), axis, 0)
+        by_unit = rows.reshape(-1, units.count, each, math.prod(rows.shape[1:]))
+        worth *= np.sqrt(np.sum(by_unit**2, axis=(0, 2, 3)))
+    return worth
+
+
+def _at(units: Units, length: int, each: int, chosen: np.ndarray) -> np.ndarray:
+    """The places along an axis that the chosen units have."""
+    return np.arange(length).reshape(-1, units.count, each)[:, chosen].ravel()
 
 
 def _best(worth: np.ndarray, share: float) -> np.ndarray:
@@ -151,5 +89,15 @@ def _best(worth: np.ndarray, share: float) -> np.ndarray:
     return np.sort(np.argsort(-worth, kind="stable")[:kept])
 
 
-UNITS = {"mlp": _mlp, "cnn": _cnn}
-HEADS = {"llama": _llama}
+def _fields(sizes: Mapping[Field, int]) -> dict[str, Any]:
+    """Field of the model -> its value; places of a tuple, which are all there, put together."""
+    found: dict[str, Any] = {}
+    for field, size in sizes.items():
+        if isinstance(field, str):
+            found[field] = size
+        else:
+            found.setdefault(field[0], {})[field[1]] = size
+    return {
+        name: tuple(value[i] for i in sorted(value)) if isinstance(value, dict) else value
+        for name, value in found.items()
+    }

@@ -149,6 +149,8 @@ LISTED = ("adapt", "data.augment", "data.preprocess")  # lists of typed sections
 
 # What `config.model` does not say is taken from the published checkpoint that `config.init` names.
 DERIVE_MODEL = "bigjax.pretrained.load:derived_model"
+# Adapters that are trained on say `config.adapt`, where the config does not.
+DERIVE_ADAPT = "bigjax.pretrained.peft_train:adapt_section"
 # What neither says is taken from the train split, where that decides it.
 DERIVE_SIZES = "bigjax.build.sizes:sizes_of_data"
 # Where `config.init` names no family, the checkpoint's config.json says it.

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.config.config import DEFAULTS, SETTINGS, TYPED, Config, target_of
-from bigjax.config.names import DERIVE_MODEL, DERIVE_SIZES, FIND_FAMILY, KINDS, LISTED, NAMED
+from bigjax.config.names import (
+    DERIVE_ADAPT,
+    DERIVE_MODEL,
+    DERIVE_SIZES,
+    FIND_FAMILY,
+    KINDS,
+    LISTED,
+    NAMED,
+)
 from bigjax.config.signature import MISSING, bind, parameters
 from bigjax.config.values import (
     check_trusted,
@@ -64,6 +72,9 @@ def resolve(
     in_checkpoint = set(flatten(given)) - said
     if "model" in given:
         given["model"] = _with_sizes(given)
+        adapters = _with_adapters(given)
+        in_checkpoint |= set(flatten(adapters))
+        given |= adapters
     given |= _with_splits(given)
     values = _complete(given)
     origins = {}
@@ -199,6 +210,14 @@ def _with_published(model: Any, init: Any) -> Any:
     own = parameters(target_of("model", str(model.get("type")), "config.model"))
     needed = [key for key, parameter in own.items() if parameter.default is MISSING]
     return _hook(DERIVE_MODEL)(init, model, needed)
+
+
+def _with_adapters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The raw section adapt of adapters that are trained on, where it says nothing."""
+    init, model = given.get("init"), given["model"]
+    if not isinstance(init, dict) or init.get("adapters") != "train" or given.get("adapt"):
+        return {}
+    return {"adapt": _hook(DERIVE_ADAPT)(init, _complete_section("model", model))}
 
 
 def _with_sizes(given: Mapping[str, Any]) -> Any:

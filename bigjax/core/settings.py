@@ -254,8 +254,12 @@ class Init:
     resize: Sequence[str] = ()  # regexes of leaves cut or, from scratch, filled up to our shape
     # which blocks of the source, from 0, become block_0, block_1, ... here: (0, 2, 4) of six; (): all
     layers: Sequence[int] = ()
+    # of a folder of adapters (peft's): "merge" into the base, or "train" on, as config.adapt then says
+    adapters: Literal["merge", "train"] = "merge"
 
     def __post_init__(self) -> None:
+        if self.adapters not in ("merge", "train"):
+            raise UserError(f"config.init.adapters: {self.adapters!r} is 'merge' or 'train'")
         if any(layer < 0 for layer in self.layers):
             raise UserError(f"config.init.layers: {tuple(self.layers)} must be 0 or more")
         if self.family is None and (self.unused or self.resize):

@@ -27,9 +27,9 @@ def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Inputs:
     Args:
       path: what the train split was read from (a table, pictures, texts), or a .txt with one text a
         line; for a source of arrays, an .npz with an array named `key` (or only one array), a .csv
-        with one number a column (a header line is allowed), pictures.
+        with one number a column (a header line is allowed), pictures. Several inputs are arrays of an .npz.
       train_source: the train split.
-      key: the model's input, e.g. "image".
+      key: the model's input, e.g. "image", or its inputs (None: one that it does without).
 
     Raises:
       UserError: nothing there can be read.
@@ -81,7 +81,7 @@ def given(
             if problem := _misfit(value, shape, dtype):
                 raise UserError(f"predict: row {number} of '{name}' {problem}")
         columns[name] = values.astype(dtype)
-    missing = [name for name in ([key] if isinstance(key, str) else key) if name not in columns]
+    missing = [name for name in _names(key) if name not in columns]
     if missing:
         raise UserError(f"predict: the model needs {', '.join(map(repr, missing))} too")
     return _Completed(Arrays(columns), features)
@@ -162,12 +162,15 @@ def _line(row: dict[str, Any] | str, fields: Sequence[str]) -> tuple[str, str]:
 
 def _arrays(path: Path, features: Features, key: str | Sequence[str]) -> Inputs:
     """For a train split that is arrays of a known shape, and no more is known."""
-    if not isinstance(key, str):
-        raise UserError(f"config.task.input: predict needs one input, not {', '.join(key)}")
-    if key not in features:
-        raise UserError(
-            f"config.task.input: the data has no feature '{key}'{did_you_mean(key, features)}"
-        )
+    keys = _names(key)
+    for name in keys:
+        if name not in features:
+            raise UserError(
+                f"config.task.input: the data has no feature '{name}'{did_you_mean(name, features)}"
+            )
+    if len(keys) > 1:
+        return _columns(path, features, keys)
+    (key,) = keys
     shape, dtype = features[key]
     if path.is_dir() or path.suffix.lower() in pictures.PICTURES:
         if len(shape) != 3 or shape[2] not in (1, 3) or dtype != np.uint8:
@@ -193,8 +196,43 @@ def _arrays(path: Path, features: Features, key: str | Sequence[str]) -> Inputs:
     return Inputs(Arrays({key: np.stack(good)}), numbers, problems)
 
 
+def _names(key: str | Sequence[str | None]) -> list[str]:
+    """The features that a task's input names."""
+    return [key] if isinstance(key, str) else [name for name in key if name is not None]
+
+
+def _columns(path: Path, features: Features, keys: Sequence[str]) -> Inputs:
+    """Several inputs: an .npz with an array of each name."""
+    if path.suffix != ".npz":
+        raise UserError(
+            f"--input={path}: this model reads {', '.join(keys)}: give an .npz of these"
+        )
+    columns = {name: _numbers(path, values) for name, values in read_npz(path, keys).items()}
+    if missing := [name for name in keys if name not in columns]:
+        raise UserError(f"--input={path}: has no array '{missing[0]}'")
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise UserError(f"--input={path}: arrays of different numbers of rows: {said}")
+    problems = {}
+    for name in keys:
+        for row, value in enumerate(columns[name]):
+            if found := _misfit(value, *features[name]):
+                problems.setdefault(row, f"'{name}' {found}")
+    numbers = [row for row in range(len(columns[keys[0]])) if row not in problems]
+    told = [f"row {row}: {problems[row]}; left out" for row in sorted(problems)]
+    if not numbers:
+        raise UserError(f"--input={path}: {nothing_left(told)}")
+    good = {name: columns[name][numbers].astype(features[name][1]) for name in keys}
+    return Inputs(Arrays(good), numbers, told)
+
+
 def _npz(path: Path, key: str) -> np.ndarray:
     (values,) = read_npz(path, [key]).values()
+    return _numbers(path, values)
+
+
+def _numbers(path: Path, values: np.ndarray) -> np.ndarray:
     if values.ndim < 1 or values.dtype.kind not in "biuf":
         raise UserError(f"{path}: needs an array of numbers with a leading axis of rows")
     return values

@@ -16,7 +16,7 @@ from bigjax.mesh import distributed
 from bigjax.methods.lora import DoRA, LoRA
 from bigjax.pretrained.export import fill_published, published_tensors
 from bigjax.pretrained.load import open_checkpoint
-from bigjax.pretrained.peft import OWN_BASE
+from bigjax.pretrained.peft import OWN_BASE, base_of, is_adapter
 from bigjax.pretrained.peft_write import write_adapters
 from bigjax.run.files import publish
 
@@ -44,7 +44,8 @@ def export_adapters(run: Any, variables: Any, family: str | None, folder: Path) 
     if folder.exists():
         raise UserError(f"--output={folder}: is there already")
     init = run.config.section("init")
-    published = bool(init and init.family)
+    merged = init and is_adapter(init.source) and init.adapters == "merge"
+    published = bool(init and init.family) and not merged
     trained = jax.tree.map(
         distributed.whole, run.state.params if run.state.ema is None else run.state.ema
     )
@@ -58,7 +59,9 @@ def export_adapters(run: Any, variables: Any, family: str | None, folder: Path) 
             params = {path: np.asarray(distributed.whole(x)) for path, x in leaves.items()}
             base = {**variables, "params": traverse_util.unflatten_dict(params, sep="/")}
             fill_published(private / OWN_BASE, base, model, family)
-        source = init.source if published else OWN_BASE
+        source = OWN_BASE
+        if published:
+            source = base_of(init.source) if is_adapter(init.source) else init.source
         write_adapters(private, parts[0], trained, variables, model, family, source)
         found.append(_off(variables, model, family, private))
         if not found[0] <= EXACT:

@@ -48,7 +48,7 @@ class Answer:
         batch |= dict(mask=jnp.ones(rows), sample=jnp.arange(rows), epoch=jnp.zeros(rows, int))
         batch = apply_transforms(self.preprocess, {**batch, **inputs}, jax.random.key(0))
         outputs = self.model.apply(variables, *self.task.inputs(batch), train=False)
-        predicted = self.task.predict(outputs)
+        predicted = self.task.predict(outputs) if self.task.PREDICTS else {}
         if not self.task.writes:  # one more look at the same pass
             predicted |= self.task.decode(lambda *_, **__: outputs, variables, batch)
         elif self.writes:

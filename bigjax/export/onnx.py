@@ -41,7 +41,8 @@ def write(answer: Answer, names: Mapping[str, Spec], variables: Any, folder: Pat
         raise UserError(f"--format=onnx needs {error.name}: {commands}") from None
     function, (rows,) = program_of(answer, names, variables, weights_inside=True)
     specs = [rows[name] for name in sorted(rows)]
-    closed, shapes = jax.make_jaxpr(plainly(function, rows), return_shape=True)(*specs)
+    plain = plainly(function, rows)
+    closed, shapes = jax.make_jaxpr(lambda *flat: _apart(plain(*flat)), return_shape=True)(*specs)
     graph = core.jaxpr_as_fun(live(closed)[0])
     try:
         found = to_onnx(
@@ -92,6 +93,19 @@ def plainly(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
     tree = jax.tree.structure(shapes)
     return lambda *flat: jax.tree.unflatten(tree, _evaluate(closed, flat))
+
+
+def _apart(outputs: Any) -> Any:
+    """The outputs, of which no two are one array: jax2onnx has one name for each."""
+    seen: set[int] = set()
+
+    def own(x: Any) -> Any:
+        if id(x) in seen:
+            return x & True if x.dtype == bool else lax.add(x, lax.full_like(x, 0))
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(own, outputs)
 
 
 def _evaluate(closed: Any, arguments: Sequence[Any]) -> list[Any]:

@@ -45,15 +45,26 @@ class Exported:
         Raises:
           UserError: the model cannot read them.
         """
+        self._check_predicts()
         given = inputs.given(rows, self.card.reader, self.card.task.input)
         return [{"row": i, **line} for i, line in enumerate(self.answers(given))]
 
     def read(self, path: Path) -> inputs.Inputs:
         """A user's file or folder as examples; see `bigjax.data.inputs.read`."""
+        self._check_predicts()
         return inputs.read(path, self.card.reader, self.card.task.input)
 
+    def _check_predicts(self) -> None:
+        """Raises UserError where the task says nothing of an example."""
+        if not self.card.task.PREDICTS:
+            self.card.task.predict(None)
+
     def answers(self, source: Any) -> Iterator[dict[str, Any]]:
-        """What a person is shown of each example of a source: JSON-able, with the names of classes."""
+        """What a person is shown of each example of a source: JSON-able, with the names of classes.
+
+        Raises:
+          UserError: the task writes text token by token, and this folder cannot.
+        """
         for start in range(0, len(source), BATCH):
             ids = np.arange(start, min(start + BATCH, len(source)))
             batch = source.read(ids)

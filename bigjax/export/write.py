@@ -16,6 +16,7 @@ from bigjax.export.answer import OUTPUTS, Answer, answer_of
 from bigjax.export.card import CARD, card_of, signature
 from bigjax.export.open import on_cpu, open_exported
 from bigjax.export.weights import GGUF
+from bigjax.methods.quantized import Intercepted
 from bigjax.pretrained.export import fill_own, fill_published
 from bigjax.pretrained.families import folder_of
 from bigjax.pretrained.gguf_write import write_gguf
@@ -79,6 +80,11 @@ def write_export(
     """
     if folder.exists():
         raise UserError(f"--output={folder}: is there already")
+    if form.kind in ("safetensors", "gguf") and isinstance(run.setup.program.model, Intercepted):
+        raise UserError(
+            f"--format={form}: holds weights alone, and config.adapt's quantize_inputs changes what layers do; "
+            "take stablehlo or onnx"
+        )
     source = run.setup.sources["train"]
     answer = answer_of(run.setup.program, source.features)
     if form.kind == "onnx":  # where there are no loops to write text in

@@ -36,6 +36,7 @@ from bigjax.models.transformer import (
     norm,
     size,
 )
+from bigjax.models.units import Units, of_blocks
 
 HEADS = ("none", "mlm", "sequence", "tokens", "embedding")
 POSITIONS, POOLS, POOLED = ("learned", "rotary"), ("first", "mean"), ("tanh", "relu", "gelu")
@@ -56,7 +57,8 @@ class BERT(nn.Module):
 
     vocab: number of tokens.
     layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
-    mlp_width: of the blocks' hidden layer; default 4 D.
+    mlp_width: of the blocks' hidden layer; default 4 D. head_width: H, where the heads do not share the width
+        evenly.
     context: the longest text it can read.
     types: kinds of token (first or second text of a pair); 0: tokens have none.
     roberta: the sequence head drops out once more, and positions do not start in row 0 of their table.
@@ -111,6 +113,7 @@ class BERT(nn.Module):
     window: int | None = None
     remat: str = "none"
     scan_layers: bool = False
+    head_width: int | None = None
 
     MESH_AXES = ("sequence",)
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
@@ -172,7 +175,9 @@ class BERT(nn.Module):
     def _form(self) -> Form:
         """What the blocks are."""
         names = ("norm", "norm_places", "gated", "biases", "bare_start", "shared")
-        form = form_of(self, causal=False, **{name: getattr(self, name) for name in names})
+        form = form_of(
+            self, self.head_width, causal=False, **{name: getattr(self, name) for name in names}
+        )
         if self.positions == "rotary" and form.head_width % 2:
             raise UserError(
                 f"model.heads: {self.heads} heads of width {form.head_width}; rotary positions turn "
@@ -241,7 +246,13 @@ class BERT(nn.Module):
         keys = self.layers * T
         if self.positions == "rotary":
             keys = seen_keys(self, T, self.window and 2 * self.window - 1)
-        return flops_by_formula(multiplied, self.width * B * T * keys)
+        form = self._form()
+        return flops_by_formula(multiplied, form.heads * form.head_width * B * T * keys)
+
+    def prunable(self) -> dict[str, list[Units]]:
+        """Heads and hidden units of each block."""
+        each = [f"block_{i}" for i in range(self.layers)]
+        return of_blocks(self._form(), ["shared_block"] if self.shared else each)
 
 
 def _places(tokens_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bigjax.core.errors import UserError
 from bigjax.models.common import activation, kernel_init
 from bigjax.models.convolution import batch_norm, convolve, max_pool
+from bigjax.models.units import UNITS, Units, layer
 
 
 class CNN(nn.Module):
@@ -79,3 +80,21 @@ class CNN(nn.Module):
             x = act(nn.Dense(width, kernel_init=init, name=f"dense_{i}")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.outputs, name="head")(x)
+
+    def prunable(self) -> dict[str, list[Units]]:
+        """Channels, then the hidden units of the dense layers."""
+        stages, dense = len(self.channels), len(self.dense)
+        names = [
+            *(f"conv_{i}" for i in range(stages)),
+            *(f"dense_{i}" for i in range(dense)),
+            "head",
+        ]
+        channels = [
+            layer(names[i], f"norm_{i}", width, ("channels", i), names[i + 1])
+            for i, width in enumerate(self.channels)
+        ]
+        hidden = [
+            layer(names[stages + i], None, width, ("dense", i), names[stages + i + 1])
+            for i, width in enumerate(self.dense)
+        ]
+        return {UNITS: channels + hidden}

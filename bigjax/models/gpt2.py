@@ -21,7 +21,8 @@ from bigjax.models.blocks import (
     table,
     unembed,
 )
-from bigjax.models.transformer import blocks, flops_by_formula, form_of, size, stand
+from bigjax.models.transformer import Form, blocks, flops_by_formula, form_of, size, stand
+from bigjax.models.units import Units, of_blocks
 
 # Radford et al. 2019, table 2 (124m there says 117M, 350m says 345M), and Brown et al. 2020, table 2.1,
 # "GPT-3 XL", with GPT-2's vocabulary and 16 heads of 128 in place of 24: a multiple of what GPUs like.
@@ -40,7 +41,7 @@ class GPT2(nn.Module):
     vocab: number of tokens.
     layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
     context: the longest document it can read.
-    mlp_width: default 4 D.
+    mlp_width: default 4 D. head_width: H, where the heads do not share the width evenly.
     activation: of the MLP (see `bigjax.models.transformer.ACTIVATIONS`).
     norm_epsilon: of the LayerNorms.
     dropout: after the embedding and on each residual branch.
@@ -60,6 +61,7 @@ class GPT2(nn.Module):
     attention: str = "auto"
     remat: str = "none"
     scan_layers: bool = False
+    head_width: int | None = None
 
     MESH_AXES = ("sequence",)
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
@@ -88,7 +90,7 @@ class GPT2(nn.Module):
         """
         T = tokens_BT.shape[1]
         check_context(self.context, max(T, cache))
-        form = form_of(self, depth=self.layers, implementation=self.attention)
+        form = self._form()
         embedding_VD = table(self, "embedding", self.vocab, "vocab")
         positions_CD = table(self, "positions", self.context, "position")
         where = stand(self, T, segments_BT, cache)
@@ -100,8 +102,16 @@ class GPT2(nn.Module):
             x_BTD = last_token(x_BTD, segments_BT)
         return unembed(layer_norm("norm", self.norm_epsilon)(x_BTD), embedding_VD)
 
+    def _form(self) -> Form:
+        return form_of(self, self.head_width, depth=self.layers, implementation=self.attention)
+
+    def prunable(self) -> dict[str, list[Units]]:
+        """Heads and hidden units of each block."""
+        return of_blocks(self._form(), [f"block_{i}" for i in range(self.layers)])
+
     def flops(self, params: Any, tokens_BT: Any, *_: Any) -> dict[str, float]:
         """FLOPs of forward and backward by formula (see `flops_by_formula`), of inputs of these shapes."""
         B, T = tokens_BT.shape
-        attended = self.layers * self.width * B * T * T
+        form = self._form()
+        attended = self.layers * form.heads * form.head_width * B * T * T
         return flops_by_formula([(size(params, "positions"), B * T)], attended, causal=True)

@@ -29,6 +29,7 @@ from bigjax.models.transformer import (
     size,
     stand,
 )
+from bigjax.models.units import Units, of_blocks
 
 # "smollm2_135m": Ben Allal et al. 2025, "SmolLM2"; "1b": Zhang et al. 2024, "TinyLlama", table 1, the
 # Llama 2 layout at 1.1 billion; "7b" and "70b": Llama 2's own (Touvron et al. 2023, "LLaMA", table 2, and
@@ -242,3 +243,7 @@ class Llama(nn.Module):
             idle = self.experts - self.experts_used
             multiplied -= 3 * self.layers * idle * self.width * self.mlp_width
         return flops_by_formula([(multiplied, B * T)], attended, causal=True)
+
+    def prunable(self) -> dict[str, list[Units]]:
+        """Key heads, each with the queries that share it, and hidden units of each block."""
+        return of_blocks(self._form(), [f"block_{i}" for i in range(self.layers)])

@@ -12,6 +12,7 @@ import jax
 
 from bigjax.core.layout import batch_axes
 from bigjax.models.common import activation, kernel_init
+from bigjax.models.units import UNITS, Units, layer
 
 
 class MLP(nn.Module):
@@ -58,3 +59,13 @@ class MLP(nn.Module):
                 x = norm(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(act(x))
         return nn.Dense(self.outputs, name="head")(x)
+
+    def prunable(self) -> dict[str, list[Units]]:
+        """The hidden units of each layer."""
+        names = [*(f"dense_{i}" for i in range(len(self.widths))), "head"]
+        return {
+            UNITS: [
+                layer(names[i], f"norm_{i}", width, ("widths", i), names[i + 1])
+                for i, width in enumerate(self.widths)
+            ]
+        }

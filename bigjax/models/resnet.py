@@ -12,8 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigjax.core.errors import UserError
 from bigjax.models.common import choose
 from bigjax.models.convolution import batch_norm, check_images, conv, max_pool
+from bigjax.models.units import UNITS, Units, layer
 
 PRESETS = {
     "18": dict(layers=(2, 2, 2, 2), block="basic"),
@@ -34,6 +36,7 @@ class ResNet(nn.Module):
     stem: "imagenet" is a 7x7 convolution and a max pool, a quarter of the image's side; "small" is
         a 3x3 convolution that keeps it (section 4.2 of the paper, for CIFAR).
     frozen_statistics: BatchNorm uses, and keeps, its running statistics in training too.
+    inner_widths: of each stage, between the convolutions of its blocks; default: the stage's width.
     """
 
     outputs: int
@@ -42,6 +45,7 @@ class ResNet(nn.Module):
     width: int = 64
     stem: str = "imagenet"
     frozen_statistics: bool = False
+    inner_widths: Sequence[int] | None = None
 
     # Convolutions in pairs, output channels split then input channels, as in `cnn`.
     TENSOR_RULES = (
@@ -68,6 +72,7 @@ class ResNet(nn.Module):
             for i in range(blocks):
                 x = Block(
                     width=self.width * 2**stage,
+                    inner=self._inner(stage),
                     stride=2 if stage and not i else 1,
                     bottleneck=self.block == "bottleneck",
                     train=train_norm,
@@ -76,12 +81,41 @@ class ResNet(nn.Module):
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.outputs, name="head")(x)
 
+    def _inner(self, stage: int) -> int:
+        """Channels between the convolutions of a stage's blocks."""
+        if self.inner_widths is None:
+            return self.width * 2**stage
+        if len(self.inner_widths) != len(self.layers):
+            raise UserError(
+                f"model.inner_widths: {len(self.inner_widths)} widths for {len(self.layers)} stages"
+            )
+        return self.inner_widths[stage]
+
+    def prunable(self) -> dict[str, list[Units]]:
+        """Channels within each block. Those between blocks all add up in one stream, and stay."""
+        first = 0 if self.block == "bottleneck" else 1
+        found = []
+        for stage, blocks in enumerate(self.layers):
+            for path in (f"stage_{stage}_block_{i}" for i in range(blocks)):
+                found += [
+                    layer(
+                        f"{path}/conv_{n}",
+                        f"{path}/norm_{n}",
+                        self._inner(stage),
+                        ("inner_widths", stage),
+                        f"{path}/conv_{n + 1}",
+                    )
+                    for n in range(first, 2)
+                ]
+        return {UNITS: found}
+
 
 class Block(nn.Module):
     """relu(x + f(x)): He et al. 2016, figure 5. The last norm of f starts at 0, so that a new block
     is the identity (Goyal et al. 2017, section 5.1)."""
 
     width: int
+    inner: int
     stride: int
     bottleneck: bool
     train: bool
@@ -91,8 +125,8 @@ class Block(nn.Module):
         inputs, train = x, self.train
         channels = self.width * EXPANSION["bottleneck" if self.bottleneck else "basic"]
         if self.bottleneck:
-            x = nn.relu(batch_norm("norm_0", train=train)(conv(self.width, 1, name="conv_0")(x)))
-        x = conv(self.width, 3, stride=self.stride, name="conv_1")(x)
+            x = nn.relu(batch_norm("norm_0", train=train)(conv(self.inner, 1, name="conv_0")(x)))
+        x = conv(self.inner, 3, stride=self.stride, name="conv_1")(x)
         x = nn.relu(batch_norm("norm_1", train=train)(x))
         x = conv(channels, 1 if self.bottleneck else 3, name="conv_2")(x)
         x = batch_norm("norm_2", train=train, scale_init=nn.initializers.zeros)(x)

@@ -113,11 +113,14 @@ class Form:
         object.__setattr__(self, "biases", tuple(self.biases))  # hashable, as Linen wants fields
 
 
-def form_of(model: nn.Module, **more: Any) -> Form:
-    """The form of a model whose heads share its width evenly, from its fields of these names."""
+def form_of(model: nn.Module, own_width: int | None = None, **more: Any) -> Form:
+    """The form of a model from its fields of these names.
+
+    own_width: H; None: the heads share the model's width evenly.
+    """
     return Form(
         heads=model.heads,
-        head_width=head_width(model.width, model.heads),
+        head_width=own_width or head_width(model.width, model.heads),
         mlp_width=model.mlp_width or 4 * model.width,
         norm_epsilon=model.norm_epsilon,
         activation=model.activation,

@@ -31,6 +31,7 @@ from bigjax.models.transformer import (
     form_of,
     size,
 )
+from bigjax.models.units import Units, of_blocks
 
 # Table 1 of the paper; Ti and S from Touvron et al. 2021 (DeiT).
 PRESETS = {
@@ -49,7 +50,7 @@ class ViT(nn.Module):
     outputs: of the head; None: no head, what is pooled comes out, (B, D).
     image, patch: side of an image, and of a patch, in pixels; the one is a multiple of the other.
     layers, width, heads: number of blocks, their width D, and the heads that share it evenly.
-    mlp_width: default 4 D.
+    mlp_width: default 4 D. head_width: H, where the heads do not share the width evenly.
     pool: "cls" is a token of its own before the patches, "mean" the mean over the patches, "map"
         attention with one learned query (Zhai et al. 2022, section 3.4).
     positions: "learned", one vector a token; "sincos", fixed sines and cosines of row and column
@@ -80,6 +81,7 @@ class ViT(nn.Module):
     biases: Sequence[str] = ("qkv", "out", "mlp")
     remat: str = "none"
     scan_layers: bool = False
+    head_width: int | None = None
 
     # Megatron's split (Shoeybi et al. 2019, section 3): heads and the MLP's hidden units over `tensor`.
     TENSOR_RULES = ((".*", "logical"),)
@@ -102,7 +104,7 @@ class ViT(nn.Module):
         if self.pre_norm:
             x_BTD = layer_norm("pre_norm", self.norm_epsilon)(x_BTD)
         x_BTD = nn.Dropout(self.dropout, deterministic=not train)(x_BTD)
-        form = form_of(self, causal=False, biases=self.biases)
+        form = self._form()
         T, more = x_BTD.shape[1], -x_BTD.shape[1] % layout.parts("length")
         x_BTD, where = self._filled(x_BTD, more, train)
         x_BTD = blocks(self, form, x_BTD, where, train=train)[:, :T]
@@ -120,6 +122,14 @@ class ViT(nn.Module):
             second = dense("distillation_head", self.outputs, "embed", "classes")(x_BTD[:, 1])
             logits = (logits + second) / 2
         return logits
+
+    def _form(self) -> Form:
+        return form_of(self, self.head_width, causal=False, biases=self.biases)
+
+    def prunable(self) -> dict[str, list[Units]]:
+        """Heads and hidden units of each block, and of the pool where it attends."""
+        pool = ["pool"] if self.pool == "map" else []
+        return of_blocks(self._form(), [*(f"block_{i}" for i in range(self.layers)), *pool])
 
     def _with_positions(self, x_BRCD: jax.Array) -> jax.Array:
         """Rows and columns of patches -> tokens (B, T, D): special tokens first, positions added."""
@@ -157,7 +167,9 @@ class ViT(nn.Module):
         heads = ("head", "distillation_head")
         of_heads = {name: params[name] for name in heads if name in params}
         multiplied = [(size(params, "positions", *heads), B * T), (size(of_heads), B)]
-        return flops_by_formula(multiplied, self.layers * self.width * B * T * T)
+        form = self._form()
+        attended = self.layers * form.heads * form.head_width * B * T * T
+        return flops_by_formula(multiplied, attended)
 
 
 class AttentionPool(nn.Module):

@@ -132,6 +132,7 @@ class Encoder:
 
     def published_config(self, model: dict[str, Any]) -> dict[str, Any]:
         """The config.json of a model with these values; UserError where the family is another model."""
+        table.check_heads(model)
         model = {key: tuple(x) if isinstance(x, list) else x for key, x in model.items()}
         said, biases = table.write_biases(self.biases, model["biases"])
         spoken = {"biases"} | {key.ours for key in self.keys}

@@ -44,7 +44,8 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
 
 
 def published_config(model: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of a model with these values."""
+    """The config.json of a model with these values; UserError if transformers has no such model."""
+    table.check_heads(model)
     return dict(
         architectures=["GPT2LMHeadModel"],
         **table.write(KEYS, model),

@@ -36,14 +36,17 @@ ROUNDED = 5e-3  # of numbers up to 1 in bfloat16
 SHOWN = 6  # problems that one message lists
 
 
-def open_checkpoint(source: str, name: str) -> tuple[Published, Any]:
+def open_checkpoint(source: str, name: str, *, merged: bool = True) -> tuple[Published, Any]:
     """A published checkpoint of the family `name`, with the family.
+
+    merged: whether adapters are, where the source is a folder of them.
 
     Raises:
       UserError: unknown family, no such or an unreadable checkpoint, or one of another family.
     """
     family = open_family(name)
-    published = open_adapted(source) if is_adapter(source) else open_published(source)
+    adapted = is_adapter(source)
+    published = open_adapted(source, merged=merged) if adapted else open_published(source)
     if published.gguf:
         if not hasattr(family, "from_gguf"):
             raise UserError(f"{published.path}: a GGUF file cannot be read as '{name}'")
@@ -53,13 +56,17 @@ def open_checkpoint(source: str, name: str) -> tuple[Published, Any]:
         raise UserError(
             f"config.init.family: {published.path} says it is '{model_type}', not '{name}'"
         )
-    return _without_prefix(published, getattr(family, "PREFIXES", ())), family
+    return _without_prefix(published, prefix_of(published, family)), family
 
 
-def _without_prefix(published: Published, prefixes: Sequence[str]) -> Published:
-    """The checkpoint under names without the first of the prefixes that one of them has."""
-    found = (p for p in prefixes if any(name.startswith(p) for name in published.shapes))
-    prefix = next(found, "")
+def prefix_of(published: Published, family: Any) -> str:
+    """The first of the family's prefixes that a name of the checkpoint has."""
+    prefixes = getattr(family, "PREFIXES", ())
+    return next((p for p in prefixes if any(n.startswith(p) for n in published.shapes)), "")
+
+
+def _without_prefix(published: Published, prefix: str) -> Published:
+    """The checkpoint under names without the prefix."""
     full = {name.removeprefix(prefix): name for name in published.shapes}
     shapes = {short: published.shapes[name] for short, name in full.items()}
     return replace(published, shapes=shapes, read=lambda short: published.read(full[short]))
@@ -97,7 +104,8 @@ def check_published(init: Any, model: Mapping[str, Any]) -> tuple[Published, Any
     Raises:
       UserError: as `open_checkpoint`; `config.model` contradicts the checkpoint's config.json.
     """
-    published, family = open_checkpoint(init.source, init.family)
+    merged = init.adapters == "merge"
+    published, family = open_checkpoint(init.source, init.family, merged=merged)
     theirs = family.model_values(published.config) if published.config else {}
     free = (*FREE, "layers") if init.layers else FREE
     differing = [

@@ -89,11 +89,31 @@ def base_of(folder: str) -> str:
     return base
 
 
-def open_adapted(source: str) -> Published:
-    """The base of a folder of adapters, as a checkpoint whose tensors have them merged.
+def open_adapted(source: str, *, merged: bool = True) -> Published:
+    """The base of a folder of adapters, as a checkpoint whose tensors have them merged, or not.
+
+    Tensors that the folder replaces are the folder's in either case.
 
     Raises:
       UserError: a file is damaged; the adapters are of a kind that is not read, or not of this base.
+    """
+    folder = Path(os.path.expanduser(source))
+    base, parts, adapters, replaced = read_adapters(source)
+
+    def read(name: str) -> np.ndarray:
+        if name in replaced:
+            return parts.read(replaced[name])
+        tensor = base.read(name)
+        return adapters[name].merged(tensor) if merged and name in adapters else tensor
+
+    return dataclasses.replace(base, path=folder, read=read)
+
+
+def read_adapters(source: str) -> tuple[Published, Published, dict[str, Adapter], dict[str, str]]:
+    """(base, the folder's own tensors, the base's tensor -> its adapter, -> the name of what replaces it).
+
+    Raises:
+      UserError: as `open_adapted`.
     """
     folder = Path(os.path.expanduser(source))
     settings = read_json(folder / CONFIG)
@@ -107,22 +127,15 @@ def open_adapted(source: str) -> Published:
         raise UserError(f"{folder / CONFIG}: {used[0]} is set, which is not read here")
     found, replaced = _sorted_out(folder, parts, base)
     adapters = {
-        name: _Adapter.open(folder, module, names, parts, settings)
+        name: Adapter.open(folder, module, names, parts, settings)
         for name, (module, names) in found.items()
     }
-
-    def read(name: str) -> np.ndarray:
-        if name in replaced:
-            return parts.read(replaced[name])
-        tensor = base.read(name)
-        return adapters[name].merged(tensor) if name in adapters else tensor
-
-    return dataclasses.replace(base, path=folder, read=read)
+    return base, parts, adapters, replaced
 
 
 @dataclasses.dataclass(frozen=True)
-class _Adapter:
-    """What is added to one published tensor; see `merged`."""
+class Adapter:
+    """What is added to one published tensor; see `merged`. a (r, in, ...), b (out, r, ...)."""
 
     where: str
     a: np.ndarray
@@ -139,7 +152,7 @@ class _Adapter:
         names: Mapping[str, str],
         parts: Published,
         settings: Mapping[str, Any],
-    ) -> _Adapter:
+    ) -> Adapter:
         embeds = "lora_embedding_A" in names
         kinds = ("lora_embedding_A", "lora_embedding_B") if embeds else ("lora_A", "lora_B")
         if missing := [kind for kind in kinds if kind not in names]:
@@ -147,7 +160,7 @@ class _Adapter:
         a, b = (np.asarray(parts.read(names[kind]), np.float32) for kind in kinds)
         rank, alpha = len(a), _of_module(folder, settings, module)
         own = names.get("lora_magnitude_vector")
-        return _Adapter(
+        return Adapter(
             where=f"{folder / WEIGHTS}: {module}",
             a=a,
             b=b,
@@ -157,6 +170,12 @@ class _Adapter:
             embeds=embeds,
         )
 
+    def turned(self, shape: tuple[int, ...]) -> bool:
+        """Whether the base's tensor of this shape is (in, out), not (out, in)."""
+        product = (len(self.b), *self.a.shape[1:])
+        turns = product[::-1] == shape and (self.transposed or product != shape)
+        return self.embeds or turns
+
     def merged(self, tensor: np.ndarray) -> np.ndarray:
         """W + scale B A; with magnitudes m (DoRA, Liu et al. 2024, eq. 5) m (W + ...) / ||W + ...||."""
         tensor = np.asarray(tensor, np.float32)
@@ -164,9 +183,8 @@ class _Adapter:
         if flat_b.shape[1] != len(self.a):
             raise UserError(f"{self.where}: A {self.a.shape} and B {self.b.shape} do not fit")
         delta = self.scale * np.tensordot(flat_b, self.a, axes=1)
-        turns = delta.T.shape == tensor.shape and (self.transposed or delta.shape != tensor.shape)
         outputs = 0
-        if self.embeds or turns:
+        if self.turned(tensor.shape):
             delta, outputs = delta.T, tensor.ndim - 1
         if delta.shape != tensor.shape:
             raise UserError(f"{self.where}: is for {delta.shape}, the base has {tensor.shape}")

@@ -32,6 +32,8 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
 
 def published_config(model: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a model with these values; UserError if transformers has no such model."""
+    if model.get("inner_widths") is not None:
+        raise UserError("export: transformers' ResNet has no model.inner_widths")
     if model["stem"] != "imagenet":
         raise UserError(f"export: transformers' ResNet has no stem '{model['stem']}'")
     return dict(

@@ -113,6 +113,15 @@ def check(fixed: Mapping[str, Any], published: Mapping[str, Any]) -> None:
             raise UserError(f"config.init: {key} {published[key]!r} is not known; {value!r} is")
 
 
+def check_heads(model: Mapping[str, Any]) -> None:
+    """Raises UserError where heads do not share the width evenly: no word of config.json says it."""
+    width, heads, own = model["width"], model["heads"], model.get("head_width")
+    if own not in (None, width / heads):
+        raise UserError(
+            f"export: config.json has no word for model.head_width: {heads} heads of {own} in a width of {width}"
+        )
+
+
 def outputs_of(published: Mapping[str, Any], default: int) -> int:
     """How many classes a config.json tells: by the names of its labels, or by their number."""
     return len(published.get("id2label") or ()) or published.get("num_labels") or default

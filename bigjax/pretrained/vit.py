@@ -48,6 +48,7 @@ def model_values(published: dict[str, Any]) -> dict[str, Any]:
 
 def published_config(model: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a model with these values; UserError if transformers has no such model."""
+    table.check_heads(model)
     if model["pool"] != "cls" or model["positions"] != "learned":
         raise UserError(
             "export: transformers' ViT has pool 'cls' and learned positions, not "

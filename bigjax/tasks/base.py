@@ -25,12 +25,14 @@ class Task:
     input: the batch's key, or keys, that the model is called with.
     COMPARES_EXAMPLES: whether the loss of an example depends on the others of its batch.
     TOKENS: which of its inputs are tokens, where its outputs are logits of tokens.
+    PREDICTS: whether `predict` says anything of an example.
     MAIN_METRIC: what a choice is made by where nobody says otherwise, and whether more is better.
     """
 
     input: str | Sequence[str | None]
     COMPARES_EXAMPLES: ClassVar[bool] = False
     TOKENS: ClassVar[tuple[int, ...]] = ()
+    PREDICTS: ClassVar[bool] = True
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("accuracy", "max")
 
     def inputs(self, batch: Mapping[str, jax.Array]) -> tuple:

@@ -64,15 +64,19 @@ class MaskedLM(Task):
         return {"likely": jnp.argmax(outputs, axis=-1).astype(jnp.int32)}
 
     def present(self, predicted, batch, source, corpus=None) -> dict[str, list]:
-        """Each text with its mask tokens filled in, and what they were filled with."""
+        """Each text with its mask tokens filled in, and what they were filled with; where the source has no tokenizer,
+        the likeliest token at every place."""
+        tokenizer = getattr(source, "tokenizer", None)
+        if tokenizer is None:
+            return {"likely": list(predicted["likely"])}
         tokens_BT, segments_BT = (batch[key] for key in self.input[:2])
         filled = {"text": [], "filled": []}
         for read, likely, real in zip(tokens_BT, predicted["likely"], segments_BT > 0, strict=True):
-            masked = np.flatnonzero((read == source.tokenizer.mask) & real)[: len(likely)]
+            masked = np.flatnonzero((read == tokenizer.mask) & real)[: len(likely)]
             # The model has looked at the mask tokens alone, or at every place.
             likely = likely[: len(masked)] if "places" in self.input else likely[masked]
             full = read.copy()
             full[masked] = likely
-            filled["text"].append(source.tokenizer.decode(full[real]))
-            filled["filled"].append([source.tokenizer.token(i) for i in likely])
+            filled["text"].append(tokenizer.decode(full[real]))
+            filled["filled"].append([tokenizer.token(i) for i in likely])
         return filled

@@ -25,6 +25,7 @@ class VelocityField(Task):
     """
 
     MAIN_METRIC: ClassVar[tuple[str, str]] = ("loss", "min")
+    PREDICTS: ClassVar[bool] = False
 
     input: Sequence[str | None] = ("position", "time", "condition")
     target: str = "velocity"

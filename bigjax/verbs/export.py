@@ -8,8 +8,9 @@ from typing import Any
 
 import jax
 
+from bigjax.core.errors import UserError
 from bigjax.export.adapters import export_adapters
-from bigjax.export.write import parsed_format, write_export
+from bigjax.export.write import Format, parsed_format, write_export
 from bigjax.mesh import distributed
 from bigjax.pretrained.families import family_of_model
 from bigjax.verbs.predict import asked_run
@@ -22,7 +23,7 @@ def export_verb(
     form = parsed_format(options.format)
     run = asked_run(raw, overrides, options)
     init, model = run.config.section("init"), run.setup.values["model"]
-    family = options.family or (init and init.family) or family_of_model(model)
+    family = options.family or (init and init.family) or _family(model, form)
     folder = options.output or options.workdir / "export"
     variables = jax.tree.map(distributed.whole, run.variables)
     if distributed.is_leader():
@@ -36,3 +37,14 @@ def export_verb(
         print(
             f"{folder}: {form}, {family or 'names of our own'}, {size:,} numbers, {off:.2g} off the run"
         )
+
+
+def _family(model: Any, form: Format) -> str | None:
+    """The published layout that says a model; None, and why, where none does and the format needs none."""
+    try:
+        return family_of_model(model)
+    except UserError as reason:
+        if form.kind not in ("safetensors", "stablehlo", "onnx"):
+            raise
+        print(f"{reason}; so under names of our own")
+        return None
