@@ -44,8 +44,9 @@ is_installed() {
 }
 
 ask_for_huge_pages() { # as bigjax/core/compilers.py: the C library reads it as a process starts
+    local kept=glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
     if grep -qs '\[madvise\]' "$1" && [[ "${GLIBC_TUNABLES:-}" != *glibc.malloc.hugetlb* ]]; then
-        export GLIBC_TUNABLES="${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1"
+        export GLIBC_TUNABLES="${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1:$kept"
     fi
 }
 

@@ -187,3 +187,42 @@ def test_an_implementation_that_cannot_be_had_is_refused(name, says):
 def test_a_scaling_that_is_not_known_is_refused(scaling, said):
     with pytest.raises(UserError, match=said):
         frequencies(8, 10000.0, scaling)
+
+
+def plainly(q, k, v, segments, bias, causal):
+    """Equation 1 in float64, each weight divided."""
+    same = segments[:, :, None] == segments[:, None, :]
+    sees = same & (np.tri(q.shape[1], dtype=bool) if causal else True)
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) * q.shape[-1] ** -0.5 + bias
+    weights = jax.nn.softmax(jnp.where(sees[:, None], scores, -jnp.inf))
+    return jnp.einsum("bnts,bsnh->btnh", weights, v)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_queries_in_parts_have_the_values_and_gradients_of_float64_and_of_xla(causal):
+    T = 64  # in four parts, where attention is causal
+    q, k, v, bias, d_out = draw(B, T, N, H), draw(B, T, 2, H), draw(B, T, 2, H), draw(N, T, T), draw(B, T, N, H)  # fmt: skip
+    segments = np.sort(RNG.integers(1, 4, (B, T)), axis=1).astype(np.int32)
+
+    def with_gradients(attention, *inputs):
+        out, pull_back = jax.vjp(attention, *inputs)
+        return out, *pull_back(jnp.asarray(d_out, out.dtype))
+
+    def of(function):
+        return jax.jit(lambda *inputs: with_gradients(function, *inputs))
+
+    ours = of(lambda q, k, v, bias: attend(
+        q, k, v, bias=bias[None], causal=causal, query_segments=segments, key_segments=segments
+    ))(q, k, v, bias)  # fmt: skip
+    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+    xla = of(lambda q, k, v, bias: jax.nn.dot_product_attention(
+        q, k, v, bias=bias[None], mask=mask, is_causal=causal, implementation="xla"
+    ))(q, k, v, bias)  # fmt: skip
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(x, jnp.float64) for x in (q, k, v, bias)]
+        exact = of(lambda q, k, v, bias: plainly(q, k, v, segments, bias, causal))(*wide)
+    for got, theirs, want in zip(ours, xla, exact, strict=True):
+        size = np.abs(want).max()
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * size)
+        np.testing.assert_allclose(got, theirs, rtol=0, atol=2e-6 * size)

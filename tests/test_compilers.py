@@ -80,14 +80,20 @@ def test_the_remedy_is_added_once_and_leaves_the_users_flags(monkeypatch, given,
     assert os.environ["XLA_FLAGS"] == expected
 
 
+ASKED = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=17179869184"
+)
+
+
 @pytest.mark.parametrize(
     ("kernel", "given", "expected"),
     [
-        ("always [madvise] never", {}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}),
+        ("always [madvise] never", {}, {"GLIBC_TUNABLES": ASKED}),
         (
             "always [madvise] never",
             {"GLIBC_TUNABLES": "glibc.malloc.check=3"},
-            {"GLIBC_TUNABLES": "glibc.malloc.check=3:glibc.malloc.hugetlb=1"},
+            {"GLIBC_TUNABLES": f"glibc.malloc.check=3:{ASKED}"},
         ),
         (
             "always [madvise] never",
@@ -118,6 +124,38 @@ def test_huge_pages_are_asked_for_where_the_kernel_offers_them(
         )
         lines = [line for line in done.stdout.splitlines() if line.startswith("GLIBC_TUNABLES=")]
         assert lines == [f"GLIBC_TUNABLES={value}" for value in expected.values()]
+
+
+FAULTS = """
+import resource, threading
+import numpy as np
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.empty(100 << 20, np.uint8)[::4096] = 1
+    found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+found = []
+for _ in range(3):
+    thread = threading.Thread(target=faults)
+    thread.start()
+    thread.join()
+print(*found)
+"""
+
+
+@pytest.mark.skipif(not compilers.offers_huge_pages(), reason="the kernel offers no huge pages")
+def test_a_large_buffer_is_faulted_in_once_whichever_thread_asks_for_it():
+    def faults(environment):
+        command = [sys.executable, "-c", FAULTS]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return [int(each) for each in done.stdout.split()]
+
+    alone = {"PATH": os.environ["PATH"]}
+    assert min(faults(alone)) >= 100 << 8  # of 4 KiB, each time
+    first, *later = faults(compilers.for_children(alone))
+    assert first >= 50  # of 2 MiB
+    assert max(later) < 10
 
 
 def test_importing_bigjax_imports_no_jax_and_stays_cheap():
