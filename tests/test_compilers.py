@@ -152,9 +152,11 @@ def test_a_large_buffer_is_faulted_in_once_whichever_thread_asks_for_it():
         return [int(each) for each in done.stdout.split()]
 
     alone = {"PATH": os.environ["PATH"]}
-    assert min(faults(alone)) >= 100 << 8  # of 4 KiB, each time
+    assert (
+        min(faults(alone)) >= 50
+    )  # each time, were they all of 2 MiB, for which NumPy asks itself
     first, *later = faults(compilers.for_children(alone))
-    assert first >= 50  # of 2 MiB
+    assert first >= 50
     assert max(later) < 10
 
 

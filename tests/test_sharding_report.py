@@ -6,6 +6,7 @@ Golden reports are written anew by `python -m tests.test_sharding_report --write
 import functools
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
 from bigjax.loop import stages
+from bigjax.mesh.sharding import make_mesh
 from bigjax.plan.collectives import of_program, of_text
-from bigjax.plan.sharding_report import amount, report, text
+from bigjax.plan.sharding_report import abstract_batch, amount, lowered_step, report, text
 from bigjax.verbs import launch
 from tests.collectives import by_kind
 
@@ -203,29 +205,35 @@ def test_verb_prints_tables_or_json_and_trains_nothing(capsys, tmp_path):
 
 def golden_report(name):
     """The reports of a preset's stages; what the compiler's memory plan says is left out."""
-    preset, _, axis = name.partition("+")
-    raw = importlib.import_module(f"experiments.{preset}").get_config()
     # A rule that splits the small parameters of these presets too.
     overrides = ["mesh.data=2", "mesh.fsdp=4", "sharding.rules=((r'.*', 'fsdp'),)"]
-    if axis:
+    if "+" in name:
         overrides = ["mesh.data=1", *OTHER_MESHES[name], "sharding.rules=((r'.*', 'tensor+fsdp'),)"]
-    overrides += [f"train.batch_size={BATCH}", "train.steps=1000"]
+    parts = []
+    for stage, program, features in programs_of(name, overrides):
+        made = report(program, features, BATCH)
+        made["bytes_per_device"]["activations"] = 0
+        parts.append(f"[{stage}]\n{text(made)}\n")
+    return "\n".join(parts)
+
+
+def programs_of(name, overrides, devices=None):
+    """(stage, program, features of its data) of each stage of a preset."""
+    preset = name.partition("+")[0]
+    raw = importlib.import_module(f"experiments.{preset}").get_config()
+    overrides = [*overrides, f"train.batch_size={BATCH}", "train.steps=1000"]
     if stages.is_pipeline(raw):
         found, _, _ = stages.resolve(raw, overrides)
     else:
         found = {name: configs.resolve(raw, overrides)}
-    parts = []
     for stage, config in found.items():
         references = {
             path.removeprefix("method."): found[folder.removeprefix("../")]
             for path, folder in config.references.items()
             if path.startswith("method.")
         }
-        source = source_of(config)
-        made = report(build_program(config, source, references), source.features, BATCH)
-        made["bytes_per_device"]["activations"] = 0
-        parts.append(f"[{stage}]\n{text(made)}\n")
-    return "\n".join(parts)
+        source, mesh = source_of(config), make_mesh(config.section("mesh"), devices)
+        yield stage, build_program(config, source, references, mesh), source.features
 
 
 def source_of(config):
@@ -248,6 +256,19 @@ def test_no_preset_changes_what_lies_where_or_what_is_sent_unseen(name):
     if version != f"jax {jax.__version__}":
         pytest.skip(f"another compiler may choose other collectives: the reports are of {version}")
     assert golden_report(name) == golden
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRESETS)
+def test_no_preset_copies_a_parameter_in_its_step(name):
+    """An update in place of what is still to be read would cost a copy of it a step."""
+    for stage, program, features in programs_of(name, [], jax.devices()[:1]):
+        compiled = lowered_step(program, abstract_batch(program, features, BATCH)).compile()
+        shapes = {leaf.shape for leaf in jax.tree.leaves(program.state.params) if leaf.ndim > 1}
+        written = {f"f32[{','.join(map(str, shape))}]" for shape in shapes}
+        assert any(shape in compiled.as_text() for shape in written)
+        copied = re.findall(r"= (f32\[[\d,]*\])\S* copy\(", compiled.as_text())
+        assert not written & set(copied), stage
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["--write"]:

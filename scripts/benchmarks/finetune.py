@@ -70,5 +70,5 @@ def torch_round(batch: int, length: int, compiled: bool) -> Callable[[], None]:
 
 if __name__ == "__main__":
     steps_in_turn(
-        "scripts.benchmarks.finetune", __doc__, bigjax_round, torch_round, batch=32, length=128
+        "scripts.benchmarks.finetune", __doc__, bigjax_round, torch_round, batch=32, size=128
     )

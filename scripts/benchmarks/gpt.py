@@ -80,4 +80,4 @@ def torch_round(batch: int, length: int, compiled: bool) -> Callable[[], None]:
 
 
 if __name__ == "__main__":
-    steps_in_turn("scripts.benchmarks.gpt", __doc__, bigjax_round, torch_round, batch=8, length=256)
+    steps_in_turn("scripts.benchmarks.gpt", __doc__, bigjax_round, torch_round, batch=8, size=256)

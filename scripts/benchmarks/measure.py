@@ -171,7 +171,8 @@ def steps_in_turn(
     bigjax_round: Callable[..., Callable[[], None]],
     torch_round: Callable[..., Callable[[], None]],
     batch: int,
-    length: int,
+    size: int,
+    size_is: str = "length",
 ) -> None:
     """The command line of a benchmark of single steps against PyTorch.
 
@@ -179,8 +180,9 @@ def steps_in_turn(
     by spinning, and seconds are processor time, summed over the threads of a process.
 
     Args:
-      bigjax_round: (batch, length) -> `run()`, one step.
+      bigjax_round: (batch, size) -> `run()`, one step.
       torch_round: the same with a third argument, whether it is compiled.
+      batch, size: their defaults; the second is called `size_is`.
     """
     contestants = {
         "bigjax": bigjax_round,
@@ -190,7 +192,7 @@ def steps_in_turn(
     parser = argparse.ArgumentParser(description=document)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--batch", type=int, default=batch)
-    parser.add_argument("--length", type=int, default=length)
+    parser.add_argument(f"--{size_is}", dest="size", type=int, default=size)
     parser.add_argument("--busy", action="store_true", help="others use this machine")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--work", choices=list(contestants), help=argparse.SUPPRESS)
@@ -200,7 +202,7 @@ def steps_in_turn(
             import torch
 
             torch.set_num_threads(1)
-        run = contestants[options.work](options.batch, options.length)
+        run = contestants[options.work](options.batch, options.size)
         clock = time.process_time if options.busy else time.perf_counter
 
         def timed() -> float:
@@ -211,10 +213,10 @@ def steps_in_turn(
         return answer(timed)
 
     command = [sys.executable, "-m", module, f"--batch={options.batch}"]
-    command += [f"--length={options.length}", *["--busy"] * options.busy]
+    command += [f"--{size_is}={options.size}", *["--busy"] * options.busy]
     seconds, peaks = in_turn(
         {name: [*command, f"--work={name}"] for name in contestants}, options.rounds
     )
     clock = "processor" if options.busy else "wall"
-    about = dict(batch=options.batch, length=options.length, clock=clock)
+    about = {"batch": options.batch, size_is: options.size, "clock": clock}
     compare(seconds, peaks, options.batch, options.out, **about)

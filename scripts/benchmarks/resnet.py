@@ -1,81 +1,43 @@
 """Samples a second of a ResNet-18 training step on the CPU, against PyTorch, eager and compiled.
 
-    .venv/bin/python -m scripts.benchmarks.resnet [--rounds=7] [--size=224 --batch=16] [--out=FILE]
+    .venv/bin/python -m scripts.benchmarks.resnet [--rounds=7] [--side=224 --batch=16] [--out=FILE] [--busy]
 
-SGD with momentum, float32, BatchNorm in training, ready batches in memory. Every contestant is a
-process of its own that trains some steps when told to, and the rounds go round in turn, so that all
-see the same machine. Needs torch (requirements-test.txt). The figure is the median over rounds of
-(bigjax's samples a second / the peer's); target: at least 1.0.
+SGD with momentum, float32, BatchNorm in training, one batch that lies ready in memory. Needs torch
+(requirements-test.txt). The figure is the median over rounds of (bigjax's samples a second / the
+peer's); target: at least 1.0. How contestants take turns, and --busy: see `measure.steps_in_turn`.
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
-from scripts.benchmarks.measure import answer, compare, in_turn
+from scripts.benchmarks.measure import bigjax_step, steps_in_turn, torch_step
 
 CLASSES, RATE, MOMENTUM, LAYERS, WIDTH = 1000, 0.01, 0.9, (2, 2, 2, 2), 64
 
 
-def examples(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Images (steps * batch, size, size, 3) float32 and labels int64."""
+def examples(batch: int, side: int) -> dict[str, np.ndarray]:
+    """Images (batch, side, side, 3) float32 and labels."""
     generator = np.random.default_rng(0)
-    rows = options.steps * options.batch
-    images = generator.standard_normal((rows, options.size, options.size, 3), np.float32)
-    return images, generator.integers(0, CLASSES, rows)
+    images = generator.standard_normal((batch, side, side, 3), np.float32)
+    return dict(image=images, label=generator.integers(0, CLASSES, batch))
 
 
-def bigjax_round(options: argparse.Namespace) -> Callable[[], float]:
-    import jax
-
-    from bigjax.build.parts import key_data, traced_hyper
-    from bigjax.build.program import build_program
-    from bigjax.config.resolve import resolve
-    from bigjax.data.sources import Arrays
-    from bigjax.mesh import sharding
+def bigjax_round(batch: int, side: int) -> Callable[[], None]:
     from bigjax.models.resnet import PRESETS
 
-    images, labels = examples(options)
-    source = Arrays({"image": images, "label": labels})
-    raw = dict(
-        train=dict(steps=10**6, batch_size=options.batch),
-        data=dict(source=dict(type="npz", directory="unused"), splits=dict(train="train")),
+    config = dict(
+        train=dict(steps=1000, batch_size=batch),
         model=dict(type="resnet", outputs=CLASSES, **PRESETS["18"]),
         task=dict(type="classification"),
         optimizer=dict(type="momentum", learning_rate=RATE, momentum=MOMENTUM),
     )
-    config = resolve(raw)
-    program = build_program(config, source)
-    state = program.init(key_data(0), traced_hyper(config))[0]
-    layout, batches = sharding.batch_sharding(program.mesh), []
-    for step in range(options.steps):
-        rows = np.arange(step * options.batch, (step + 1) * options.batch)
-        extra = dict(
-            mask=np.ones(options.batch, np.float32),
-            sample=rows.astype(np.int32),
-            epoch=np.zeros(options.batch, np.int32),
-        )
-        batches.append(jax.device_put({**source.read(rows), **extra}, layout))
-
-    def run() -> float:
-        nonlocal state
-        started = time.perf_counter()
-        for batch in batches:
-            state, metrics = program.train_step(state, batch, {})
-        jax.block_until_ready(metrics)
-        return time.perf_counter() - started
-
-    return run
+    return bigjax_step(config, examples(batch, side))
 
 
-def torch_round(options: argparse.Namespace, compiled: bool) -> Callable[[], float]:
+def torch_round(batch: int, side: int, compiled: bool) -> Callable[[], None]:
     import torch
     from torch import nn
 
@@ -114,50 +76,22 @@ def torch_round(options: argparse.Namespace, compiled: bool) -> Callable[[], flo
     model = nn.Sequential(*layers, *head)
     assert sum(p.numel() for p in model.parameters()) == 11_689_512  # as published
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
-    logits_of = torch.compile(model) if compiled else model
-    images, labels = (torch.from_numpy(values) for values in examples(options))
+    images, labels = (torch.from_numpy(values) for values in examples(batch, side).values())
     images = images.permute(0, 3, 1, 2).contiguous()  # PyTorch's own layout
 
-    def run() -> float:
-        started = time.perf_counter()
-        for step in range(options.steps):
-            rows = slice(step * options.batch, (step + 1) * options.batch)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(logits_of(images[rows]), labels[rows]).backward()
-            optimizer.step()
-        return time.perf_counter() - started
+    def loss_of(forward):
+        return nn.functional.cross_entropy(forward(images), labels)
 
-    return run
-
-
-CONTESTANTS = {
-    "bigjax": bigjax_round,
-    "torch_eager": functools.partial(torch_round, compiled=False),
-    "torch_compile": functools.partial(torch_round, compiled=True),
-}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=3, help="a round")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=224, help="side of the pictures")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--work", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.work:
-        answer(CONTESTANTS[options.work](options))
-        return
-
-    sizes = [f"--{key}={getattr(options, key)}" for key in ("steps", "batch", "size")]
-    command = [sys.executable, "-m", "scripts.benchmarks.resnet", *sizes]
-    seconds, peaks = in_turn(
-        {name: [*command, f"--work={name}"] for name in CONTESTANTS}, options.rounds
-    )
-    samples = options.steps * options.batch
-    compare(seconds, peaks, samples, options.out, batch=options.batch, size=options.size)
+    return torch_step(model, optimizer, compiled, loss_of)
 
 
 if __name__ == "__main__":
-    main()
+    steps_in_turn(
+        "scripts.benchmarks.resnet",
+        __doc__,
+        bigjax_round,
+        torch_round,
+        batch=16,
+        size=224,
+        size_is="side",
+    )
