@@ -29,6 +29,7 @@ from bigjax.models.blocks import (
     joined,
     last_token,
     named,
+    product,
     rms_norm,
     stack,
     unembed,
@@ -348,7 +349,12 @@ def linear(name: str | None, features, *names: str, axis=-1, scale: float = 1.0)
     """Linear map without bias, its kernel of variance `scale` / fan in."""
     init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
     return nn.DenseGeneral(
-        features, axis=axis, use_bias=False, kernel_init=named(init, *names), name=name
+        features,
+        axis=axis,
+        use_bias=False,
+        kernel_init=named(init, *names),
+        dot_general=product,
+        name=name,
     )
 
 

@@ -1,6 +1,6 @@
 """Every benchmark that fits this machine, one after the other, into one table.
 
-    .venv/bin/python -m scripts.benchmarks.all [--python=/tmp/peers/bin/python] [--out=FOLDER] [--only=NAME,...]
+    .venv/bin/python -m scripts.benchmarks.all [--python=/tmp/peers/bin/python] [--out=FOLDER] [--only=NAME,...] [--rounds=N]
 
 Leave the machine alone meanwhile. Each writes its JSON into FOLDER (default
 `scripts/benchmarks/results`); the table, with hardware and versions, is printed and written there as `all.md`. What
@@ -34,9 +34,11 @@ NEEDS = {  # benchmark -> what it needs beside bigjax; those that write JSON
     "finetune": ("torch",),
     "resnet": ("torch",),
     "gpt": ("torch",),
+    "products": ("torch",),
     "generation": ("torch",),
     "gpt_mfu": ("an accelerator",),
 }
+ROUNDS = {"loop_overhead": "pairs", "checks": "pairs", "checkpoint": "pairs"}  # its option's name
 
 
 def missing(needs: tuple[str, ...], python: str) -> list[str]:
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--python", default="/tmp/peers/bin/python", help="that has the peers")
     parser.add_argument("--out", type=Path, default=Path("scripts/benchmarks/results"))
     parser.add_argument("--only", default=",".join(NEEDS), help="of these, with commas")
+    parser.add_argument("--rounds", type=int, help="of each, in place of its own number")
     options = parser.parse_args()
     names = options.only.split(",")
     if unknown := set(names) - set(NEEDS):
@@ -78,6 +81,8 @@ def main() -> None:
         file = options.out / f"{name}.json"
         command = [sys.executable, "-m", f"scripts.benchmarks.{name}", f"--out={file}"]
         command += [f"--python={options.python}"] if "peers" in NEEDS[name] else []
+        if options.rounds and name != "gpt_mfu":
+            command.append(f"--{ROUNDS.get(name, 'rounds')}={options.rounds}")
         print(f"{name} ...", flush=True)
         if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
             left_out.append(f"{name}: failed")
