@@ -245,8 +245,8 @@ def head_width(width: int, heads: int) -> int:
 def product(x: jax.Array, kernel: jax.Array, axes: Any, **options: Any) -> jax.Array:
     """`jax.lax.dot_general` of the last axes of x with the first of a kernel.
 
-    On a CPU as a product of two matrices: of a batch of rows XLA would first transpose what the kernel's
-    gradient is made of, at up to three quarters of that product's time. Not where the rows' length is split.
+    On a CPU as a product of two matrices: of a batch of rows XLA would first write what the kernel's gradient
+    is made of transposed (`scripts.benchmarks.products`). Not where the rows' length is split.
     """
     contracted = len(axes[0][0])
     if layout.platform() != "cpu" or layout.parts("length") > 1 or x.ndim <= contracted:
