@@ -1,16 +1,20 @@
 """What distillation adds to a step: online over its two parts alone, cached over plain training.
 
     .venv/bin/python -m scripts.benchmarks.distill [--rounds=15] [--steps=10] [--out=FILE]
+    .venv/bin/python -m scripts.benchmarks.distill --memory
 
 Student 784-512-512-10, teacher 784-2048-2048-10, batch 256, Adam, on one device. Plain step, the teacher's
 forward pass, online step and cached step take turns, `--steps` each; ratios are medians over the rounds, of
 wall time and of the processor time of this process, which a busy machine disturbs less. "plain again" is the
 plain step once more: what the method itself gives.
+
+--memory: the bytes of that teacher on the fullest of 8 simulated devices (`mesh.fsdp`), over its bytes / 8; no time is taken.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import time
 from collections.abc import Callable
@@ -35,6 +39,7 @@ COLUMNS = {
     "label": RNG.integers(0, CLASSES, BATCH).astype(np.int32),
 }
 OUTPUTS = {"teacher/outputs": RNG.normal(size=(BATCH, CLASSES)).astype(np.float32)}
+DISTILL = dict(method=dict(type="distill", teacher="../teacher", alpha=0.9))
 RATIOS = {
     "online": lambda s: s["online"] / (s["teacher"] + s["plain"]),
     "cached": lambda s: s["cached"] / s["plain"],
@@ -89,19 +94,36 @@ def teacher_alone() -> Callable[[int], None]:
     return run
 
 
+def share_of_memory() -> float:
+    """Bytes of the teacher on the device that holds most, over its bytes / devices."""
+    student = config_of(512, mesh=dict(fsdp=8), **DISTILL)
+    program = build_program(student, Arrays(COLUMNS), {"teacher": config_of(2048)})
+    held = collections.Counter()
+    leaves = jax.tree.leaves(program.frozen["teacher"])
+    for leaf in leaves:
+        placed = jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+        for shard in placed.addressable_shards:
+            held[shard.device] += shard.data.nbytes
+    return max(held.values()) / (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / 8)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--out", type=Path, help="write the ratios there, as JSON")
+    parser.add_argument("--memory", action="store_true", help="of a sharded teacher")
     options = parser.parse_args()
-    distill = dict(method=dict(type="distill", teacher="../teacher", alpha=0.9))
+    if options.memory:
+        jax.config.update("jax_num_cpu_devices", 8)
+        print(f"sharded teacher: {share_of_memory():.3f} of its share")
+        return
     plain = stepping(COLUMNS)
     contestants = {
         "plain": plain,
         "teacher": teacher_alone(),
-        "online": stepping(COLUMNS, **distill),
-        "cached": stepping({**COLUMNS, **OUTPUTS}, **distill),
+        "online": stepping(COLUMNS, **DISTILL),
+        "cached": stepping({**COLUMNS, **OUTPUTS}, **DISTILL),
         "plain again": plain,
     }
     for run in contestants.values():

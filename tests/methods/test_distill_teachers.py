@@ -17,6 +17,7 @@ from bigjax.loop.train import Stopped, train
 from bigjax.models.gpt2 import GPT2
 from bigjax.models.mlp import MLP
 from bigjax.verbs.inspect import references
+from scripts.benchmarks import distill
 from tests.small import small
 
 TWO = dict(
@@ -154,3 +155,7 @@ def test_a_vocabulary_is_given_by_the_user(tmp_path, ids, message):
     assert program.frozen["teacher"]["vocabulary"]["ids"].shape == (4,)
     shape = program.frozen["teacher"]["params"]["embedding"].shape
     assert shape == (9, 4)
+
+
+def test_a_sharded_teacher_takes_its_share_of_each_device():
+    assert 1 <= distill.share_of_memory() <= 1.1
