@@ -57,6 +57,7 @@ SMALLER: dict[str, list[str]] = {
     "llama_1b": DECODER,
     "llama_7b": DECODER,
     "llama_70b": DECODER,
+    "brown_gpt_distill": ["data.splits.train=train"],
     "cartpole_ppo": ["stages.ppo.method.rollout=8"],
     "fashion_mnist_dp": ["method.lot=2"],
     "digits_federated": [
@@ -88,7 +89,7 @@ def get_config(name):
 
 
 # Their weights' stand-ins are written by torch.
-BY_TORCH = ("emoji_finetune_efficientnet", "minilm_search", "minilm_to_tiny", "sentiment_bert",
+BY_TORCH = ("emoji_finetune_efficientnet", "emoji_resnet_to_conv", "minilm_search", "minilm_to_tiny", "sentiment_bert",
             "sentiment_distilbert", "smollm2_chat", "smollm2_finetune", "smollm2_lora", "smollm2_qlora", "sentiment_finetune")  # fmt: skip
 
 
@@ -162,10 +163,12 @@ def data_dir(tmp_path_factory):
 # Of many stages, or what another one runs with other sizes or data: by hand, with --slow.
 LONG = (
     "brown_bert",
+    "brown_gpt_distill",
     "brown_gpt_int4",
     "distil_prune_quantize",
     "digits_omitted_class",
     "emoji_finetune_efficientnet",
+    "emoji_resnet_to_conv",
     "fashion_mnist_cnn",
     "fashion_mnist_distill",
     "fashion_mnist_distill_methods",
