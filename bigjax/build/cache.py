@@ -273,7 +273,7 @@ def _outputs_of(
         batch = apply_transforms(augment, batch, key)
         batch = apply_transforms(reference.preprocess, batch, key, len(augment))
         found = reference.model.apply(variables, *reference.task.inputs(batch), train=False)
-        return cached.kept(name, found, top)
+        return cached.kept(name, found, top, len(batch["mask"]))
 
     return outputs
 

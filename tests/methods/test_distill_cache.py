@@ -26,9 +26,9 @@ CACHED = {**METHOD, "cache": "../cache"}
 def test_the_student_is_normalised_over_its_whole_vocabulary():
     """KL of the teacher's two likeliest, by hand in float64; not with a student cut to them."""
     t, s = (2 * RNG.normal(size=(4, 9)).astype(np.float32) for _ in range(2))
-    mask, width = np.ones(4, np.float32), 9
-    batch = cached.kept("teacher", t, 2)
-    found = kl_divergence(cached.outputs("teacher", batch, width), s, mask, 1.5)
+    mask = np.ones(4, np.float32)
+    batch = cached.kept("teacher", t, 2, len(t))
+    found = kl_divergence(cached.outputs("teacher", batch, s), s, mask, 1.5)
     expected = renormalised = 0.0
     for row_t, row_s in zip(t.astype(np.float64), s.astype(np.float64), strict=True):
         best = np.argsort(-row_t)[:2]
@@ -38,8 +38,22 @@ def test_the_student_is_normalised_over_its_whole_vocabulary():
     np.testing.assert_allclose(found, (expected, 4), rtol=2e-6)
     assert renormalised < 0.9 * expected
     np.testing.assert_array_equal(
-        cached.outputs("teacher", cached.kept("teacher", t, None), width), t
+        cached.outputs("teacher", cached.kept("teacher", t, None, len(t)), s), t
     )
+
+
+@pytest.mark.parametrize("top", [None, 5])
+def test_of_a_pair_both_rows_are_kept_with_their_example(top):
+    """Embeddings (2 B, D) of B pairs, first and second texts in turn; the student's may be narrower."""
+    t, s = RNG.normal(size=(6, 5)).astype(np.float32), np.zeros((6, 4), np.float32)
+    columns = cached.kept("teacher", t, top, 3)
+    shuffled = {name: column[np.array([2, 0, 1])] for name, column in columns.items()}
+    expected = t[[4, 5, 0, 1, 2, 3]]
+    if top is None:
+        np.testing.assert_array_equal(cached.outputs("teacher", shuffled, s), expected)
+    else:
+        wide = np.zeros((6, 5), np.float32)
+        np.testing.assert_array_equal(cached.outputs("teacher", shuffled, wide), expected)
 
 
 @pytest.fixture(scope="module")

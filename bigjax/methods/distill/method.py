@@ -236,7 +236,7 @@ class Distill(Method):
         key = self.references[name]
         if key in scope.references:
             return jax.lax.optimization_barrier(scope.read(key, batch))
-        found = cached.outputs(key, batch, outputs.shape[-1])
+        found = cached.outputs(key, batch, outputs)
         return jax.lax.optimization_barrier((found, {}))
 
     def _showing_features(self, scope: Scope) -> Scope:
