@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.build.assemble import Setup
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError
 from bigjax.core.losses import hide_masked
 from bigjax.core.transforms import apply_transforms
 from bigjax.loop.evaluate import eval_batches
-from bigjax.loop.evaluators import Evaluator, Seen
+from bigjax.loop.evaluators import BesideTeacher, Seen
 from bigjax.mesh import distributed
 from bigjax.plan.flops import COUNTED, figure, of_jaxpr
 from bigjax.tasks import scores
@@ -28,7 +28,7 @@ INTERVAL = (2.5, 97.5)  # percentiles
 
 
 @dataclasses.dataclass(frozen=True)
-class Agreement(Evaluator):
+class Agreement(BesideTeacher):
     """Compares the run's model with a model that its method reads, on a split.
 
     Metrics: "agreement", how often both find the same class likeliest; "kl", KL(teacher || student) in nats
@@ -37,27 +37,18 @@ class Agreement(Evaluator):
     of its interval at level 0.95 over other examples: percentiles of the bootstrap (Efron 1979), always with the
     same resamples of whole rows.
 
-    teacher: the field of the method that names it: "teacher", or "teachers.NAME".
     timed: so often both are timed on one batch, in turn; 0: not at all, as no time is the same twice.
     """
 
-    teacher: str = "teacher"
     timed: int = 0
 
     def __post_init__(self) -> None:
-        if self.data is None:
-            raise UserError("data: name the split, one of config.data.splits")
+        super().__post_init__()
         if self.timed < 0:
             raise UserError(f"timed: {self.timed} must be 0 or more")
 
     def check(self, setup: Setup, folder: Path) -> None:
         super().check(setup, folder)
-        if self.teacher not in setup.models:
-            known = ", ".join(setup.models) or "none"
-            raise UserError(
-                f"teacher: the method reads no '{self.teacher}'"
-                f"{did_you_mean(self.teacher, setup.models)}; it reads {known}"
-            )
         if type(setup.program.task).distributions is Task.distributions:
             raise UserError(
                 f"the outputs of the task {type(setup.program.task).__name__} are no distributions"

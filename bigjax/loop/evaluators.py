@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from bigjax.build.assemble import Setup
-from bigjax.core.errors import UserError
+from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.state import TrainState
 
 
@@ -76,6 +76,29 @@ class Evaluator:
     def evaluate_all(self, seen: Seen) -> list[dict[str, Any]]:
         """The metrics of each run that is trained; most evaluators see one run alone."""
         return [self.evaluate(seen)]
+
+
+@dataclasses.dataclass(frozen=True)
+class BesideTeacher(Evaluator):
+    """The base of those that hold the run's model against one that its method reads, on a split.
+
+    teacher: the field of the method that names it: "teacher", or "teachers.NAME".
+    """
+
+    teacher: str = "teacher"
+
+    def __post_init__(self) -> None:
+        if self.data is None:
+            raise UserError("data: name the split, one of config.data.splits")
+
+    def check(self, setup: Setup, folder: Path) -> None:
+        super().check(setup, folder)
+        if self.teacher not in setup.models:
+            known = ", ".join(setup.models) or "none"
+            raise UserError(
+                f"teacher: the method reads no '{self.teacher}'"
+                f"{did_you_mean(self.teacher, setup.models)}; it reads {known}"
+            )
 
 
 def check_evaluators(setup: Setup, folder: Path) -> None:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bigjax.build.assemble import Setup
-from bigjax.core.errors import UserError, did_you_mean
+from bigjax.core.errors import UserError
 from bigjax.loop.evaluate import eval_batches
-from bigjax.loop.evaluators import Evaluator, Seen
+from bigjax.loop.evaluators import BesideTeacher, Seen
 from bigjax.mesh import distributed
 from bigjax.models.generate import Sampling
 from bigjax.tasks.language_model import LanguageModel
@@ -22,7 +22,7 @@ WRITTEN = "written"  # key of the batch: which tokens the student wrote
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged(Evaluator):
+class Judged(BesideTeacher):
     """The student writes on from the first tokens of each row; both models say how likely that is.
 
     Metrics, in nats per written token: "teacher_log_likelihood", log p of the teacher; "student_log_likelihood",
@@ -30,28 +30,19 @@ class Judged(Evaluator):
     whose mean is then KL(student || teacher) on the student's own text (Agarwal et al. 2024, section 3.1).
     "real_log_likelihood": the teacher's, of the same positions of the data's text.
 
-    teacher: the field of the method that names it: "teacher", or "teachers.NAME".
     prompt: tokens of each row that are given.
     temperature: of the draws; 0: greedy. They depend on the run's seed and the step alone.
     """
 
-    teacher: str = "teacher"
     prompt: int = 8
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.data is None:
-            raise UserError("data: name the split, one of config.data.splits")
+        super().__post_init__()
         Sampling(temperature=self.temperature)
 
     def check(self, setup: Setup, folder: Path) -> None:
         super().check(setup, folder)
-        if self.teacher not in setup.models:
-            known = ", ".join(setup.models) or "none"
-            raise UserError(
-                f"teacher: the method reads no '{self.teacher}'"
-                f"{did_you_mean(self.teacher, setup.models)}; it reads {known}"
-            )
         if not isinstance(setup.program.task, LanguageModel):
             raise UserError(
                 f"the task {type(setup.program.task).__name__} writes on from no text; use language_model"
