@@ -388,7 +388,10 @@ def test_a_checkpoint_of_another_kind_is_the_users_error(family, config, message
 
 @pytest.mark.parametrize(
     ("family", "model"),
-    [("vit", dict(pool="mean", positions="learned")), ("resnet", dict(stem="small"))],
+    [
+        ("vit", dict(width=8, heads=2, pool="mean", positions="learned")),
+        ("resnet", dict(stem="small")),
+    ],
 )
 def test_what_transformers_lacks_is_not_exported(family, model):
     with pytest.raises(UserError, match="export: transformers"):
