@@ -30,6 +30,10 @@ def together(program: Program, trials: int) -> Program:
     return dataclasses.replace(program, trials=trials, **_MAPPED[id(program)])
 
 
+# What was chosen lies there before it is used, as it does alone: no kernel reads it out of the stack.
+apart = jax.lax.optimization_barrier
+
+
 def _mapped_functions(program: Program) -> dict[str, Callable[..., Any]]:
     def chosen(which: Any, frozen: Any) -> Any:
         return {n: jax.tree.map(lambda x, n=n: x[which[n]], tree) for n, tree in frozen.items()}
@@ -39,7 +43,7 @@ def _mapped_functions(program: Program) -> dict[str, Callable[..., Any]]:
         batch = jax.tree.map(lambda x: x[seed], batches)
         # Only the outermost of nested programs may have options of the compiler.
         train_step = program.train_step.__wrapped__
-        return train_step(state, batch, chosen(which, frozen))
+        return train_step(*apart((state, batch, chosen(which, frozen))))
 
     def train_step(states: Any, data: Any, frozen: Any) -> Any:
         (seed_of, batches), (which, trees) = data, frozen
@@ -47,7 +51,7 @@ def _mapped_functions(program: Program) -> dict[str, Callable[..., Any]]:
 
     def eval_one(own: Any, batch: Any, frozen: Any) -> Any:
         state, which = own
-        return program.eval_step(state, batch, chosen(which, frozen))
+        return program.eval_step(*apart((state, batch, chosen(which, frozen))))
 
     def eval_step(states: Any, batch: Any, frozen: Any) -> Any:
         which, trees = frozen
@@ -55,7 +59,7 @@ def _mapped_functions(program: Program) -> dict[str, Callable[..., Any]]:
 
     return {
         "train_step": jax.jit(train_step, donate_argnums=0, compiler_options=program.options),
-        "eval_step": jax.jit(eval_step),
+        "eval_step": jax.jit(eval_step, compiler_options=program.options),
     }
 
 
@@ -67,7 +71,6 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     if jax.default_backend() == "cpu":
         # The barriers keep XLA from fusing a run with the loop around it: other fusions round otherwise.
-        apart = jax.lax.optimization_barrier
         return lambda stack, *shared: jax.lax.map(
             lambda own: apart(function(*apart((own, *shared)))), stack
         )

@@ -115,7 +115,8 @@ def of_units(feature: jax.Array, mask: jax.Array, path: str) -> jax.Array:
             f"config.method: the feature '{path}' has shape {feature.shape}; the task's loss counts "
             f"units {mask.shape}"
         )
-    return hide_masked(feature, mask)
+    # Fused with what makes the feature, its sums would round otherwise in one of many runs at once than alone.
+    return hide_masked(jax.lax.optimization_barrier(feature), mask)
 
 
 def squared(teacher: jax.Array, student: jax.Array, mask: jax.Array, real: jax.Array) -> Pair:
