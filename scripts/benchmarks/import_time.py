@@ -8,12 +8,11 @@ Target: at most 1.5 s. Wall time rises with the machine's load; processor time h
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-from scripts.benchmarks.measure import machine, summary
+from scripts.benchmarks.measure import machine, summary, tell
 
 CODE = """
 import time
@@ -41,10 +40,7 @@ def main() -> None:
     for module in ("bigjax", "bigjax.verbs.launch", "jax, flax, optax"):
         wall, processor = zip(*(seconds(module) for _ in range(options.runs)), strict=True)
         result[module] = {"wall_s": summary(wall), "processor_s": summary(processor)}
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    tell(result, options.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ added: microseconds a step that `bigjax.loop.train` adds for a model of 150 para
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from bigjax.build import program as programs
 from bigjax.config import resolve as configs
 from bigjax.loop import train
 from bigjax.mesh import sharding
-from scripts.benchmarks.measure import machine, summary
+from scripts.benchmarks.measure import machine, summary, tell
 
 WARM_UP = 5
 
@@ -117,10 +116,7 @@ def main() -> None:
         "bare_150_leaves_us": summary([1e6 * seconds for seconds in small_bare]),
         "added_150_leaves_us": summary(added),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    tell(result, options.out)
 
 
 if __name__ == "__main__":

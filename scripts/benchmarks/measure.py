@@ -41,6 +41,14 @@ def machine() -> dict[str, str | int | float]:
     }
 
 
+def tell(result: Mapping[str, Any], out: Path | None) -> None:
+    """Prints a benchmark's figures as JSON and, if asked, writes them."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if out:
+        out.write_text(text + "\n")
+
+
 def in_turn(
     commands: Mapping[str, Sequence[str]], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
@@ -102,10 +110,7 @@ def compare(
         },
         "peak_mib": {name: round(peak / 2**20) for name, peak in peaks.items()},
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if out:
-        out.write_text(text + "\n")
+    tell(result, out)
 
 
 def answer(run: Callable[[], float]) -> None:

@@ -11,7 +11,6 @@ loss, optimizer. As processor time of one thread does not wait for others, it ma
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from scripts.benchmarks import gpt
-from scripts.benchmarks.measure import machine, summary
+from scripts.benchmarks.measure import machine, summary, tell
 
 BATCH, LENGTH, WIDTH = 8, 256, gpt.WIDTH
 MAPS = {"attention": (WIDTH, WIDTH, 4), "up": (WIDTH, 4 * WIDTH, 1), "down": (4 * WIDTH, WIDTH, 1)}
@@ -111,10 +110,7 @@ def main() -> None:
             [b / a for a, b in zip(taken["bigjax"], taken["torch"], strict=True)]
         ),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    tell(result, options.out)
 
 
 if __name__ == "__main__":
