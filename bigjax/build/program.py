@@ -70,7 +70,7 @@ class Program:
       placed: parameter path -> where it lies and the rule that says so.
       formula: batch -> a step's FLOPs by the model's own formula.
       pipeline: stages, microbatches, rounds and bubble of the blocks, or None (see `bigjax.models.pipeline`).
-      options: the compiler's for a train step, wherever it is the outermost program, or None.
+      options: the compiler's for a train step, and for what `together` makes of the program, or None.
       trials: how many runs these functions train at once (see `bigjax.build.together`), or None.
     """
 

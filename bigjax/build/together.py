@@ -57,6 +57,7 @@ def _mapped_functions(program: Program) -> dict[str, Callable[..., Any]]:
         which, trees = frozen
         return mapped(eval_one)((states, which), batch, trees)
 
+    # The options keep the barriers, in evaluation too: else its kernels read out of the stack.
     return {
         "train_step": jax.jit(train_step, donate_argnums=0, compiler_options=program.options),
         "eval_step": jax.jit(eval_step, compiler_options=program.options),
