@@ -13,7 +13,7 @@ seed 0, after 30 steps of 4 rows of 128 tokens; peak of a step by XLA's memory a
 (QLoRA's is compiled for little memory, the others as XLA does by itself):
 
     trained          bits a byte  tokens right  GiB
-    everything       2.09         35.0 %        3.01
+    everything       2.07         35.0 %        3.01
     adapters         2.12         36.1 %        2.08
     adapters, QLoRA  2.14         34.7 %        1.13
 
