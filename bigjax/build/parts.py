@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from bigjax.build import classes
 from bigjax.config.config import Config
 from bigjax.core import precision, settings
-from bigjax.core.adapt import MODEL, Adaptation, OwnLeaves
+from bigjax.core.adapt import MODEL, Adaptation, OwnLeaves, loops_met
 from bigjax.core.errors import UserError, first_line
 from bigjax.core.losses import AUXILIARY
 from bigjax.core.method import Call, Facts, Method, Reference
@@ -164,12 +164,15 @@ def make_parts(config: Config, source: Any, total_steps: int) -> Parts:
     if policy.policy == "full_bfloat16":
         optimizer = precision.MasterCopy(optimizer)
     network = make_network(config, source.features, source)
-    looped = getattr(network.model, "scan_layers", False)
+    adapters = config.make("adapt")
+    with loops_met() as looped:
+        if adapters and getattr(network.model, "scan_layers", False):
+            jax.eval_shape(lambda: network.variables(jax.random.key(0)))
     remat = getattr(network.model, "remat", "none") != "none"
     return Parts(
         network=network,
         optimizer=optimizer,
-        adaptation=Adaptation(config.make("adapt"), looped, remat),
+        adaptation=Adaptation(adapters, frozenset(looped), remat),
         policy=policy,
         augment=fitted(config.make("data.augment"), source),
         ema=config.get("train.ema_decay") is not None,

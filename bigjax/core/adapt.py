@@ -7,8 +7,10 @@ optimizer, never saved again; some of them in few bits, where a parametrization 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import flax
@@ -17,7 +19,6 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from bigjax.core.errors import UserError
-from bigjax.core.matrices import stacked_axes
 from bigjax.core.quantize import Quantized, dequantize
 from bigjax.core.rules import map_with_path, paths
 
@@ -126,16 +127,36 @@ def made(tree: Any) -> Any:
     return map_with_path(lambda _, x: x.made() if isinstance(x, PerLayer) else x, tree)
 
 
+_LOOPS: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("loops", default=None)
+
+
+@contextlib.contextmanager
+def loops_met() -> Iterator[set[str]]:
+    """Paths of the stacked subtrees whose loops say, as they are traced within, that they make `PerLayer`
+    leaves: a loop of a user's own does not, and must be given its leaves as they are."""
+    token = _LOOPS.set(set())
+    try:
+        yield _LOOPS.get()
+    finally:
+        _LOOPS.reset(token)
+
+
+def makes_layers(path: str) -> None:
+    """Said by a loop over the stacked subtree at this path: `made` is called for each layer in it."""
+    if (loops := _LOOPS.get()) is not None:
+        loops.add(path)
+
+
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
     """Several parametrizations as one; () is none: the trained leaves are the model's parameters.
 
-    looped: whether the model loops over stacked layers, which `bigjax.models.blocks.stack` does.
+    looped: paths of the stacked subtrees whose layers the model's loops make (`loops_met`).
     remat: whether it computes them again in the backward pass.
     """
 
     parts: tuple[Parametrization, ...] = ()
-    looped: bool = False
+    looped: frozenset[str] = frozenset()
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -176,8 +197,8 @@ class Adaptation:
     ) -> Any:
         """The parameters that the model sees.
 
-        by_layer: stacked leaves that are adapted or held in few bits come as `PerLayer` where the model
-          loops over them and each part allows it.
+        by_layer: stacked leaves that are adapted or held in few bits come as `PerLayer` where a loop of
+          the model makes them and each part allows it.
         """
         if not self.parts:
             return trained
@@ -198,10 +219,11 @@ class Adaptation:
     ) -> tuple[dict[str, PerLayer], dict[str, dict[str, Any]]]:
         """(path -> stacked leaf to be made in the loop, the parts' own leaves of the others)."""
         adapted = {path.rpartition("/")[0] for tree in own.values() for path in tree}
+        in_loop = tuple(f"{path}/" for path in self.looped)
         chosen = {
             path
             for path, leaf in leaves.items()
-            if stacked_axes(path) and (path in adapted or isinstance(leaf, Quantized))
+            if path.startswith(in_loop) and (path in adapted or isinstance(leaf, Quantized))
         }
         theirs: dict[str, dict] = {path: {} for path in chosen}
         others: dict[str, dict] = {name: {} for name in own}
@@ -232,7 +254,7 @@ class Adaptation:
 
     @property
     def _in_loop(self) -> bool:
-        return self.looped and all(part.BY_LAYER for part in self.parts)
+        return bool(self.looped) and all(part.BY_LAYER for part in self.parts)
 
     @property
     def recomputed(self) -> bool:

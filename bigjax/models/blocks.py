@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from bigjax.core import layout
-from bigjax.core.adapt import PerLayer, made
+from bigjax.core.adapt import PerLayer, made, makes_layers
 from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
 from bigjax.core.losses import AUXILIARY
@@ -107,6 +107,8 @@ def stack(
             "config.mesh.pipeline: all layers share one block, which has no stages; take mesh.fsdp or "
             "mesh.tensor"
         )
+    if scan and not same:
+        makes_layers("/".join((*model.scope.path, "blocks")))
     given = paths(model.variables.get("params", {}).get("blocks", {}))
     if scan and any(isinstance(leaf, PerLayer) for leaf in given.values()):
         block = nn.map_variables(block, "params", made)  # in the loop: one layer at a time

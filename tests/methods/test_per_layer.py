@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from bigjax.build.program import build_program
+from bigjax.config.resolve import resolve
 from bigjax.core.adapt import Adaptation, PerLayer
 from bigjax.core.precision import ModelInPrecision
 from bigjax.core.rules import paths
@@ -14,7 +16,10 @@ from bigjax.core.settings import Precision
 from bigjax.core.steps import activations_alone
 from bigjax.methods.lora import DoRA, LoRA
 from bigjax.methods.quantized import Quantize
+from bigjax.data.sources import Arrays
 from bigjax.models.gpt2 import GPT2
+from bigjax.plan.sharding_report import abstract_batch, lowered_step
+from tests.small import small_config
 
 NF4 = Quantize(rules=((".*kernel", "nf4"), (".*", None)), group=8)
 TOKENS = np.arange(16, dtype=np.int32).reshape(2, 8) % 13
@@ -34,16 +39,19 @@ def adapted(parts, policy="float32", layers=2, width=16):
         trained, base = Adaptation(parts).begin(next(keys), params)
         return jax.tree.map(lambda x: x + 0.03, trained), base
 
+    def adaptation(looped):
+        return Adaptation(parts, frozenset(["blocks"] * looped), remat=True)
+
     def seen(looped, trained, base):
         frozen = {"base": base}
-        return Adaptation(parts, looped, remat=True).params(trained, frozen, 0, by_layer=True)
+        return adaptation(looped).params(trained, frozen, 0, by_layer=True)
 
     def loss(looped, trained, base):
         def of(trained):
             logits = model.apply({"params": seen(looped, trained, base)}, TOKENS, train=False)
             return jnp.sum(jax.nn.log_softmax(logits)[..., 0])
 
-        again = Adaptation(parts, looped, remat=True).recomputed  # as `core.steps` has it
+        again = adaptation(looped).recomputed  # as `core.steps` has it
         return (jax.checkpoint(of, policy=activations_alone) if again else of)(trained)
 
     return seen, loss, make
@@ -77,3 +85,34 @@ def test_memory_grows_with_depth_by_codes_and_activations_not_by_full_numbers():
     numbers = 8 * 12 * 64 * 64  # of the kernels of eight blocks
     # Made at once they take 10 bytes a number: float32, bfloat16 and their gradients.
     assert temporaries(12) - temporaries(4) < numbers
+
+
+class OwnLoop(nn.Module):
+    """A user's model: stacked layers under the usual name, in a loop of its own."""
+
+    scan_layers: bool = True
+
+    @nn.compact
+    def __call__(self, x, train):
+        loop = nn.scan(
+            lambda block, x: (jnp.tanh(block(x)), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=3,
+        )
+        x, _ = loop(nn.Dense(64, name="blocks"), x)
+        return nn.Dense(10, name="head")(x)
+
+
+def test_a_loop_of_a_users_own_is_given_its_leaves_as_they_are():
+    nf4 = dict(type="quantize", rules=((".*kernel", "nf4"), (".*", None)), group=16)
+    source = Arrays({"image": np.zeros((40, 64), np.float32), "label": np.zeros(40, np.int32)})
+
+    def step(**fields):
+        model = dict(type="tests.methods.test_per_layer:OwnLoop", **fields)
+        adapters = (nf4, dict(type="lora", rank=2))
+        config = resolve(small_config(model=model, adapt=adapters, mesh=dict(data=8)))
+        program = build_program(config, source)
+        return lowered_step(program, abstract_batch(program, source.features, 40)).as_text()
+
+    assert step() == step(scan_layers=False)
