@@ -17,8 +17,10 @@ import jax
 
 from bigjax.build.program import Program
 from bigjax.core.errors import UserError, first_line
+from bigjax.mesh.offload import HOST
 from bigjax.plan import buffers, collectives, flops, sharding_report
 from bigjax.plan.roofline import roofline
+from bigjax.plan.sharding_report import amount
 from bigjax.plan.topology import Topology
 
 COMPILER, FORMULA, ASSUMPTION = "compiler", "formula", "assumption"
@@ -50,6 +52,7 @@ def answer(
     *,
     narrow: bool,
     price: float | None = None,
+    beat: float | None = None,
 ) -> dict[str, Any]:
     """All that is known of a run before it runs.
 
@@ -59,19 +62,25 @@ def answer(
       steps: of the run.
       narrow: whether it computes in 16 bits.
       price: of a device for an hour, in any currency.
+      beat: seconds of a step; a step that needs more by a lower bound, or state that is larger than a
+        device, is not compiled: {"left_out": why}. None: it is compiled whatever it takes.
 
     Raises:
       UserError: the step cannot be compiled for these devices, for another reason than memory.
     """
+    if beat is not None and (why := too_large(program, topology)):
+        return {"left_out": why}
     found = sharding_report.held(program)
     batch = sharding_report.abstract_batch(program, dict(features), batch_size)
     began = time.perf_counter()
-    lowered = sharding_report.lowered_step(program, batch)
-    found["program"] = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-    lowering = time.perf_counter() - began
     counted = flops.of_step(
         program.train_step, program.formula, program.state, batch, program.frozen
     )
+    if beat is not None and (why := too_slow(program, topology, counted, narrow, beat)):
+        return {"left_out": why}
+    lowered = sharding_report.lowered_step(program, batch)
+    found["program"] = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    lowering = time.perf_counter() - began
     compiled, refusal = compile_or_refusal(lowered, topology)
     found |= {
         "topology": topology.name,
@@ -89,6 +98,46 @@ def answer(
     found["collectives"] = rows and collectives.by_axis(rows, program.mesh, topology.node)
     found |= speed(found, compiled, topology, batch_size, steps, features, narrow, price)
     return found
+
+
+def too_large(program: Program, topology: Topology) -> str:
+    """Why a program cannot fit, whatever its compiler makes of it; "" if it may."""
+    held, room = updated_bytes(program), capacity(topology)[0]
+    if room is None or held <= room:
+        return ""
+    return f"does not fit: parameters and optimizer alone take {amount(held)} of {amount(room)}"
+
+
+def too_slow(
+    program: Program, topology: Topology, counted: Mapping[str, float], narrow: bool, beat: float
+) -> str:
+    """Why a step takes more than `beat` seconds at best, by a lower bound of its roofline; "" if it may not.
+
+    The products are those of the whole roofline; what is trained is at least read and written once.
+    """
+    if topology.chip is None:
+        return ""
+    least = roofline(
+        topology.chip,
+        topology.size,
+        flops=products(counted),
+        moved=2 * updated_bytes(program),
+        collectives=None,
+        narrow=narrow,
+    )
+    if least["step_seconds"] <= beat:
+        return ""
+    alone = f"{least['bound']} alone takes {1e3 * least['step_seconds']:.4g} ms of a step"
+    return f"slower: {alone}, the fastest {1e3 * beat:.4g} ms in all"
+
+
+def updated_bytes(program: Program) -> int:
+    """Bytes on a device of what each step updates: it is an argument and a result of every program."""
+    state = program.state
+    leaves = jax.tree.leaves((state.params, state.opt_state, state.ema))
+    return sharding_report.bytes_per_device(
+        [leaf for leaf in leaves if leaf.sharding.memory_kind != HOST]
+    )
 
 
 def compile_or_refusal(lowered: Any, topology: Topology) -> tuple[Any, str]:
@@ -191,11 +240,10 @@ def speed(
         return own | {"roofline": None, "run": None}
     moved, says = bytes_moved(compiled, given)
     counted = found["flops"]
-    products = counted.get(flops.COUNTED, 0.0) or max(counted.values(), default=0.0)
     roof = roofline(
         topology.chip,
         topology.size,
-        flops=products,
+        flops=products(counted),
         moved=moved,
         collectives=found["collectives"],
         narrow=narrow,
@@ -214,6 +262,11 @@ def speed(
     if price is not None:
         run["cost"] = price * run["device_hours"]
     return own | {"roofline": {**roof, "moved": moved, "moved_by": says}, "run": run}
+
+
+def products(counted: Mapping[str, float]) -> float:
+    """The FLOPs of a step that take time: those counted in its program; else the model's own formula's."""
+    return counted.get(flops.COUNTED, 0.0) or max(counted.values(), default=0.0)
 
 
 def costs(compiled: Any) -> dict[str, float]:

@@ -163,6 +163,9 @@ def compared(labels: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> list[
         if "refused" in plan:
             rows.append({"": label, "fits": "refused", "why": plan["refused"][:160]})
             continue
+        if "left_out" in plan:
+            rows.append({"": label, "fits": "not compiled", "why": plan["left_out"]})
+            continue
         memory, sent = plan["memory"], plan["collectives"]
         step = plan["roofline"] and plan["roofline"]["step_seconds"]
         rows.append(
@@ -180,8 +183,9 @@ def compared(labels: Sequence[str], plans: Sequence[Mapping[str, Any]]) -> list[
 
 
 def rank(plan: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The lower the better: (seconds of a step at best, bytes of the peak); None if it does not fit."""
-    if "refused" in plan or plan["memory"]["short"]:
+    """The lower the better: (seconds of a step at best, bytes of the peak); None if it does not fit, or
+    was not compiled."""
+    if "refused" in plan or "left_out" in plan or plan["memory"]["short"]:
         return None
     roof, peak = plan["roofline"], plan["memory"]["peak"]
     return roof["step_seconds"] if roof else 0.0, math.inf if peak is None else peak

@@ -25,6 +25,7 @@ from typing import Any
 from bigjax.build.classes import Words
 from bigjax.config.resolve import Config
 from bigjax.core.errors import UserError, first_line
+from bigjax.plan.show import rank
 from bigjax.plan.topology import Topology, devices_of, environment
 
 
@@ -47,12 +48,15 @@ def run(
     *,
     price: float | None = None,
     seconds: float = math.inf,
+    beat: float | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any] | None]:
     """What `bigjax.plan.answer` says of each case; {"refused": why} of one that is not possible.
 
     Args:
-      seconds: no further case is begun after so many; None stands for those left out.
+      seconds: no further case is begun after so many; None stands for those that were not.
+      beat: of a step; what cannot be faster, nor than the fastest before it, is not compiled (see
+        `bigjax.plan.answer.answer`). None: every case is.
       check: called while it waits; what it raises ends the processes too.
 
     Raises:
@@ -68,7 +72,7 @@ def run(
         for number in range(count):
             own = Path(folder, str(number))
             own.mkdir()
-            job = (topology, list(cases[number::count]), price, seconds)
+            job = (topology, list(cases[number::count]), price, seconds, beat)
             (own / "job").write_bytes(pickle.dumps(job))
             crew.append((own, running.enter_context(_started(own, environment(topology, own)))))
         while any(process.poll() is None for _, process in crew):
@@ -115,23 +119,32 @@ def _answers(folder: Path, code: int, topology: Topology) -> list[dict[str, Any]
 
 
 def main(job: str, answers: str) -> None:
-    topology, cases, price, seconds = pickle.loads(Path(job).read_bytes())
+    topology, cases, price, seconds, beat = pickle.loads(Path(job).read_bytes())
     found: Any = []
     end = time.monotonic() + seconds
     gc.disable()  # tracing makes millions of objects that stay: collected between cases alone
     try:
         devices = devices_of(topology)
-        for case in cases:
-            if time.monotonic() < end:
-                found.append(answer_or_refusal(case, topology, devices, price))
+        for number, case in enumerate(cases):
+            if time.monotonic() >= end:
+                break
+            if number:
                 gc.collect()
+            plan = answer_or_refusal(case, topology, devices, price, beat)
+            found.append(plan)
+            if beat is not None and (place := rank(plan)):
+                beat = min(beat, place[0])
     except UserError as error:
         found = str(error)
     Path(answers).write_text(json.dumps(found))
 
 
 def answer_or_refusal(
-    case: Case, topology: Topology, devices: Sequence[Any], price: float | None
+    case: Case,
+    topology: Topology,
+    devices: Sequence[Any],
+    price: float | None,
+    beat: float | None = None,
 ) -> dict[str, Any]:
     from bigjax.build.program import build_program
     from bigjax.core.layout import compiled_for
@@ -154,6 +167,7 @@ def answer_or_refusal(
                 topology,
                 narrow=config.get("precision.policy") != "float32",
                 price=price,
+                beat=beat,
             )
         return found | {"data_is_there": is_there, "remarks": remarks}
     except UserError as error:

@@ -14,9 +14,9 @@ from bigjax.core.precision import ModelInPrecision
 from bigjax.core.rules import paths
 from bigjax.core.settings import Precision
 from bigjax.core.steps import activations_alone
+from bigjax.data.sources import Arrays
 from bigjax.methods.lora import DoRA, LoRA
 from bigjax.methods.quantized import Quantize
-from bigjax.data.sources import Arrays
 from bigjax.models.gpt2 import GPT2
 from bigjax.plan.sharding_report import abstract_batch, lowered_step
 from tests.small import small_config
