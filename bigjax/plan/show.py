@@ -122,7 +122,7 @@ def _collectives(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _roofline(roof: Mapping[str, Any], chip: Chip) -> list[dict[str, Any]]:
     figures = {
         "compute": f"{roof['peak_flops'] / 1e12:.4g} TFLOP/s",
-        "memory": f"{chip.bandwidth / 1e9:.4g} GB/s; bytes: {roof['moved_by']}",
+        "memory": f"{chip.bandwidth / 1e9:.4g} GB/s; {amount(round(roof['moved']))} by {roof['moved_by']}",
         "intra": f"{chip.intra / 1e9:.4g} GB/s",
         "cross": f"{chip.cross / 1e9:.4g} GB/s",
     }

@@ -100,7 +100,9 @@ def searched(
     case: Case, plan: dict[str, Any], wanted: topology.Topology, seconds: float, run: Run
 ) -> show.Section:
     """What was tried in so many seconds, the fastest that fits first; then what did not have to be compiled."""
-    found = changes.combinations(case.config, plan["mesh"])
+    found = [
+        change for change in changes.combinations(case.config, plan["mesh"]) if change.overrides
+    ]
     made = [(change, changes.applied(case.config, change.overrides)) for change in found]
     possible = [(change.flags, one) for change, one in made if isinstance(one, Config)]
     cases = [Case(one, case.references, case.words) for _, one in possible]
