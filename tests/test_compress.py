@@ -215,6 +215,11 @@ def test_a_chain_leaves_runs_a_table_and_a_page(run, capsys):
         == 0.5
     )
 
+    assert shrink(run, "--chain=int8", "--rule=head/kernel=int4:8") == 0
+    held = open_run(run / "shrink" / "int8").frozen["base"]
+    assert [held[layer]["kernel"].format for layer in ("dense_0", "head")] == ["int8", "int4"]
+    assert held["head"]["kernel"].scales.shape == (2, 1, 10)
+
     file = run / "shrink" / "prune:0.5,gptq:16" / "base.npz"
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match=r"base\.npz: cannot be read"):
@@ -256,6 +261,10 @@ def test_a_batch_norm_is_told_what_rounding_moves(tmp_path):
         (("--chain=svd:64",), "no fewer numbers"),
         (("--chain=gptq", "--calibration=0"), "--calibration: this step needs 1 batch or more"),
         (("--chain=int8", "--keep=haed/.*"), "matches the whole path of no parameter"),
+        (("--chain=int8", "--rule=head/kernel"), "give REGEX=FORMAT, such as"),
+        (("--chain=int8", "--rule=head/kernel=int5"), "no format (did you mean 'int8'"),
+        (("--chain=int8", "--rule=haed/.*=int4"), "matches the whole path of no parameter"),
+        (("--chain=svd:2", "--rule=head/kernel=int4"), "--rule is for the steps int8, int4"),
         (("--chain=int8", "--split=tets"), "did you mean 'test'"),
     ],
 )

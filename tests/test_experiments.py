@@ -237,6 +237,9 @@ def short(name, folder):
         if re.search(r"-\d+", tokenizer):  # trained, on the little there is
             small.append(f"{where}data.source.tokenizer={re.sub(r'-[0-9]+', '-300', tokenizer)}")
             small.append(f"{where}model.vocab=300")
+        if any("end" in part for part in run.get("adapt", ())):
+            at_once = tuple({**part, "begin": 0, "end": 0} for part in run["adapt"])
+            small.append(f"{where}adapt={at_once!r}")
     small += SMALLER.get(name, [])
     return [f"--workdir={folder / 'run'}", *(f"--config.{text}" for text in small)]
 

@@ -12,14 +12,15 @@ import pytest
 
 from bigjax.core.errors import UserError
 from bigjax.core.quantize import (
-    check_format,
     dequantize,
     nf4_levels,
     pack,
+    parse_format,
     quantize,
     rounded,
     unpack,
 )
+from bigjax.methods.quantized import Quantize
 
 # Appendix E of Dettmers et al. 2023.
 PUBLISHED_NF4 = (
@@ -139,9 +140,23 @@ def test_qwix_has_the_same_codes(format):
     np.testing.assert_allclose(ours, qwix.dequantize(theirs), rtol=1e-5, atol=1e-6)
 
 
+def test_each_leaf_has_the_format_and_the_group_of_its_rule():
+    rules = (("embedding", "int4:4"), (".*kernel", "int8"), (".*", None))
+    quantized = Quantize(rules=rules, group=16)
+    leaves = {"embedding": numbers(6, 8), "a/kernel": numbers(32, 2), "a/bias": numbers(2)}
+    held = quantized.hold(dict(leaves), leaves)
+    assert held["a/bias"] is leaves["a/bias"]
+    table = by_hand(leaves["embedding"].T, "int4", 4).T  # a word's scales are those of its row
+    np.testing.assert_allclose(dequantize(held["embedding"]), table, rtol=2e-7)
+    kernel = by_hand(leaves["a/kernel"], "int8", 16)
+    np.testing.assert_allclose(dequantize(held["a/kernel"]), kernel, rtol=2e-7)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match=r"'nf5' is no format .did you mean 'nf4'"):
-        check_format("nf5", "here")
+        parse_format("nf5", None, "here")
+    with pytest.raises(UserError, match="here: 'int4:0': a group is a whole number above 0"):
+        parse_format("int4:0", None, "here")
     with pytest.raises(UserError, match="is no matrix"):
         quantize("a/bias", jnp.zeros(4), "int8")
     assert math.isclose(nf4_levels()[0], -1.0)

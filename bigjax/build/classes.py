@@ -48,7 +48,8 @@ def columns(
       key: of the config, for messages.
 
     Raises:
-      UserError: a class of ours is none of theirs (the nearest is named), or the tokens are others.
+      UserError: a class of ours is none of theirs (the nearest is named), two of ours are one of theirs,
+        or the tokens are others.
     """
     if theirs.mapped is None and differ(ours.tokenizer, theirs.tokenizer):
         raise UserError(
@@ -68,6 +69,12 @@ def columns(
             raise UserError(
                 f"{key}: has no class '{name}'{did_you_mean(name, theirs.classes)}; it has "
                 f"{', '.join(theirs.classes)}; config.method.classes says which of them is meant"
+            )
+    for name in found:
+        both = [one for one, other in zip(ours.classes, found, strict=True) if other == name]
+        if len(both) > 1:  # its chance would count twice
+            raise UserError(
+                f"config.method.classes: {' and '.join(both)} are both '{name}' of {key}; each needs its own"
             )
     same = tuple(found) == theirs.classes
     return None if same else tuple(theirs.classes.index(name) for name in found)

@@ -153,6 +153,8 @@ def _build(
             del frozen[name], recipe_references[name]
     facts = _facts(config, parts, source, variables, total_steps, mesh, calls)
     network.method.check(facts)
+    for part in parts.adaptation.parts:
+        part.check(total_steps)
     parts = parts.with_own_leaves(facts)
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
     placed = parts.placements(options, mesh, abstract.params, base)

@@ -20,8 +20,8 @@ from bigjax.config.config import Config
 from bigjax.core.adapt import BASE, Adaptation, Parametrization
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.matrices import as_matrix
-from bigjax.core.quantize import FORMATS, Quantized, in_groups, is_table, packed
-from bigjax.core.rules import match_rules, paths
+from bigjax.core.quantize import FORMATS, Quantized, in_groups, is_table, packed, parse_format
+from bigjax.core.rules import Rules, match_rules, paths
 from bigjax.loop.open import Opened
 from bigjax.mesh import distributed
 from bigjax.methods.low_rank import LowRank
@@ -35,15 +35,19 @@ class Options:
     """What all steps are told.
 
     keep: regex of leaves that stay as they are. calibration: batches of the train split.
+    others: (regex, format) of leaves that steps of formats round otherwise than the step says.
     """
 
     keep: str | None = None
     calibration: int = 8
+    others: tuple[tuple[str, str], ...] = ()
 
-    def rules(self, value: Any, leaves: str = ".*kernel") -> tuple[tuple[str, Any], ...]:
-        """`value` for leaves of these paths, None for those kept and all others."""
+    def rules(
+        self, value: Any, leaves: str = ".*kernel", others: Rules = ()
+    ) -> tuple[tuple[str, Any], ...]:
+        """`value` for leaves of these paths, None for those kept and all that `others` does not name."""
         kept = ((self.keep, None),) if self.keep else ()
-        return (*kept, (leaves, value), (".*", None))
+        return (*kept, *others, (leaves, value), (".*", None))
 
 
 class Changed(NamedTuple):
@@ -76,6 +80,19 @@ def parsed(text: str) -> list[tuple[str, Step, str | None]]:
     return found
 
 
+def parsed_rule(text: str) -> tuple[str, str]:
+    """(regex, format) of "embedding=int4:32".
+
+    Raises:
+      UserError: it is no such pair.
+    """
+    regex, equals, format = text.rpartition("=")
+    if not (equals and regex):
+        raise UserError(f"--rule={text}: give REGEX=FORMAT, such as embedding=int4:32")
+    parse_format(format, None, f"--rule={text}")
+    return regex, format
+
+
 def number(
     word: str, argument: str | None, kind: type, low: float, high: float, default: Any
 ) -> Any:
@@ -103,7 +120,7 @@ def _weights(format: str) -> Step:
 
     def step(run: Opened, argument: str | None, options: Options) -> Changed:
         group = number(format, argument, int, 0, 1 << 20, "none")
-        rules = options.rules(format, ".*(kernel|embedding)")
+        rules = options.rules(format, ".*(kernel|embedding)", options.others)
         return _rounded(run, [Quantize(rules=rules, group=group)], options)
 
     return step

@@ -17,6 +17,7 @@ NAMES: dict[str, dict[str, str]] = {
         "reverse_kl": "bigjax.methods.distill.objectives:ReverseKL",
         "jsd": "bigjax.methods.distill.objectives:JSD",
         "logits": "bigjax.methods.distill.objectives:Logits",
+        "outputs": "bigjax.methods.distill.objectives:Outputs",
         "dkd": "bigjax.methods.distill.objectives:DKD",
         "dist": "bigjax.methods.distill.objectives:DIST",
         "hard": "bigjax.methods.distill.objectives:Hard",

@@ -48,6 +48,9 @@ class Parametrization:
         """
         return set(params)
 
+    def check(self, total_steps: int) -> None:
+        """Raises UserError if it makes no sense in a run of `total_steps` steps."""
+
     def init(self, rng: jax.Array, params: Mapping[str, jax.Array]) -> Any:
         """Its own trained leaves, a nested dict; params: path -> leaf."""
         return {}

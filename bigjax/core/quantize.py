@@ -53,15 +53,19 @@ class Quantized:
     dtype: Any = flax.struct.field(pytree_node=False)
 
 
-def check_format(name: str, where: str) -> str:
-    """The name, if it is a format's.
+def parse_format(text: Any, group: int | None, where: str) -> tuple[str, int | None]:
+    """(format, inputs that share a scale) of "int8", or of "int4:32", which has a group of its own.
 
     Raises:
-      UserError: it is none; the nearest is named.
+      UserError: there is no such format (the nearest is named), or the group is no number above 0.
     """
+    name, colon, own = str(text).partition(":")
     if name not in FORMATS:
-        raise UserError(f"{where}: '{name}' is no format{did_you_mean(name, FORMATS)}; {FORMATS}")
-    return name
+        hint = did_you_mean(name, FORMATS)
+        raise UserError(f"{where}: '{name}' is no format{hint}; formats: {', '.join(FORMATS)}")
+    if colon and not (own.isdecimal() and int(own) > 0):
+        raise UserError(f"{where}: '{text}': a group is a whole number above 0, as in {name}:64")
+    return name, int(own) if colon else group
 
 
 def is_table(path: str) -> bool:

@@ -47,6 +47,14 @@ class _Scheduled(Parametrization):
         if not 0 <= self.begin <= self.end:
             raise UserError(f"{self.NAME}: begin {self.begin} and end {self.end} must be in order")
 
+    def check(self, total_steps: int) -> None:
+        last = max(self.begin, self.end)
+        if last > total_steps:
+            raise UserError(
+                f"config.adapt: {self.NAME}: step {last}, at which its sparsity is reached, lies after the "
+                f"last of {total_steps}: lower begin and end, or train longer"
+            )
+
     def keeps(self, params: Mapping[str, Any]) -> set[str]:
         self.chosen(params)
         return set(params)

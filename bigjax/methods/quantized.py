@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from bigjax.core.adapt import Parametrization
 from bigjax.core.errors import UserError
 from bigjax.core.matrices import as_matrix
-from bigjax.core.quantize import LARGEST, check_format, quantize, rounded
+from bigjax.core.quantize import LARGEST, parse_format, quantize, rounded
 from bigjax.core.rules import Rules, first_value, match_rules
 
 DYNAMIC = "dynamic"
@@ -26,7 +26,7 @@ DYNAMIC = "dynamic"
 class _InFormats(Parametrization):
     """What has rules of formats.
 
-    rules: (regex, format): "int8", "int4", "nf4", "fp8", or None.
+    rules: (regex, format): "int8", "int4", "nf4", "fp8", or None; "int4:32" has a group of its own.
     group: inputs of a channel that share a scale; None: all of them.
     """
 
@@ -37,18 +37,19 @@ class _InFormats(Parametrization):
         if self.group is not None and self.group < 1:
             raise UserError(f"{self.NAME}: group {self.group} must be 1 or more, or None")
 
-    def formats(self, params: Mapping[str, Any]) -> dict[str, str]:
-        """Path -> format, of the leaves that have one.
+    def formats(self, params: Mapping[str, Any]) -> dict[str, tuple[str, int | None]]:
+        """Path -> (format, group), of the leaves that have one.
 
         Raises:
           UserError: a rule matches no leaf, gives an unknown format, or one to what is no matrix.
         """
         where = f"config.adapt: {self.NAME}: rules"
         matched = match_rules(self.rules, params, what=where)
-        found = {path: name for path, name in matched.items() if name is not None}
-        for path, name in found.items():
-            check_format(name, f"{where} (for {path})")
-            as_matrix(path, params[path].shape)
+        found = {}
+        for path, name in matched.items():
+            if name is not None:
+                found[path] = parse_format(name, self.group, f"{where} (for {path})")
+                as_matrix(path, params[path].shape)
         return found
 
 
@@ -71,7 +72,7 @@ class Quantize(_InFormats):
     def hold(self, base: dict[str, jax.Array], params: Mapping[str, jax.Array]) -> dict:
         formats = self.formats(params)
         return {
-            path: quantize(path, leaf, formats[path], self.group) if path in formats else leaf
+            path: quantize(path, leaf, *formats[path]) if path in formats else leaf
             for path, leaf in base.items()
         }
 
@@ -92,8 +93,8 @@ class QuantizationAware(_InFormats):
 
     def apply(self, own: Any, params: dict[str, jax.Array], step: jax.Array) -> dict:
         return params | {
-            path: straight_through(params[path], rounded(path, params[path], name, self.group))
-            for path, name in self.formats(params).items()
+            path: straight_through(params[path], rounded(path, params[path], *format))
+            for path, format in self.formats(params).items()
         }
 
 

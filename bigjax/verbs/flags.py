@@ -55,6 +55,12 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--family": dict(help="whose layout, such as bert or roberta"),
     "--chain": dict(action="append", default=[], help="prune:0.9,int8; repeatable"),
     "--keep": dict(metavar="REGEX", help="parameters that stay as they are"),
+    "--rule": dict(
+        action="append",
+        default=[],
+        metavar="REGEX=FORMAT",
+        help="parameters in another format, such as embedding=int4:32; repeatable",
+    ),
     "--calibration": dict(type=int, default=8, help="batches to look at"),
     "--topology": dict(help="cpu:8, v5e:4x4, 2xv5e:4x4, h200:8, ..."),
     "--price_per_device_hour": dict(type=float, help="for the cost of the run"),
@@ -85,7 +91,7 @@ VERBS = {
     "evaluate": Verb("predict", "--split --untrained", "one run"),
     "predict": Verb("predict", "--input --output --adapter --untrained", "one run"),
     "export": Verb("export", "--format --family --output --untrained", "one run"),
-    "shrink": Verb("shrink", "--chain --keep --calibration --split --untrained", "one run"),
+    "shrink": Verb("shrink", "--chain --keep --rule --calibration --split --untrained", "one run"),
     "config": Verb("inspect", looks_at="a stage"),
     "plan": Verb(
         "plan",

@@ -16,8 +16,9 @@ def shrink_verb(
     raw: Any, overrides: Sequence[str], options: argparse.Namespace, stop: Callable[[], bool]
 ) -> None:
     """Applies each --chain to the run in the folder; prints the table of all models."""
-    from bigjax.compress.chain import STEPS, Options, parsed
+    from bigjax.compress.chain import STEPS, Options, parsed, parsed_rule
     from bigjax.compress.shrink import FOLDER, shrink
+    from bigjax.core.quantize import FORMATS
 
     if not options.chain:
         raise UserError(
@@ -25,12 +26,15 @@ def shrink_verb(
         )
     if distributed.is_joined():
         raise UserError("shrink runs in one process")
-    for text in options.chain:
-        parsed(text)  # before the run is opened
+    steps = [parsed(text) for text in options.chain]  # before the run is opened
+    others = tuple(parsed_rule(text) for text in options.rule)
+    formats = {word.partition(":")[0] for chain in steps for word, *_ in chain} & set(FORMATS)
+    if others and not formats:
+        raise UserError(f"--rule is for the steps {', '.join(FORMATS)}; no --chain has one")
     run = asked_run(raw, overrides, options, options.split and (options.split,))
     if not run.setup.evaluate.splits:
         raise UserError("shrink needs --split=NAME: config.evaluate.splits has none")
     split = run.setup.evaluate.splits[-1]
-    found = shrink(run, options.chain, split, Options(options.keep, options.calibration))
+    found = shrink(run, options.chain, split, Options(options.keep, options.calibration, others))
     print(table(found, list(found[0])))
     print(f"page: {run.workdir / FOLDER / 'shrink.html'}")

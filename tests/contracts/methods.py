@@ -39,6 +39,7 @@ METHODS = {
                 reverse=dict(type="reverse_kl", weight=0.5),
                 jsd=dict(type="jsd", weight=0.5),
                 logits=dict(type="logits", weight=0.1),
+                outputs=dict(type="outputs", weight=0.1),
                 hard=dict(type="hard", weight=0.5),
                 maps=dict(type="attention", student_feature="conv_0", teacher_feature="conv_0"),
             ),

@@ -224,6 +224,13 @@ def test_what_does_not_fit_is_refused_by_name(make, message):
         Adaptation((make(),)).begin(jax.random.key(0), model(m=6))
 
 
+def test_a_sparsity_that_the_run_never_reaches_is_refused():
+    for part in (Prune(begin=2, end=9), Movement(end=9), Prune(begin=9, end=9, pattern="2:4")):
+        part.check(9)
+        with pytest.raises(UserError, match=f"{part.NAME}: step 9, .* lies after the last of 8"):
+            part.check(8)
+
+
 def test_a_leaf_that_another_freezes_is_not_pruned():
     with pytest.raises(UserError, match="head/kernel is frozen by another"):
         Adaptation((Prune(), LoRA(rank=2))).begin(jax.random.key(0), model())

@@ -19,6 +19,7 @@ from bigjax.methods.distill import losses, objectives
 from bigjax.methods.distill.method import Distill
 from bigjax.models.mlp import MLP
 from bigjax.tasks.classification import Classification
+from bigjax.tasks.contrastive import Contrastive
 from bigjax.tasks.multilabel import MultiLabel
 from bigjax.tasks.regression import Regression
 
@@ -252,6 +253,25 @@ def test_a_teacher_is_known_by_name():
         Distill(teachers={"big": "../big"}, objectives={"kd": objectives.Soft(teacher="bigg")})
     with pytest.raises(UserError, match="name the run that teaches"):
         Distill()
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_outputs_of_a_pair_are_compared_one_by_one(distance):
+    """Rows 2 i and 2 i + 1 are the two texts of pair i; their mean is what the pair counts."""
+    teacher, student = (RNG.normal(size=(2 * B, 3)).astype(np.float32) for _ in range(2))
+    batch = {"mask": MASK}
+    seen = objectives.Seen(Contrastive(), batch, teacher, np.where(
+        np.repeat(MASK, 2)[:, None] > 0, student, np.nan))  # fmt: skip
+    t, s = (x.astype(np.float64) for x in (teacher, student))
+    if distance == "l2":
+        rows = ((t - s) ** 2).mean(1) / 2
+    else:
+        rows = 1 - (t * s).sum(1) / np.linalg.norm(t, axis=1) / np.linalg.norm(s, axis=1)
+    pairs = rows.reshape(B, 2).mean(1)
+    check(objectives.Outputs(distance=distance).pair(seen), pairs[REAL].sum())
+    other = seen._replace(teacher=teacher[:, :2])
+    with pytest.raises(UserError, match=r"the teacher gives \(12, 2\), the student \(12, 3\)"):
+        objectives.Outputs().pair(other)
 
 
 def test_each_label_of_an_example_is_a_distribution_of_its_own():

@@ -43,6 +43,8 @@ def test_outputs_are_matched_by_the_names_of_classes():
         columns(Words(("dog", "cats")), theirs, {}, key)
     with pytest.raises(UserError, match="this run has no class 'hors'"):
         columns(Words(("horse",)), theirs, {"hors": "Pferd"}, key)
+    with pytest.raises(UserError, match=r"horse and cat are both .cat. of config\.method\.teacher"):
+        columns(Words(("horse", "cat")), theirs, {"horse": "cat"}, key)
     with pytest.raises(UserError, match="reads other tokens"):
         columns(Words(tokenizer="a" * 64), Words(tokenizer="b" * 64), {}, key)
 

@@ -81,8 +81,7 @@ class Hint(OfFeatures):
         if self.projection:
             student = student @ seen.own["kernel"]
         real = seen.units if self.real is None else seen.batch[self.real]
-        distance = {"l2": features.squared, "cosine": features.cosine}[self.distance]
-        return distance(teacher, student, seen.units, real)
+        return features.DISTANCES[self.distance](teacher, student, seen.units, real)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -135,6 +135,9 @@ def cosine(teacher: jax.Array, student: jax.Array, mask: jax.Array, real: jax.Ar
     return masked_sum(_mean_of_real(1 - similarity(teacher, student), mask, real), mask)
 
 
+DISTANCES = {"l2": squared, "cosine": cosine}
+
+
 def similarity(teacher: jax.Array, student: jax.Array) -> jax.Array:
     """cos(t, s) over the last axis."""
     return jnp.sum(_unit(teacher) * _unit(student), axis=-1)

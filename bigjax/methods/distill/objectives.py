@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -232,6 +232,30 @@ class Logits(OfDistributions):
 
     def pair(self, seen: Seen) -> Pair:
         return losses.logit_matching(*seen.distributions())
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs(Objective):
+    """The student's outputs are to be the teacher's, number by number: embeddings of sentences.
+
+    Reimers & Gurevych 2020, "Making monolingual sentence embeddings multilingual using knowledge
+    distillation", eq. 1: their squared distance.
+
+    distance: "l2", `features.squared`; "cosine", `features.cosine`.
+    """
+
+    NEEDS_ALL: ClassVar[bool] = True
+
+    distance: Literal["l2", "cosine"] = "l2"
+
+    def pair(self, seen: Seen) -> Pair:
+        if (t := jnp.shape(seen.teacher)) != (s := jnp.shape(seen.student)):
+            raise UserError(f"config.method: the teacher gives {t}, the student {s}")
+        units = seen.units
+        teacher, student = (
+            features.of_units(x, units, "outputs") for x in (seen.teacher, seen.student)
+        )
+        return features.DISTANCES[self.distance](teacher, student, units, units)
 
 
 @dataclasses.dataclass(frozen=True)
