@@ -165,6 +165,8 @@ def make_parts(config: Config, source: Any, total_steps: int) -> Parts:
         optimizer = precision.MasterCopy(optimizer)
     network = make_network(config, source.features, source)
     adapters = config.make("adapt")
+    for adapter in adapters:
+        adapter.check(total_steps)
     with loops_met() as looped:
         if adapters and getattr(network.model, "scan_layers", False):
             jax.eval_shape(lambda: network.variables(jax.random.key(0)))

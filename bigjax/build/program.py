@@ -30,6 +30,7 @@ from bigjax.build.parts import (
 from bigjax.config.config import Config
 from bigjax.core import settings, steps
 from bigjax.core.adapt import BASE, MODEL
+from bigjax.core.errors import UserError
 from bigjax.core.exact import exactly
 from bigjax.core.method import Call, Facts, Reference
 from bigjax.core.precision import stored_params
@@ -153,8 +154,6 @@ def _build(
             del frozen[name], recipe_references[name]
     facts = _facts(config, parts, source, variables, total_steps, mesh, calls)
     network.method.check(facts)
-    for part in parts.adaptation.parts:
-        part.check(total_steps)
     parts = parts.with_own_leaves(facts)
     abstract, base = jax.eval_shape(parts.init, key_data(0), traced_hyper(config))
     placed = parts.placements(options, mesh, abstract.params, base)
@@ -164,8 +163,7 @@ def _build(
         pipeline = pipeline_of(stages, rows, options.microbatches, options.rounds)
     layout = sharding.layout(placed, abstract, mesh)
     frozen |= {BASE: _placed(placed, base, mesh)} if base else {}
-    recipe = _recipe(config, parts, recipe_references, total_steps)
-    recipe = _on_mesh(recipe, mesh, placed, options)
+    recipe = _on_mesh(_recipe(config, parts, recipe_references, total_steps), mesh, placed, options)
     functions = _functions(recipe, mesh, vocabulary(network.model, options), options)
     if stages * mesh.shape["sequence"] > 1:
         # What model and method refuse of these axes, before a device is touched.
@@ -238,7 +236,11 @@ def read_references(
         if (mapped := words.get(name, Words()).mapped) is not None:
             ids = {"ids": jax.ShapeDtypeStruct((mapped,), np.int32)}
             abstract = {**abstract, Translated.COLLECTION: ids}
-        frozen[name] = _placed(network.placements(run.section("sharding"), mesh), abstract, mesh)
+        try:
+            placed = network.placements(run.section("sharding"), mesh)
+            frozen[name] = _placed(placed, abstract, mesh)
+        except UserError as error:
+            raise UserError(f"config.method.{name}: its own {error}") from None
         calls[name] = network.call(abstract)
     return frozen, calls, references
 

@@ -142,6 +142,7 @@ def test_a_changed_checkpoint_is_refused_at_resume(folder):
         (dict(family="bert"), "says it is 'vit', not 'bert'"),
         (dict(source="nowhere", family="vit"), "no file or folder 'nowhere'"),
         (dict(precision=dict(policy="float8")), "'float8' is not one of"),
+        (dict(sharding=dict(rules=(("haed/.*", "fsdp"), (".*", None)))), "its own config.sharding.rules: "),
         (dict(model=dict(layers=3)), "layers is 3, the checkpoint has 2"),
     ],
 )  # fmt: skip
