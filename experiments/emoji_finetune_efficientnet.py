@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, trained on ImageNet, learns emoji: 77.7 % (27 minutes on 2 busy CPU cores).
+"""EfficientNet-Lite0, trained on ImageNet, learns emoji: 76.2 % (3 minutes on 2 CPU cores).
 
     scripts/fetch_data emoji                  once each
     scripts/fetch_data efficientnet_lite0
@@ -9,11 +9,11 @@ from what the first reached (Kumar et al. 2022: linear probing, then fine-tuning
 published statistics in both. The pictures are brought to 96x96, less than half of what the network
 was trained on, to spare the CPU.
 
-Hardware: 2 CPU cores shared with many other jobs: 27 minutes. Reached on the 382 test pictures, seed 0:
+Hardware: 2 CPU cores: 3 minutes. Reached on the 382 test pictures, seed 0:
 
     stage   errors of 382  accuracy
     frozen  97             74.6 %
-    full    85             77.7 %
+    full    91             76.2 %
 """
 
 from ml_collections import ConfigDict
