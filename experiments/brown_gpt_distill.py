@@ -28,7 +28,8 @@ log-likelihood that the teacher gives to what the student writes after 8 tokens 
 The texts' own tokens have -4.397 there. Forward KL is better than alone with each seed, by 0.131 bits, which three seeds do not prove
 (paired, p 0.13): all these runs are short, and their teachers differ by as much. top_k writes what its teacher likes best,
 as it was never shown the rest, and pays for that in bits. What seeks modes is behind here: published recipes start it from a
-student that can write already, not from scratch. Nothing was tuned.
+student that can write already, not from scratch. Nothing was tuned. Where the student sees a hundredth of
+the texts and the teacher is stronger, forward KL is far above alone, with five seeds: `sweeps.brown_gpt_distill`.
 """
 
 from ml_collections import ConfigDict
