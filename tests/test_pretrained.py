@@ -128,6 +128,39 @@ def test_leaves_come_in_the_sharding_they_are_wanted_in(tmp_path):
     assert found["params/head/kernel"].sharding == spec
 
 
+@pytest.mark.parametrize("start", (0, 8, 32))
+def test_what_was_read_stays_when_its_file_is_written_over(tmp_path, toy, start):
+    toy.entries = lambda model: [Entry("w", ("params/w",))]
+    values = np.arange(4096, dtype=np.float32)
+    header = json.dumps({"w": dict(dtype="F32", shape=[4096], data_offsets=[0, values.nbytes])})
+    header = header.ljust(
+        256 + start - 8
+    ).encode()  # the numbers begin at `start` past a multiple of 64
+    file = write(tmp_path / "w", tensors()) / "model.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header + values.tobytes())
+    found = read(tmp_path / "w", {"params": {"w": jax.device_put(values)}})["params/w"]
+    with open(file, "r+b") as opened:
+        opened.seek(8 + len(header))
+        opened.write(bytes(values.nbytes))
+    np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, jnp.bfloat16))
+def test_stacked_layers_are_turned_and_shared_out(tmp_path, toy, dtype):
+    toy.entries = lambda model: [
+        Entry(f"h.{i}.w", (f"params/block_{i}/w",), "(n h) d -> d n h", {"h": 2}) for i in range(3)
+    ]
+    layers = np.random.default_rng(0).normal(size=(3, 6, 8)).astype(dtype)
+    folder = write(tmp_path / "w", {f"h.{i}.w": layer for i, layer in enumerate(layers)})
+    mesh = jax.make_mesh((4,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    layout = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    wanted = jax.ShapeDtypeStruct((3, 8, 3, 2), np.float32, sharding=layout)
+    found = read(folder, {"params": {"blocks": {"w": wanted}}})["params/blocks/w"]
+    assert found.sharding == layout
+    expected = layers.astype(np.float32).transpose(0, 2, 1).reshape(3, 8, 3, 2)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_stacked_layers_are_read_and_written_layer_by_layer(toy):
     entries = [Entry(f"h.{i}.w", (f"params/block_{i}/w",), "o i -> i o") for i in range(3)]
     stack = np.arange(3 * 2 * 4, dtype=np.float32).reshape(3, 2, 4)

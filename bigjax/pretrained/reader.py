@@ -8,6 +8,7 @@ file (Llama family, dequantized tensor by tensor), or a torch state dict through
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import zipfile
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean, first_line, to_install
@@ -23,6 +25,16 @@ from bigjax.data.sources import default_data_dir
 from bigjax.pretrained.gguf_header import read_header
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# What safetensors files call the kinds of numbers that are taken from the mapped file as they lie there.
+KINDS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": ml_dtypes.bfloat16,
+    "I64": "<i8",
+    "I32": "<i4",
+}
+KINDS = {name: np.dtype(kind) for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Published:
       path: the folder or file.
       config: what its config.json (or GGUF header) says of the model; {} without one.
       shapes: tensor name -> shape.
-      read: tensor name -> the tensor, read when it is asked for.
+      read: tensor name -> the tensor, read when it is asked for; it may lie in the mapped file itself.
       gguf: whether it is a GGUF file, which has names of its own.
     """
 
@@ -104,23 +116,33 @@ def open_published(source: str) -> Published:
 def _open_safetensors(path: Path, files: list[Path], config: Mapping[str, Any]) -> Published:
     from safetensors import SafetensorError, safe_open
 
-    shapes, kinds, opened = {}, {}, {}
+    opened, headers = {}, {}
     for file in files:
         try:
-            handle = safe_open(file, framework="numpy")
-            for name in handle.keys():  # noqa: SIM118 (not a mapping)
-                part = handle.get_slice(name)
-                shapes[name], kinds[name] = tuple(part.get_shape()), part.get_dtype()
-                opened[name] = handle
+            handle = safe_open(file, framework="numpy")  # checks what the header promises
+            with open(file, "rb") as bytes_of:
+                data = mmap.mmap(bytes_of.fileno(), 0, access=mmap.ACCESS_READ)
+            start = 8 + int.from_bytes(data[:8], "little")
+            header = json.loads(data[8:start])
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+        header.pop("__metadata__", None)
+        headers |= header
+        opened |= dict.fromkeys(header, (handle, data, start))
+    shapes = {name: tuple(tensor["shape"]) for name, tensor in headers.items()}
 
     def read(name: str) -> np.ndarray:
+        handle, data, start = opened[name]
+        kind, at = headers[name]["dtype"], start + headers[name]["data_offsets"][0]
+        if kind in KINDS and at % KINDS[kind].itemsize == 0:
+            return np.frombuffer(data, KINDS[kind], math.prod(shapes[name]), at).reshape(
+                shapes[name]
+            )
         try:
-            return opened[name].get_tensor(name)
+            return handle.get_tensor(name)
         except Exception as error:  # a dtype that NumPy lacks, such as 8-bit floats
             raise UserError(
-                f"{path}: tensor '{name}' is {kinds[name]}, which cannot be read ({first_line(error)})"
+                f"{path}: tensor '{name}' is {kind}, which cannot be read ({first_line(error)})"
             ) from None
 
     return Published(path, config, shapes, read)
