@@ -237,3 +237,23 @@ def test_a_config_json_says_its_family_and_a_layout_refuses_what_it_cannot_say()
     ):
         with pytest.raises(UserError, match=match):
             open_family(family).model_values({**config, **said})
+
+
+def test_the_two_thetas_of_a_gemma_3_are_read_as_both_versions_of_transformers_read_them():
+    scaling = dict(rope_type="linear", factor=8.0)
+    older = dict(rope_theta=9e5, rope_local_base_freq=2e4, rope_scaling=scaling)
+    full = {**scaling, "rope_theta": 9e5}
+    local = dict(rope_type="default", rope_theta=2e4)
+    newer = dict(rope_parameters=dict(full_attention=full, sliding_attention=local))
+    sizes = dict(SIZES, layer_types=["sliding_attention", "full_attention"])
+    layout = open_family("gemma3")
+    values = layout.model_values(sizes | older)
+    assert (
+        values == layout.model_values(sizes | newer) == layout.model_values(sizes | older | newer)
+    )
+    assert (values["rope_theta"], values["local_rope_theta"]) == (9e5, 2e4)
+    for changed in (dict(rope_theta=1e6), dict(rope_local_base_freq=1e4)):
+        with pytest.raises(UserError, match="read in two ways: rope_theta"):
+            layout.model_values(sizes | newer | changed)
+    with pytest.raises(UserError, match="settings of 'full_attention' alone"):
+        layout.model_values(sizes | dict(rope_scaling=newer["rope_parameters"]))

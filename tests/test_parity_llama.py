@@ -1,5 +1,7 @@
 """Llama against transformers: the same weights give the same numbers, in both directions; and GGUF."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -177,6 +179,42 @@ def test_a_gguf_file_gives_the_same_model(tmp_path):
 def test_another_form_is_refused(changed):
     with pytest.raises(UserError, match=r"gpt2|gelu_9|axial|'linear' has factor|partial_rotary"):
         model_values({**SIZES, **changed})
+
+
+DOUBLED = dict(rope_type="linear", factor=2.0)
+WITHIN = {**DOUBLED, "rope_theta": 5e5}
+
+
+@pytest.mark.parametrize(
+    ("settings", "older", "newer"),  # rope_theta to transformers 4.57.6 and to 5.23.0
+    [
+        (dict(rope_theta=5e5, rope_scaling=DOUBLED), 5e5, 5e5),
+        (dict(rope_parameters=WITHIN), None, 5e5),  # 4 reads no scaling there
+        (dict(rope_theta=3e4, rope_parameters=DOUBLED), None, 3e4),
+        (dict(rope_theta=5e5, rope_parameters=WITHIN), None, 5e5),
+        (dict(rope_theta=5e5, rope_scaling=WITHIN), 5e5, 5e5),
+        (dict(rope_scaling={**DOUBLED, "rope_theta": 1e4}), 1e4, 1e4),
+        (dict(rope_scaling=DOUBLED, rope_parameters={**WITHIN, "factor": 4.0}), 1e4, 1e4),
+        (dict(rope_theta=3e4, rope_scaling=DOUBLED, rope_parameters=WITHIN), 3e4, 3e4),
+        (dict(rope_scaling=WITHIN), 1e4, 5e5),
+        (dict(rope_theta=3e4, rope_scaling=WITHIN), 3e4, 5e5),
+        (dict(rope_theta=3e4, rope_parameters=WITHIN), 3e4, 5e5),
+    ],
+    ids=str,
+)
+def test_rotary_settings_are_read_as_both_versions_of_transformers_read_them(
+    settings, older, newer
+):
+    installed = transformers.LlamaConfig(**copy.deepcopy(settings)).rope_parameters
+    assert (installed["rope_theta"], installed["factor"]) == (newer, 2.0)
+    given = {key: value for key, value in SIZES.items() if not key.startswith("rope")} | settings
+    if older not in (None, newer):
+        with pytest.raises(UserError, match=f"rope_theta is {newer} to transformers 5 and {older}"):
+            model_values(given)
+        return
+    values = model_values(given)
+    assert values["rope_theta"] == newer
+    assert values["rope_scaling"] == DOUBLED
 
 
 def test_a_key_that_says_nothing_is_as_if_it_were_not_there():

@@ -238,7 +238,8 @@ class Decoder:
         else:
             given = published.get("rope_parameters") or {}
             own = given.get("sliding_attention") or {}
-            local = own.get("rope_theta") or published.get("rope_local_base_freq") or 10000.0
+            beside = {"rope_theta": published.get("rope_local_base_freq")}
+            local = rope.said("rope_theta", own, beside, None) or 10000.0
             if own.get("rope_type", "default") != "default":
                 raise UserError(f"config.init: rope_type {own['rope_type']!r} of local layers")
             plain = {**published, "rope_parameters": given.get("full_attention")}

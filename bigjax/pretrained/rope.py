@@ -1,6 +1,8 @@
 """The rotary settings of a config.json, both ways and in both spellings.
 
-transformers 4 writes `rope_theta` beside `rope_scaling`, transformers 5 all of it in `rope_parameters`.
+transformers 4 writes `rope_theta` beside `rope_scaling`, and reads nothing else. transformers 5 writes all of it in
+`rope_parameters`; it reads `rope_scaling` before that, and what is said within before what is said beside.
+A file that the two would read as two models is refused (seen with 4.57.6 and 5.23.0).
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ def read(published: Mapping[str, Any], theta: float) -> dict[str, Any]:
     theta: where the config.json says none.
 
     Raises:
-      UserError: a scaling that is not known here, or one that lacks a number.
+      UserError: a scaling that is not known here, or one that lacks a number; see `said`.
     """
-    rope = dict(published.get("rope_parameters") or published.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", None) or published.get("rope_theta") or theta)
-    partial = rope.pop("partial_rotary_factor", published.get("partial_rotary_factor"))
+    older = published.get("rope_scaling")
+    rope = dict(older or published.get("rope_parameters") or {})
+    if nested := [key for key, value in rope.items() if isinstance(value, Mapping)]:
+        raise UserError(f"config.init: rotary settings of {nested[0]!r} alone are not known here")
+    theta = float(said("rope_theta", rope, published, theta if older else None) or theta)
+    partial = said("partial_rotary_factor", rope, published, 1.0 if older else None)
     kind = rope.pop("rope_type", None) or rope.get("type") or "default"
     rope.pop("type", None)  # as older files call it
     kind = OLD_TYPES.get(kind, kind)
@@ -53,6 +58,24 @@ def read(published: Mapping[str, Any], theta: float) -> dict[str, Any]:
     if not 0 < partial <= 1:
         raise UserError(f"config.init: partial_rotary_factor {partial} is not known here")
     return dict(rope_theta=theta, rope_scaling=scaling, partial=partial)
+
+
+def said(key: str, rope: Mapping[str, Any], beside: Mapping[str, Any], otherwise: Any) -> Any:
+    """What a rotary setting is, within `rope` or beside it; None where neither says it.
+
+    otherwise: what transformers 4 takes where it stands within alone; None if it cannot read such a file.
+
+    Raises:
+      UserError: transformers 4 would take another value than 5.
+    """
+    own, other = rope.get(key), beside.get(key)
+    other = otherwise if other is None and own is not None else other
+    if None not in (own, other) and own != other:
+        raise UserError(
+            f"config.init: the checkpoint's config.json is read in two ways: {key} is {own} to transformers 5 and "
+            f"{other} to transformers 4; say the one that it was trained with in both places"
+        )
+    return other if own is None else own
 
 
 def write(model: Mapping[str, Any]) -> dict[str, Any]:

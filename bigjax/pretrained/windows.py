@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bigjax.core.errors import UserError
+from bigjax.pretrained import rope
 
 KINDS = {"full_attention": "full", "sliding_attention": "local"}
 GLOBAL_THETA, LOCAL_THETA = 160000.0, 10000.0  # ModernBERT's, where a config.json says none
@@ -53,7 +54,7 @@ def read_encoder(published: Mapping[str, Any], layers: int) -> dict[str, Any]:
         own = {**(published.get("rope_scaling") or {}), **(given.get(kind) or {})}
         if own.get("rope_type", own.get("type", "default")) != "default":
             raise UserError(f"config.init: rope_type {own.get('rope_type')!r} of a ModernBERT")
-        thetas[kind] = own.get("rope_theta") or published.get(key)
+        thetas[kind] = rope.said("rope_theta", own, {"rope_theta": published.get(key)}, None)
     theta = float(thetas["full_attention"] or GLOBAL_THETA)
     plain = theta if published.get("local_rope_theta", 0) is None else LOCAL_THETA
     # The query's own token among them.
