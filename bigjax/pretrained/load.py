@@ -1,7 +1,7 @@
 """From a published checkpoint to our variables: every leaf placed, or a line that says what is wrong.
 
 Each tensor is read when its leaf is placed and goes straight from its file to the devices that hold it, each of
-which gets its own part: the host never holds more than one part a thread. Nothing on disk is changed.
+which gets its own part: the host holds no more than one part a thread. Nothing on disk is changed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from bigjax.core.errors import UserError
 from bigjax.pretrained.entry import Constant, Entry, unstacked
@@ -37,7 +38,7 @@ ROUNDED = 5e-3  # of numbers up to 1 in bfloat16
 # A CPU device takes an array that lies in order at such an address as it is: it would read the mapped file for
 # ever. Any other is copied by JAX, which turns axes on the way, several times as fast as NumPy.
 TAKEN_AT = 64
-READERS = 4  # threads
+READERS = 2  # threads, each with a part of a leaf in its hands
 SHOWN = 6  # problems that one message lists
 
 
@@ -273,7 +274,12 @@ class _Source:
             in_place = found.flags.c_contiguous and found.ctypes.data % TAKEN_AT == 0
             return found.copy() if in_place else found
 
-        return jax.make_array_from_callback(ours.shape, ours.sharding, own)
+        layout, kind = ours.sharding, ours.sharding.memory_kind
+        placed = [  # one part at a time: `make_array_from_callback` would hold them all
+            jax.device_put(own(index), SingleDeviceSharding(device, memory_kind=kind))
+            for device, index in layout.addressable_devices_indices_map(ours.shape).items()
+        ]
+        return jax.make_array_from_single_device_arrays(ours.shape, layout, placed)
 
 
 def _stacked(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:

@@ -29,7 +29,7 @@ from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
 from bigjax.mesh import distributed
 from bigjax.plan.sharding_report import bytes_per_device
-from scripts.benchmarks.measure import machine
+from scripts.benchmarks.measure import machine, summary
 
 RESULT = Path(__file__).parent / "results" / "load_memory.json"
 D, F, HEADS, VOCAB, EACH_FILE = 2048, 5632, 16, 32768, 2
@@ -122,10 +122,9 @@ def timed(run: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - own
 
 
-def ratios(reading: list[tuple], loading: list[tuple], clock: int) -> list[float]:
+def ratios(reading: list[tuple], loading: list[tuple], clock: int) -> dict[str, float]:
     """Rate of loading over that of reading, round by round."""
-    pairs = zip(reading, loading, strict=True)
-    return [round(read[clock] / load[clock], 3) for read, load in pairs]
+    return summary([read[clock] / load[clock] for read, load in zip(reading, loading, strict=True)])
 
 
 def main(layers: int, stacked: bool, below: Path | None, out: Path) -> None:
