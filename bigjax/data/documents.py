@@ -45,7 +45,7 @@ class DocumentRows:
     ):
         self._flat = tokens.flat
         self._offsets = tokens.offsets[documents.start : documents.stop + 1]
-        self._sizes = tokens.sizes[documents]
+        self._total = packing.totals(tokens.sizes[documents])
         self._length, self._pad, self._texts = config.length, tokenizer.pad or 0, texts
         if config.pack:
             first, last = int(self._offsets[0]), int(self._offsets[-1])
@@ -71,7 +71,7 @@ class DocumentRows:
         tokens, segments = packing.read_rows(
             self._flat, self._offsets, self._rows, ids, self._length, self._pad
         )
-        sizes = packing.row_bytes(self._offsets, self._sizes, self._rows, ids)
+        sizes = packing.row_bytes(self._offsets, self._total, self._rows, ids)
         return {"tokens": tokens, "segments": segments, "bytes": sizes}
 
     def fingerprint(self) -> str:

@@ -61,16 +61,30 @@ def read_rows(
       the documents in the row.
     """
     starts, stops = rows.starts[ids], rows.stops[ids]
-    places_NT = starts[:, None] + np.arange(length)
-    real_NT = places_NT < stops[:, None]
-    places_NT = np.where(real_NT, places_NT, starts[:, None])
-    tokens_NT = np.where(real_NT, flat[places_NT], pad).astype(np.int32)
-    document_NT = np.searchsorted(offsets, places_NT, side="right")  # counts from 1
-    segments_NT = np.where(real_NT, document_NT - document_NT[:, :1] + 1, 0).astype(np.int32)
+    flat = np.asarray(flat)  # a slice of a memmap is a memmap, and slow to make
+    tokens_NT = np.full((len(starts), length), pad, np.int32)
+    for tokens, start, stop in zip(tokens_NT, starts.tolist(), stops.tolist(), strict=True):
+        tokens[: stop - start] = flat[start:stop]
+    # A segment begins where a document does: the beginnings of all rows one after the other, then sums.
+    first = np.searchsorted(offsets, starts, side="right")
+    counts = np.maximum(0, np.searchsorted(offsets, stops - 1, side="right") - first)
+    row = np.repeat(np.arange(len(starts)), counts)
+    document = np.arange(len(row)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    segments_NT = np.zeros((len(starts), length), np.int32)
+    segments_NT[:, 0] = 1
+    np.add.at(segments_NT, (row, offsets[document] - starts[row]), 1)
+    np.cumsum(segments_NT, axis=1, out=segments_NT)
+    if np.any(short := stops - starts < length):
+        segments_NT[short] *= np.arange(length) < (stops - starts)[short, None]
     return tokens_NT, segments_NT
 
 
-def row_bytes(offsets: np.ndarray, sizes: np.ndarray, rows: Rows, ids: np.ndarray) -> np.ndarray:
+def totals(sizes: np.ndarray) -> np.ndarray:
+    """Bytes of all documents before each, and of all: int64 (D + 1,)."""
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+def row_bytes(offsets: np.ndarray, total: np.ndarray, rows: Rows, ids: np.ndarray) -> np.ndarray:
     """UTF-8 bytes that the predicted tokens of rows stand for, int32 (N,).
 
     The bytes of a document are shared out evenly over its tokens after the first, in whole numbers:
@@ -78,16 +92,15 @@ def row_bytes(offsets: np.ndarray, sizes: np.ndarray, rows: Rows, ids: np.ndarra
 
     Args:
       offsets: int64 (D + 1,), where documents begin, and the end of the last.
-      sizes: int64 (D,), bytes of each document.
+      total: int64 (D + 1,), `totals` of the bytes of each document.
       rows, ids: as in `read_rows`.
     """
-    total = np.concatenate([[0], np.cumsum(sizes)])
 
     def bytes_before(last: np.ndarray) -> np.ndarray:
         """Of all the tokens up to and including the one at place `last`."""
         document = np.searchsorted(offsets, last, side="right") - 1
         done = last - offsets[document]
         predicted = np.maximum(1, offsets[document + 1] - offsets[document] - 1)
-        return total[document] + sizes[document] * done // predicted
+        return total[document] + (total[document + 1] - total[document]) * done // predicted
 
     return (bytes_before(rows.stops[ids] - 1) - bytes_before(rows.starts[ids])).astype(np.int32)
