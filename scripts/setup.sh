@@ -43,10 +43,12 @@ is_installed() {
     done
 }
 
-ask_for_huge_pages() { # as bigjax/core/compilers.py: the C library reads it as a process starts
+ask_for_huge_pages() { # as bigjax/core/compilers.py: the C library reads it as a process starts. $1: the kernel's word; then devices
+    local wanted=glibc.malloc.hugetlb=1 device
     local kept=glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
+    for device in "${@:2}"; do [[ ! -e "$device" ]] || kept=; done
     if grep -qs '\[madvise\]' "$1" && [[ "${GLIBC_TUNABLES:-}" != *glibc.malloc.hugetlb* ]]; then
-        export GLIBC_TUNABLES="${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}glibc.malloc.hugetlb=1:$kept"
+        export GLIBC_TUNABLES="${GLIBC_TUNABLES:+$GLIBC_TUNABLES:}$wanted${kept:+:$kept}"
     fi
 }
 
@@ -91,7 +93,7 @@ PYTHON
 }
 
 set_up() {
-    ask_for_huge_pages /sys/kernel/mm/transparent_hugepage/enabled
+    ask_for_huge_pages /sys/kernel/mm/transparent_hugepage/enabled /dev/nvidiactl /dev/kfd /dev/accel0 /dev/vfio/0
     if is_installed "$@"; then
         find_from_anywhere
         set_up_extras

@@ -86,6 +86,7 @@ ASKED = (
 )
 
 
+@pytest.mark.parametrize("accelerator", [False, True])
 @pytest.mark.parametrize(
     ("kernel", "given", "expected"),
     [
@@ -106,9 +107,15 @@ ASKED = (
     ],
 )
 def test_huge_pages_are_asked_for_where_the_kernel_offers_them(
-    monkeypatch, tmp_path, kernel, given, expected
+    monkeypatch, tmp_path, kernel, given, expected, accelerator
 ):
+    device = tmp_path / "device"
     monkeypatch.setattr(compilers, "HUGE_PAGES", tmp_path / "enabled")
+    monkeypatch.setattr(compilers, "ACCELERATORS", (str(device),))
+    if accelerator:
+        device.touch()
+        kept = ASKED.removeprefix("glibc.malloc.hugetlb=1")
+        expected = {name: value.removesuffix(kept) for name, value in expected.items()}
     if kernel is not None:
         (tmp_path / "enabled").write_text(kernel)
     assert compilers.for_children({"HOME": "/x", **given}) == {"HOME": "/x", **expected}
@@ -116,7 +123,13 @@ def test_huge_pages_are_asked_for_where_the_kernel_offers_them(
         shell = (ROOT / "scripts/setup.sh").read_text()
         function = shell[shell.index("ask_for_huge_pages() {") :].partition("\n}\n")[0] + "\n}\n"
         done = subprocess.run(
-            ["bash", "-euc", function + 'ask_for_huge_pages "$0"; env', str(tmp_path / "enabled")],
+            [
+                "bash",
+                "-euc",
+                function + 'ask_for_huge_pages "$0" "$1"; env',
+                str(tmp_path / "enabled"),
+                str(device),
+            ],
             env={"PATH": os.environ["PATH"], **given},
             capture_output=True,
             text=True,
@@ -145,7 +158,9 @@ print(*found)
 
 
 @pytest.mark.skipif(not compilers.offers_huge_pages(), reason="the kernel offers no huge pages")
-def test_a_large_buffer_is_faulted_in_once_whichever_thread_asks_for_it():
+def test_a_large_buffer_is_faulted_in_once_whichever_thread_asks_for_it(monkeypatch):
+    monkeypatch.setattr(compilers, "ACCELERATORS", ())
+
     def faults(environment):
         command = [sys.executable, "-c", FAULTS]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

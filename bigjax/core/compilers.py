@@ -24,8 +24,10 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 TUNABLE = "glibc.malloc.hugetlb"
 # With huge pages, XLA's buffers are also kept from one step to the next, where the C library would give them
 # back to the kernel and ask for them again, zeroed: one arena for all threads, no mappings of their own, no
-# trimming below 16 GiB.
+# trimming below 16 GiB. Only where the CPU computes: with an accelerator nothing is known to be gained, and memory that is
+# never given back is felt.
 KEPT = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
+ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")  # NVIDIA, AMD, TPU
 MOST_COMPILED = 4 << 30  # bytes kept on disk; the least used go first
 MAPPINGS = Path("/proc/self/maps")
 MOST_MAPPINGS = 30_000  # of a process; Linux allows 65,530 (vm.max_map_count)
@@ -122,7 +124,7 @@ def offers_huge_pages() -> bool:
 
 
 def for_children(environment: Mapping[str, str]) -> dict[str, str]:
-    """`environment`, with huge pages asked for where the kernel offers them, and memory kept.
+    """`environment`, with huge pages asked for where the kernel offers them, and on a CPU memory kept.
 
     XLA's large buffers are then a page fault for each 2 MB instead of each 4 KB, and at their first use alone. The C library reads
     it as a process starts, so a parent must say it: scripts/setup.sh does, and whoever starts workers.
@@ -130,5 +132,6 @@ def for_children(environment: Mapping[str, str]) -> dict[str, str]:
     given = environment.get("GLIBC_TUNABLES", "")
     if TUNABLE in given or not offers_huge_pages():
         return dict(environment)
-    tunables = ":".join(filter(None, [given, f"{TUNABLE}=1", KEPT]))
+    kept = "" if any(os.path.exists(device) for device in ACCELERATORS) else KEPT
+    tunables = ":".join(filter(None, [given, f"{TUNABLE}=1", kept]))
     return {**environment, "GLIBC_TUNABLES": tunables}

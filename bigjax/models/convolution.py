@@ -15,7 +15,7 @@ from jax import lax
 
 from bigjax.core.errors import UserError
 from bigjax.core.layout import batch_axes
-from bigjax.models import on_cpu
+from bigjax.models import on_cpu, winograd
 
 # He et al. 2015 in its fan-out form: the variance of the gradient is kept through the layers.
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -70,7 +70,7 @@ def batch_norm(
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options):
-    """`lax.conv_general_dilated` of images (B, H, W, C), on a CPU as in `on_cpu`.
+    """`lax.conv_general_dilated` of images (B, H, W, C), on a CPU as in `on_cpu` and `winograd`.
 
     Dense ones only where there is one device: a loop over rows would add up over devices in each turn.
     """
@@ -84,7 +84,7 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: A
     elif groups == 1 and kernel.shape[:2] == (1, 1):
         form = on_cpu.pointwise
     elif groups == 1 and jax.device_count() == 1:
-        form = on_cpu.dense
+        form = winograd.convolution if winograd.serves(x, kernel, strides) else on_cpu.dense
     else:
         return by_xla(x, kernel)
     pads = padding

@@ -2,16 +2,18 @@
 
     .venv/bin/python -m scripts.benchmarks.loop_overhead [--pairs=7] [--out=FILE]
 
-Prints two figures, each a median over interleaved pairs with its quartiles:
+Prints three figures, each a median over interleaved pairs with its quartiles:
 ratio: time a step in `bigjax.loop.train` over time a step in the bare loop, 784-4096-4096-10, batch 64
     (target: at most 1.01 where a step takes 50 ms or more);
 added: microseconds a step that `bigjax.loop.train` adds for a model of 150 parameter leaves that computes
-    next to nothing (target: at most 200).
+    next to nothing (target: at most 200);
+input_share: of the large model's time in its loop, what went into waiting for batches (target: at most 0.01).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -52,8 +54,8 @@ def config_of(folder: Path, widths: tuple[int, ...], inputs: int, batch: int, st
     )
 
 
-def loop_seconds(config, steps: int) -> float:
-    """Seconds a step inside `bigjax.loop.train`, after the warm-up."""
+def loop_seconds(config, steps: int) -> tuple[float, float]:
+    """Of `bigjax.loop.train`: seconds a step after the warm-up; share of the time that waited for batches."""
     times = []
 
     def clock() -> bool:  # the loop asks once a step whether to stop
@@ -62,8 +64,10 @@ def loop_seconds(config, steps: int) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         train.train(config, Path(folder) / "run", stop=clock)
+        went = json.loads((Path(folder) / "run" / "time.json").read_text())["seconds"]
     assert len(times) == steps
-    return (times[-1] - times[WARM_UP]) / (steps - 1 - WARM_UP)
+    waited = went["input"] / (went["input"] + went["step"] + went["other"])
+    return (times[-1] - times[WARM_UP]) / (steps - 1 - WARM_UP), waited
 
 
 def bare_seconds(config, steps: int) -> float:
@@ -85,15 +89,18 @@ def bare_seconds(config, steps: int) -> float:
     return (time.perf_counter() - started) / (steps - 1 - WARM_UP)
 
 
-def pairs(count: int, **shape) -> tuple[list[float], list[float]]:
-    """Seconds a step of the loop and of the bare loop, in turn, the first pair thrown away."""
-    loop, bare = [], []
+def pairs(count: int, **shape) -> tuple[list[float], list[float], list[float]]:
+    """Seconds a step of the loop and of the bare loop, in turn, and the loop's share of waiting; the first
+    of each thrown away."""
+    loop, bare, waiting = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         config = config_of(Path(folder), **shape)
         for _ in range(count + 1):
-            loop.append(loop_seconds(config, shape["steps"]))
+            seconds, waited = loop_seconds(config, shape["steps"])
+            loop.append(seconds)
+            waiting.append(waited)
             bare.append(bare_seconds(config, shape["steps"]))
-    return loop[1:], bare[1:]
+    return loop[1:], bare[1:], waiting[1:]
 
 
 def main() -> None:
@@ -104,10 +111,10 @@ def main() -> None:
     options = parser.parse_args()
 
     large = dict(widths=(4096, 4096), inputs=784, batch=64, steps=options.steps)
-    loop, bare = pairs(options.pairs, **large)
+    loop, bare, waiting = pairs(options.pairs, **large)
     ratios = [a / b for a, b in zip(loop, bare, strict=True)]
     leaves = dict(widths=(4,) * 74, inputs=4, batch=8, steps=400)
-    small_loop, small_bare = pairs(options.pairs, **leaves)
+    small_loop, small_bare, _ = pairs(options.pairs, **leaves)
     added = [(a - b) * 1e6 for a, b in zip(small_loop, small_bare, strict=True)]
     result = {
         "machine": machine(),
@@ -115,6 +122,7 @@ def main() -> None:
         "ratio": summary(ratios),
         "bare_150_leaves_us": summary([1e6 * seconds for seconds in small_bare]),
         "added_150_leaves_us": summary(added),
+        "input_share": summary(waiting),
     }
     tell(result, options.out)
 

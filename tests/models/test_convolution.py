@@ -17,7 +17,7 @@ from bigjax.core.precision import ModelInPrecision
 from bigjax.core.settings import Precision
 from bigjax.mesh import sharding
 from bigjax.mesh.placement import logical_names, place, vocabulary
-from bigjax.models import on_cpu
+from bigjax.models import on_cpu, winograd
 from bigjax.models.convolution import convolve, divisible, max_pool
 from bigjax.models.efficientnet import EfficientNet
 from bigjax.models.efficientnet_lite import EfficientNetLite
@@ -79,6 +79,54 @@ def test_a_dense_kernels_gradient_is_the_same_in_any_number_of_parts(cached, mon
     windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))[:, ::2, ::2]
     expected = np.einsum("bhwckl,bhwd->klcd", windows, dy)  # by hand, in float64
     np.testing.assert_allclose(pull_back(jnp.asarray(dy))[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sides", "pads", "cached"),  # one image at a time, two, all
+    [
+        ((9, 8), ((1, 1), (1, 1)), 1),
+        ((4, 7), ((0, 2), (1, 0)), 2 * 8 * 5),
+        ((5, 5), ((3, 0), (0, 0)), 2**17),
+    ],
+)
+def test_winograds_convolution_and_its_gradients_are_those_of_float64(
+    sides, pads, cached, monkeypatch
+):
+    monkeypatch.setattr(winograd, "CACHED", cached)
+    x, kernel = (RNG.standard_normal(shape) for shape in ((4, *sides, 5), (3, 3, 5, 6)))
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+    y = np.einsum("bhwckl,klcd->bhwd", windows, kernel)
+    dy = RNG.standard_normal(y.shape)
+    dpadded, (H, W) = np.zeros_like(padded), y.shape[1:3]
+    for i, j in np.ndindex(3, 3):
+        dpadded[:, i : i + H, j : j + W] += dy @ kernel[i, j].T
+    dx = dpadded[:, pads[0][0] :, pads[1][0] :][:, : sides[0], : sides[1]]
+    dkernel = np.einsum("bhwckl,bhwd->klcd", windows, dy)
+
+    @jax.jit
+    def run(x, kernel, dy):
+        y, pull_back = jax.vjp(lambda x, k: winograd.convolution(x, k, (1, 1), pads), x, kernel)
+        return y, *pull_back(dy)
+
+    ours = run(*(jnp.asarray(each, jnp.float32) for each in (x, kernel, dy)))
+    for found, expected in zip(ours, (y, dx, dkernel), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+def test_winograds_form_is_that_of_wide_float32_3x3_kernels_of_stride_1_on_one_device(monkeypatch):
+    def is_plain(side=3, channels=64, stride=1, dtype=jnp.float32):
+        x = jnp.zeros((1, 6, 6, channels), dtype)
+        kernel = jnp.zeros((side, side, channels, 64), dtype)
+        options = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=1)
+        run = jax.jit(lambda x, k: convolve(x, k, (stride, stride), "SAME", **options))
+        return "stablehlo.convolution" in run.lower(x, kernel).as_text()
+
+    assert is_plain()  # several devices
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert not is_plain()
+    assert is_plain(side=5) and is_plain(channels=32) and is_plain(stride=2)
+    assert is_plain(dtype=jnp.bfloat16)
 
 
 @pytest.mark.parametrize(("window", "stride", "pad"), [(2, 2, 0), (3, 2, 1), (3, 1, 0), (2, 3, 0)])
