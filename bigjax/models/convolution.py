@@ -78,19 +78,20 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: A
     def by_xla(x, kernel):
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
+    pads = padding
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
+    strides, pads = tuple(strides), tuple(map(tuple, pads))
     groups = options["feature_group_count"]
     if groups == x.shape[-1] == kernel.shape[-1] > 1:
         form = on_cpu.depthwise
     elif groups == 1 and kernel.shape[:2] == (1, 1):
         form = on_cpu.pointwise
     elif groups == 1 and jax.device_count() == 1:
-        form = winograd.convolution if winograd.serves(x, kernel, strides) else on_cpu.dense
+        served = winograd.serves(x, kernel, strides, pads)
+        form = winograd.convolution if served else on_cpu.dense
     else:
         return by_xla(x, kernel)
-    pads = padding
-    if isinstance(padding, str):
-        pads = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
-    strides, pads = tuple(strides), tuple(map(tuple, pads))
     return lax.platform_dependent(
         x, kernel, cpu=lambda x, kernel: form(x, kernel, strides, pads), default=by_xla
     )

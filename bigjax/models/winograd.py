@@ -19,16 +19,24 @@ import jax.numpy as jnp
 from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
-CACHED = (
-    2**17
-)  # numbers of one of the 16 inputs of a product: these lie in a processor's cache, and what they make
+CACHED = 2**17  # numbers of one of the 16 inputs of products that lie in a processor's cache
 NARROWEST = 64  # channels in or out below which the transforms take longer than they save
+FEWEST = 128  # tiles of all images
 
 
-def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> bool:
-    """Whether this is a convolution that is faster so; bfloat16 would lose digits in the transforms."""
-    wide = min(kernel.shape[2:]) >= NARROWEST
-    return kernel.shape[:2] == (3, 3) and set(strides) == {1} and wide and x.dtype == jnp.float32
+def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads) -> bool:
+    """Whether this is a convolution that is faster so; bfloat16 would lose digits in the transforms.
+
+    Not where images are so small that their odd row makes up for the rest, and not where tiles are so few that
+    transforming the kernel does (or where their number is left open, in an export).
+    """
+    if kernel.shape[:2] != (3, 3) or set(strides) != {1} or min(kernel.shape[2:]) < NARROWEST:
+        return False
+    if x.dtype != jnp.float32 or not all(isinstance(n, int) for n in x.shape):
+        return False
+    H, W = _sides(x, pads)
+    tiles = -(-H // 2) * -(-W // 2)
+    return 16 * tiles <= 2 / 3 * 9 * H * W and x.shape[0] * tiles >= FEWEST
 
 
 def convolution(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads) -> jax.Array:

@@ -115,9 +115,9 @@ def test_winograds_convolution_and_its_gradients_are_those_of_float64(
 
 
 def test_winograds_form_is_that_of_wide_float32_3x3_kernels_of_stride_1_on_one_device(monkeypatch):
-    def is_plain(side=3, channels=64, stride=1, dtype=jnp.float32):
-        x = jnp.zeros((1, 6, 6, channels), dtype)
-        kernel = jnp.zeros((side, side, channels, 64), dtype)
+    def is_plain(sides=(8, 8), side=3, channels=64, stride=1, dtype=jnp.float32, batch=8):
+        x = jax.ShapeDtypeStruct((batch, *sides, channels), dtype)
+        kernel = jax.ShapeDtypeStruct((side, side, channels, 64), dtype)
         options = dict(dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=1)
         run = jax.jit(lambda x, k: convolve(x, k, (stride, stride), "SAME", **options))
         return "stablehlo.convolution" in run.lower(x, kernel).as_text()
@@ -127,6 +127,7 @@ def test_winograds_form_is_that_of_wide_float32_3x3_kernels_of_stride_1_on_one_d
     assert not is_plain()
     assert is_plain(side=5) and is_plain(channels=32) and is_plain(stride=2)
     assert is_plain(dtype=jnp.bfloat16)
+    assert is_plain(batch=7) and is_plain(sides=(1, 1), batch=128)  # few tiles, small images
 
 
 @pytest.mark.parametrize(("window", "stride", "pad"), [(2, 2, 0), (3, 2, 1), (3, 1, 0), (2, 3, 0)])
