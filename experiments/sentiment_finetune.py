@@ -8,7 +8,7 @@ Brown corpus, and from a published MiniLM.
 Four runs: `brown` is experiments.brown_bert, `from_brown` goes on from it with a new head, `scratch`
 is the same model without it, and `minilm` is experiments.sentiment_bert.
 
-Hardware: 2 CPU cores, shared with another job for a good half of the time, 20 minutes. Reached in one go on the
+Hardware: 2 CPU cores shared with other jobs: 15 minutes. Reached in one go on the
 1,052 test snippets with seed 0: scratch 71.9 %, from_brown 69.9 %, minilm 85.7 %; TF-IDF and logistic
 regression 80.8 %. What pre-training is worth depends on how much there was: eight epochs of a million words (5.98
 nats a hidden token) are worth nothing that shows, nor with another seed, with three epochs of fine-tuning or the

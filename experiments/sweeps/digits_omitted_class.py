@@ -1,4 +1,4 @@
-"""What a student that never sees a 3 knows of threes, alone and distilled: 10 seeds (38 minutes on 2 very busy cores).
+"""What a student that never sees a 3 knows of threes, alone and distilled: 10 seeds (2 minutes on 2 cores).
 
     scripts/run bigjax.sweep experiments.sweeps.digits_omitted_class --vectorize
 
