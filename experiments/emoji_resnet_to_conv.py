@@ -17,7 +17,8 @@ Hardware: one CPU core shared with some twenty other jobs, 12 minutes. Reached o
     student distilled  163            57.3 %
 
 The student gained nothing: nine pictures fewer, which one seed and 382 pictures do not tell from chance; it finds what its teacher finds
-in 57.6 % of them. Nothing was tuned, and eight epochs are not the long schedule that such teaching is said to need.
+in 57.6 % of them. Nothing was tuned. Thirty epochs (`--config.stages.student_alone.train.epochs=30` and the like, seed 0) are no
+other: 125 errors alone, 134 distilled, of a teacher that itself makes 111.
 """
 
 from bigjax import launch, pipeline
