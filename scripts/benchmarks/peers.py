@@ -43,7 +43,7 @@ def bigjax_round(steps: int, width: int) -> Callable[[], float]:
     folder = tempfile.mkdtemp()
     total = steps + WARM_UP + 1
     config = config_of(Path(folder), widths=(width,) * 2, inputs=INPUTS, batch=BATCH, steps=total)
-    return lambda: loop_seconds(config, total) * steps
+    return lambda: loop_seconds(config, total)[0] * steps
 
 
 def torch_round(steps: int, width: int, compiled: bool) -> Callable[[], float]:
