@@ -200,9 +200,8 @@ def run_steps(
     replay_due = When(setup.check.replay_every or "never", setup.total_steps).due
     profile_due = When(setup.log.profile, setup.total_steps).due
     on_cpu = program.mesh.devices.flat[0].platform == "cpu"
-    together = (
-        jax.process_count() > 1
-    )  # whose clocks would not agree, nor then the order of their programs
+    # The clocks of several processes would not agree, nor then the order of their programs.
+    together = jax.process_count() > 1
     last = time.perf_counter()
     in_flight: deque[tuple[int, Any]] = deque()
     metrics: Metrics = {}
