@@ -133,14 +133,13 @@ def test_what_was_read_stays_when_its_file_is_written_over(tmp_path, toy, start)
     toy.entries = lambda model: [Entry("w", ("params/w",))]
     values = np.arange(4096, dtype=np.float32)
     header = json.dumps({"w": dict(dtype="F32", shape=[4096], data_offsets=[0, values.nbytes])})
-    header = header.ljust(
-        256 + start - 8
-    ).encode()  # the numbers begin at `start` past a multiple of 64
+    at = 256 + start  # where the numbers begin, past a multiple of 64
+    header = header.ljust(at - 8).encode()
     file = write(tmp_path / "w", tensors()) / "model.safetensors"
     file.write_bytes(struct.pack("<Q", len(header)) + header + values.tobytes())
     found = read(tmp_path / "w", {"params": {"w": jax.device_put(values)}})["params/w"]
     with open(file, "r+b") as opened:
-        opened.seek(8 + len(header))
+        opened.seek(at)
         opened.write(bytes(values.nbytes))
     np.testing.assert_array_equal(found, values)
 

@@ -48,10 +48,9 @@ class _Scheduled(Parametrization):
             raise UserError(f"{self.NAME}: begin {self.begin} and end {self.end} must be in order")
 
     def check(self, total_steps: int) -> None:
-        last = max(self.begin, self.end)
-        if last > total_steps:
+        if self.end > total_steps:
             raise UserError(
-                f"config.adapt: {self.NAME}: step {last}, at which its sparsity is reached, lies after the "
+                f"config.adapt: {self.NAME}: step {self.end}, at which its sparsity is reached, lies after the "
                 f"last of {total_steps}: lower begin and end, or train longer"
             )
 

@@ -48,8 +48,7 @@ def _dense_backward(strides, pads, saved, dy):
     x, kernel = saved
     pulled_back = jax.linear_transpose(lambda x: _by_xla(x, kernel, strides, pads), x)
     (B, rows, columns, D), (K, L, C, _) = dy.shape, kernel.shape
-    fitting = max(1, CACHED // (B * columns * K * L * C))
-    height = max(n for n in range(1, rows + 1) if rows % n == 0 and n <= fitting)
+    height = fitting_part(rows, CACHED // (B * columns * K * L * C))
     needed = (height - 1) * strides[0] + K
     x = _padded(x, pads)
 
@@ -68,6 +67,11 @@ def _dense_backward(strides, pads, saved, dy):
 
 
 dense.defvjp(_dense_forward, _dense_backward)
+
+
+def fitting_part(whole: int, most: int) -> int:
+    """The largest divisor of `whole` up to `most`; at least 1."""
+    return max(n for n in range(1, whole + 1) if whole % n == 0 and n <= max(1, most))
 
 
 def depthwise(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads) -> jax.Array:

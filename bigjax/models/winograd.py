@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+from bigjax.models.on_cpu import Pads, fitting_part
+
 CACHED = 2**17  # numbers of one of the 16 inputs of products that lie in a processor's cache
 NARROWEST = 64  # channels in or out below which the transforms take longer than they save
 FEWEST = 128  # tiles of all images
@@ -39,23 +40,19 @@ def serves(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads) 
     return 16 * tiles <= 2 / 3 * 9 * H * W and x.shape[0] * tiles >= FEWEST
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolution(x: jax.Array, kernel: jax.Array, strides: Sequence[int], pads: Pads) -> jax.Array:
     """`lax.conv_general_dilated` where this module `serves`."""
-    return _convolution(x, kernel, pads)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolution(x, kernel, pads):
     matrices = _of_kernel(kernel)
     y = lax.map(lambda x: _some_images(x, matrices, pads), _in_parts(x, _together(x)))
     return y.reshape(-1, *y.shape[2:])
 
 
-def _forward(x, kernel, pads):
-    return _convolution(x, kernel, pads), (x, kernel)
+def _forward(x, kernel, strides, pads):
+    return convolution(x, kernel, strides, pads), (x, kernel)
 
 
-def _backward(pads, saved, dy):
+def _backward(strides, pads, saved, dy):
     x, kernel = saved
     turned = _of_kernel(kernel[::-1, ::-1]).swapaxes(1, 2)
     (above, below), (left, right) = pads
@@ -73,14 +70,13 @@ def _backward(pads, saved, dy):
     return dx.reshape(x.shape), _to_kernel(total)
 
 
-_convolution.defvjp(_forward, _backward)
+convolution.defvjp(_forward, _backward)
 
 
 def _together(x: jax.Array) -> int:
     """How many images are taken at a time: a divisor of the batch."""
     B, H, W, C = x.shape
-    fitting = max(1, CACHED // (-(-H // 2) * -(-W // 2) * C))
-    return max(n for n in range(1, B + 1) if B % n == 0 and n <= fitting)
+    return fitting_part(B, CACHED // (-(-H // 2) * -(-W // 2) * C))
 
 
 def _in_parts(x: jax.Array, together: int) -> jax.Array:

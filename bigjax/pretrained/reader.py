@@ -27,14 +27,13 @@ from bigjax.pretrained.gguf_header import read_header
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # What safetensors files call the kinds of numbers that are taken from the mapped file as they lie there.
 KINDS = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": ml_dtypes.bfloat16,
-    "I64": "<i8",
-    "I32": "<i4",
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
 }
-KINDS = {name: np.dtype(kind) for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.benchmarks.measure import machine, summary, tell
+from scripts.benchmarks.measure import machine, summaries, tell
 
 CODE = """
 import time
@@ -38,8 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     result = {"machine": machine()}
     for module in ("bigjax", "bigjax.verbs.launch", "jax, flax, optax"):
-        wall, processor = zip(*(seconds(module) for _ in range(options.runs)), strict=True)
-        result[module] = {"wall_s": summary(wall), "processor_s": summary(processor)}
+        result[module] = summaries([seconds(module) for _ in range(options.runs)])
     tell(result, options.out)
 
 

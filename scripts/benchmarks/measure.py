@@ -31,6 +31,12 @@ def summary(values: Sequence[float]) -> dict[str, float | int]:
     }
 
 
+def summaries(pairs: Sequence[tuple[float, float]]) -> dict[str, dict[str, float | int]]:
+    """Of (wall, processor) seconds."""
+    wall, processor = zip(*pairs, strict=True)
+    return {"wall_s": summary(wall), "processor_s": summary(processor)}
+
+
 def machine() -> dict[str, str | int | float]:
     """Where this ran, and how busy the machine was."""
     return {

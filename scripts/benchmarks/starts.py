@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benchmarks.measure import machine, summary, tell
+from scripts.benchmarks.measure import machine, summaries, summary, tell
 
 PATIENCE = 3600.0
 
@@ -57,11 +57,6 @@ def to_first_step(experiment: str, compiled: Path) -> tuple[float, float]:
             process.kill()
             process.wait()
     return wall, sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-
-
-def summaries(pairs: list[tuple[float, float]]) -> dict[str, dict]:
-    wall, processor = zip(*pairs, strict=True)
-    return {"wall_s": summary(wall), "processor_s": summary(processor)}
 
 
 def main() -> None:

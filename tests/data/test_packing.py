@@ -107,12 +107,8 @@ def test_a_part_of_the_documents_is_packed_by_itself():
     tokens, segments = packing.read_rows(flat, offsets[1:4], rows, np.arange(2), 4, pad=99)
     assert tokens.tolist() == [[3, 4, 5, 6], [6, 7, 8, 9]]
     assert segments.tolist() == [[1, 1, 1, 1], [1, 2, 2, 2]]
-    assert packing.row_bytes(
-        offsets[1:4], packing.totals([30, 8]), rows, np.arange(2)
-    ).tolist() == [
-        30,
-        8,
-    ]
+    total = packing.totals(np.array([30, 8]))
+    assert packing.row_bytes(offsets[1:4], total, rows, np.arange(2)).tolist() == [30, 8]
 
 
 def test_a_document_longer_than_a_row_goes_on_in_the_next():
