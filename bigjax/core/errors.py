@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -38,3 +40,20 @@ def to_install(package: str) -> str:
     with contextlib.suppress(ValueError):  # ".venv/bin/python" within a checkout
         python = python.relative_to(Path.cwd())
     return f"{python} -m pip install {package}"
+
+
+def needed(module: str, what: str, package: str = "") -> Any:
+    """An optional library, imported when it is needed.
+
+    Args:
+      what: needs it, as the message begins: "--format=gguf needs".
+      package: what pip calls it, where that is not the module's name.
+
+    Raises:
+      UserError: it is not installed; says how to.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = package or module
+        raise UserError(f"{what} {package.split()[0]}: {to_install(package)}") from None

@@ -7,14 +7,13 @@ its values want them in [0, 255], so they come before `normalize`.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bigjax.core.errors import UserError, to_install
+from bigjax.core.errors import UserError, needed
 from bigjax.core.transforms import Example, example_keys
 from bigjax.data.transforms import Mixing, at_least
 
@@ -233,11 +232,7 @@ OPERATIONS = (*MOVES, *tuple(VALUES)[1:])
 
 
 def _dm_pix() -> Any:
-    """The library, imported only where it is used."""
-    try:
-        return importlib.import_module("dm_pix")
-    except ImportError:
-        raise UserError(f"rand_augment needs dm-pix: {to_install('dm-pix')}") from None
+    return needed("dm_pix", "rand_augment needs", "dm-pix")
 
 
 def _resample(x: jax.Array, size: int, corner: Any, sides: Any) -> jax.Array:

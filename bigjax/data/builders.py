@@ -11,7 +11,6 @@ import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from bigjax.core.errors import UserError, first_line
+from bigjax.run.files import publish
 
 
 class ArraysBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -117,31 +117,23 @@ EMBEDDED = {"digits": Digits, "breast_cancer": BreastCancer, "diabetes": Diabete
 
 
 def prepare(builder_class: type[ArraysBuilder], data_dir: str | os.PathLike, **kwargs) -> None:
-    """Prepares a data set under `data_dir`, whole or not at all, whoever else is doing the same.
+    """Prepares a data set under `data_dir`, whole or not at all, whoever else is doing the same."""
+    final = Path(data_dir) / builder_class.name / str(builder_class.VERSION)
 
-    Each process writes a private folder and renames it; the first to finish wins and the others
-    drop their identical copy. Renaming needs no lock and holds on network file systems too.
-    """
-    data_dir = Path(data_dir)
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        private = tempfile.mkdtemp(prefix=f".{builder_class.name}.", dir=data_dir)
-    except OSError as error:
-        raise UserError(f"cannot write the data dir {data_dir}: {error.strerror}") from None
-    try:
+    def write(private: Path) -> None:
         builder = builder_class(data_dir=private, file_format="array_record", **kwargs)
         tfds.disable_progress_bar()
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints about folders soon renamed
             builder.download_and_prepare()
-        final = data_dir / builder.name / str(builder.version)
-        final.parent.mkdir(exist_ok=True)
-        try:
-            os.rename(builder.data_dir, final)
-        except OSError:
-            if not (final / "dataset_info.json").exists():
-                raise
+        for path in Path(builder.data_dir).iterdir():
+            path.rename(private / path.name)
+        shutil.rmtree(private / builder.name)
+
+    try:
+        publish(final, write)
     finally:
-        shutil.rmtree(private, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds what was prepared
+            final.parent.rmdir()
 
 
 def opened(folder: Path) -> tfds.core.DatasetBuilder:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from bigjax.core.errors import UserError, first_line, to_install
+from bigjax.core.errors import UserError, first_line, needed
 from bigjax.data.sources import default_data_dir
 from bigjax.run.files import publish
 from bigjax.run.screen import progress
@@ -133,15 +133,11 @@ class ArrayRecords:
             raise UserError(
                 f"{paths[0]}: ArrayRecord shards are read from a disk; copy them, or take Parquet or tar"
             )
-        try:
-            from array_record.python.array_record_data_source import ArrayRecordDataSource
-        except ImportError:
-            raise UserError(
-                f"{paths[0]}: reading ArrayRecord takes a package more: {to_install('array_record')}"
-            ) from None
+        name = "array_record.python.array_record_data_source"
+        library = needed(name, f"{paths[0]}: reading ArrayRecord needs", "array_record")
         self._files, self._paths = files, list(paths)
         try:
-            self._source = ArrayRecordDataSource(self._paths)
+            self._source = library.ArrayRecordDataSource(self._paths)
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise UserError(
                 f"cannot read {paths[0]} or its neighbours: {first_line(error)}"

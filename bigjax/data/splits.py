@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from bigjax.core.errors import UserError, did_you_mean, first_line, to_install
+from bigjax.core.errors import UserError, did_you_mean, first_line, needed
 from bigjax.run.files import read_json
 
 Files = dict[str, tuple[Path, ...]]
@@ -187,10 +187,7 @@ def _near(path: str) -> str:
 
 def _from_hub(name: str, suffixes: Sequence[str]) -> Path:
     """The folder of a data set of the Hub, downloaded once into the Hub's own cache."""
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(f"hub:{name}: needs a library: {to_install('huggingface_hub')}") from None
+    huggingface_hub = needed("huggingface_hub", f"hub:{name} needs")
     try:
         patterns = [f"*{suffix}" for suffix in suffixes]
         return Path(

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax.core.errors import UserError, first_line, to_install
+from bigjax.core.errors import UserError, first_line, needed
 from bigjax.core.rules import paths
 from bigjax.export.answer import Answer, Spec, program_of
 from bigjax.export.card import Card
@@ -143,9 +143,4 @@ def _weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def _need_flatbuffers() -> None:
-    try:
-        import flatbuffers  # noqa: F401 (jax.export needs it and does not say so)
-    except ImportError:
-        raise UserError(
-            f"--format=stablehlo needs flatbuffers: {to_install('flatbuffers')}"
-        ) from None
+    needed("flatbuffers", "--format=stablehlo needs")  # jax.export does, and does not say so

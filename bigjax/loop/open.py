@@ -18,7 +18,7 @@ from bigjax.config import resolve as configs
 from bigjax.config.config import Config
 from bigjax.config.values import TRUST_ALL
 from bigjax.core.adapt import BASE
-from bigjax.core.errors import UserError, did_you_mean, to_install
+from bigjax.core.errors import UserError, did_you_mean, needed
 from bigjax.core.state import TrainState
 from bigjax.data import inputs
 from bigjax.data.sources import Arrays, Inputs
@@ -136,10 +136,7 @@ class Opened:
         Raises:
           UserError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError:
-            raise UserError(f"metrics as a table need pandas: {to_install('pandas')}") from None
+        pandas = needed("pandas", "metrics as a table need")
         rows: dict[int, dict[str, Any]] = {}
         for line in read_metrics(self.workdir / "metrics.jsonl"):
             rows.setdefault(line["step"], {}).update(line)

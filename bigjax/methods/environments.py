@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bigjax.core.errors import UserError, did_you_mean, to_install
+from bigjax.core.errors import UserError, did_you_mean, needed
 
 
 class Transition(NamedTuple):
@@ -74,10 +74,7 @@ class Environment:
 @functools.cache
 def _made(name: str) -> tuple[Any, Any]:
     """gymnax's environment of this name, and its parameters."""
-    try:
-        import gymnax  # with matplotlib: over a second
-    except ImportError:
-        raise UserError(f"environment: needs gymnax: {to_install('gymnax six')}") from None
+    gymnax = needed("gymnax", "environment: needs", "gymnax six")  # with matplotlib: over a second
     if name not in gymnax.registered_envs:
         known = gymnax.registered_envs
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.core.errors import UserError, to_install
+from bigjax.core.errors import UserError, needed
 from bigjax.core.rules import paths
 from bigjax.pretrained.decoders import LLAMA
 from bigjax.pretrained.export import published_tensors
@@ -36,10 +36,7 @@ def write_gguf(
       UserError: the package gguf is not installed; the format cannot say this model; a row is no whole
         number of blocks.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise UserError(f"--format=gguf needs gguf: {to_install('gguf')}") from None
+    gguf = needed("gguf", "--format=gguf needs")
     config = LLAMA.published_config(dict(model))
     tensors = published_tensors(paths(variables), LLAMA.entries(dict(model)))
     writer = gguf.GGUFWriter(path, "llama")

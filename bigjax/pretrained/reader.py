@@ -20,7 +20,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from bigjax.core.errors import UserError, did_you_mean, first_line, to_install
+from bigjax.core.errors import UserError, did_you_mean, first_line, needed
 from bigjax.data.sources import default_data_dir
 from bigjax.pretrained.gguf_header import read_header
 
@@ -205,12 +205,8 @@ def _open_torch(path: Path, config: Mapping[str, Any]) -> Published:
 
 
 def _from_hub(source: str, where: str) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise UserError(
-            f"{where}: no folder '{source}'; to take it from the Hub: {to_install('huggingface_hub')}"
-        ) from None
+    what = f"{where}: there is no folder '{source}', and the Hub needs"
+    huggingface_hub = needed("huggingface_hub", what)
     try:
         patterns = ["*.json", "*.safetensors"]
         return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bigjax.core.compilers import for_children
-from bigjax.core.errors import UserError, to_install
+from bigjax.core.errors import UserError, needed
 from bigjax.sweep.executors import Executor, at_least_one, cores
 
 ASK = 3.0  # seconds between two questions to SLURM's controller
@@ -38,11 +38,7 @@ class Ray(Executor):
     ):
         super().__init__()
         at_least_one(cpus_per_trial=cpus_per_trial)
-        try:
-            import ray
-        except ImportError:
-            raise UserError(f"--executor=ray needs ray: {to_install('ray')}") from None
-        self._ray = ray
+        self._ray = ray = needed("ray", "--executor=ray needs")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         here = {} if ray_address else {"num_cpus": len(cores()), "include_dashboard": False}
         handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
@@ -115,11 +111,7 @@ class Slurm(Executor):
     ):
         super().__init__()
         at_least_one(cpus_per_trial=cpus_per_trial, workers=workers)
-        try:
-            import submitit
-        except ImportError:
-            raise UserError(f"--executor=slurm needs submitit: {to_install('submitit')}") from None
-        self._submitit = submitit
+        self._submitit = needed("submitit", "--executor=slurm needs")
         settings = {"job_name": "bigjax-sweep", "cpus_per_task": cpus_per_trial, "time": slurm_time}
         settings |= {"partition": slurm_partition} if slurm_partition else {}
         self._settings = settings | ({"gpus_per_node": gpus_per_trial} if gpus_per_trial else {})

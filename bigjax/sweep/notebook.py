@@ -11,7 +11,7 @@ import numpy as np
 
 from bigjax.config.signature import convert, parameters
 from bigjax.config.values import plain, targets
-from bigjax.core.errors import UserError, did_you_mean, to_install
+from bigjax.core.errors import UserError, did_you_mean, needed
 from bigjax.sweep import drive, results
 from bigjax.sweep.describe import How, Point, Sweep, over, product
 from bigjax.sweep.executors import Local
@@ -48,10 +48,7 @@ def sweep(
     Raises:
       UserError: the input is wrong; the message is the line that the command line prints.
     """
-    try:
-        import pandas
-    except ImportError:
-        raise UserError(f"a sweep's table needs pandas: {to_install('pandas')}") from None
+    pandas = needed("pandas", "a sweep's table needs")
     what, how, where = _given(flags)
     if grid is not None:
         if "points" in what:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax.core.errors import UserError, to_install
+from bigjax.core.errors import UserError, needed
 from bigjax.run.writers import read_metrics
 from bigjax.sweep import results
 from bigjax.sweep.describe import Point, Search, Sweep
@@ -22,10 +22,7 @@ AT_ONCE = 4  # points drawn before the results of the ones before them are known
 
 def import_optuna() -> Any:
     """optuna, or a `UserError` that says how to get it."""
-    try:
-        import optuna
-    except ImportError:
-        raise UserError(f"search and pruning need optuna: {to_install('optuna')}") from None
+    optuna = needed("optuna", "search and pruning need")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
