@@ -124,8 +124,14 @@ def test_the_next_batch_follows_the_last_step(run):
         (lambda folder: bigjax.sweep(short, folder, sedes=3), "did you mean 'seeds'"),
         (lambda folder: bigjax.sweep(short, folder, seeds=0), "seeds: 0"),
         (lambda folder: bigjax.sweep(short, folder, workers=0), "at least 1"),
-        (lambda folder: bigjax.sweep(short, folder, workers="2"), "workers='2' will not do"),
-        (lambda folder: bigjax.sweep(short, folder, prune="soon"), "prune='soon' will not do"),
+        (
+            lambda folder: bigjax.sweep(short, folder, workers="2"),
+            "sweep.workers: '2' is not a whole number or None",
+        ),
+        (
+            lambda folder: bigjax.sweep(short, folder, prune="soon"),
+            "sweep.prune: 'soon' is not one of 'median', 'halving' or None",
+        ),
     ],
 )
 def test_wrong_input_is_a_user_error_and_leaves_nothing(call, said, tmp_path):

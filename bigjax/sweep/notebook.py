@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from bigjax.config.signature import convert, parameters
+from bigjax.config.signature import bind, parameters
 from bigjax.config.values import plain, targets
-from bigjax.core.errors import UserError, did_you_mean, needed
+from bigjax.core.errors import UserError, needed
 from bigjax.sweep import drive, results
 from bigjax.sweep.describe import How, Point, Sweep, over, product
 from bigjax.sweep.executors import Local
 from bigjax.verbs.notebook import by_name
 
-NOT_FLAGS = ("experiment", "config", "executor")  # said in another way, or only on the command line
+SAID_OTHERWISE = ("experiment", "config")  # than by a flag
 
 
 def sweep(
@@ -71,16 +71,9 @@ def _given(flags: Mapping[str, Any]) -> list[dict[str, Any]]:
       UserError: an unknown flag, or a value that it does not take.
     """
     kinds = [parameters(kind) for kind in (Sweep, How, Local)]
-    known = {name: i for i, kind in enumerate(kinds) for name in kind if name not in NOT_FLAGS}
-    found: list[dict[str, Any]] = [{}, {}, {}]
-    for name, value in flags.items():
-        if name not in known:
-            raise UserError(f"sweep: no '{name}'{did_you_mean(name, known)}; {', '.join(known)}")
-        try:
-            found[known[name]][name] = convert(value, kinds[known[name]][name].annotation)
-        except TypeError:
-            raise UserError(f"sweep: {name}={value!r} will not do") from None
-    return found
+    known = {n: p for kind in kinds for n, p in kind.items() if n not in SAID_OTHERWISE}
+    found = bind("sweep", "a sweep", known, flags)
+    return [{name: found[name] for name in kind if name in flags} for kind in kinds]
 
 
 def _points(key: str, values: Iterable[Any]) -> list[Point]:

@@ -64,13 +64,7 @@ class LanguageModel(Task):
 
     def summarize(self, statistics: dict, collected: dict) -> dict:
         """Loss in nats per token, its perplexity exp(loss), bits per token and per byte, accuracy."""
-        loss = scores.mean(statistics["loss"])
-        result = {
-            "loss": loss,
-            "perplexity": tokens.perplexity(loss),
-            "bits_per_token": loss / math.log(2),
-            "accuracy": scores.mean(statistics["accuracy"]),
-        }
+        result = tokens.summary(statistics)
         if statistics.get("bytes", 0) > 0:
             bits = float(statistics["loss"][0]) / math.log(2)
             result["bits_per_byte"] = bits / float(statistics["bytes"])

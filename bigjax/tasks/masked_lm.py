@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -44,13 +43,7 @@ class MaskedLM(Task):
 
     def summarize(self, statistics: dict, collected: dict) -> dict:
         """Loss in nats per hidden token, its perplexity exp(loss), bits, accuracy."""
-        loss = scores.mean(statistics["loss"])
-        return {
-            "loss": loss,
-            "perplexity": tokens.perplexity(loss),
-            "bits_per_token": loss / math.log(2),
-            "accuracy": scores.mean(statistics["accuracy"]),
-        }
+        return tokens.summary(statistics)
 
     def distributions(self, outputs: jax.Array, batch: dict) -> tuple[jax.Array, jax.Array]:
         labels_BT = scores.field(batch, self.labels, "task.labels")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from bigjax.core.errors import UserError
 from bigjax.core.losses import Pair, masked_sum, softmax_cross_entropy
+from bigjax.tasks import scores
 
 IGNORED = -100  # the label of a token that is not scored, as in PyTorch's cross-entropy
 
@@ -31,6 +34,17 @@ def sums(outputs_BTV: jax.Array, labels_BT: jax.Array, mask_BT: jax.Array) -> di
     return {
         "loss": softmax_cross_entropy(outputs_BTV, labels_BT, mask_BT),
         "accuracy": masked_sum(correct_BT, mask_BT),
+    }
+
+
+def summary(statistics: Mapping[str, Any]) -> dict[str, float]:
+    """Of `sums` over a split: loss in nats a token, its perplexity exp(loss), bits a token, accuracy."""
+    loss = scores.mean(statistics["loss"])
+    return {
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_token": loss / math.log(2),
+        "accuracy": scores.mean(statistics["accuracy"]),
     }
 
 

@@ -42,6 +42,7 @@ from bigjax.run.checkpoint.folder import (
 from bigjax.run.checkpoint.hashes import MANIFEST, PARTIAL, BadCheckpoint
 from bigjax.run.checkpoint.processes import agree, from_first, gathered, is_mine, owner
 from bigjax.run.files import write_atomic, write_json
+from bigjax.run.text import duration
 
 log = logging.getLogger("bigjax")
 
@@ -222,7 +223,7 @@ class Checkpoints:
                 manifest = hashes.read_manifest(folder, step=step, run=self._run)
                 size = sum(file["size"] for file in manifest["files"].values())
                 row["MiB"] = round(size / 2**20, 2)
-                row["age"] = _age(time.time() - manifest["time"])
+                row["age"] = duration(time.time() - manifest["time"])
                 row["metric"] = " ".join(f"{k} {v:.4g}" for k, v in manifest["metrics"].items())
                 if verify_files:
                     self._check_files(step, manifest)
@@ -366,13 +367,6 @@ def _write_manifest(folder: epath.Path, content: dict[str, Any]) -> None:
     sync_folders(folder)
     partial.replace(folder / MANIFEST)
     sync_folders(folder)
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _bytes_here(state: Any) -> int:
