@@ -105,14 +105,15 @@ def _processor() -> str:
     except OSError:  # not Linux
         lines = [f"model name {platform.processor() or platform.machine()}"]
     kind = {x for x in lines if x.startswith(("model name", "flags", "Features"))}
-    return "\n".join([*sorted(kind), os.environ.get("NPROC") or str(_cores())])
+    return "\n".join([*sorted(kind), os.environ.get("NPROC") or str(len(cores()))])
 
 
-def _cores() -> int:
+def cores() -> list[int]:
+    """The CPU cores that this process may use."""
     try:
-        return len(os.sched_getaffinity(0))
+        return sorted(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
-        return os.cpu_count() or 1
+        return list(range(os.cpu_count() or 1))
 
 
 def offers_huge_pages() -> bool:

@@ -34,6 +34,12 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def said(error: BaseException) -> str:
+    """What an error says, in one line; of one that is not bigjax's own, with its kind."""
+    text, kind = str(error).strip().partition("\n")[0], type(error)
+    return text if text and kind.__module__.startswith("bigjax.") else f"{kind.__name__}: {text}"
+
+
 def to_install(package: str) -> str:
     """The command that installs a package into the environment that runs now: "PYTHON -m pip install X"."""
     python = Path(sys.executable)

@@ -258,8 +258,6 @@ class Init:
     adapters: Literal["merge", "train"] = "merge"
 
     def __post_init__(self) -> None:
-        if self.adapters not in ("merge", "train"):
-            raise UserError(f"config.init.adapters: {self.adapters!r} is 'merge' or 'train'")
         if any(layer < 0 for layer in self.layers):
             raise UserError(f"config.init.layers: {tuple(self.layers)} must be 0 or more")
         if self.family is None and (self.unused or self.resize):

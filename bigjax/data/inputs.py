@@ -15,10 +15,11 @@ import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data import files, pictures
+from bigjax.data.handed import Inputs, good_rows, nothing_left
 from bigjax.data.labels import is_number
 from bigjax.data.narrow import zeros
 from bigjax.data.npz import read_npz
-from bigjax.data.sources import Arrays, Features, Inputs, Source, nothing_left
+from bigjax.data.sources import Arrays, Features, Source
 
 
 def read(path: Path, train_source: Any, key: str | Sequence[str]) -> Inputs:
@@ -141,10 +142,7 @@ def _texts(path: Path, train_source: Any) -> Inputs:
     for number, line in enumerate(found):
         if not line.strip():
             problems.setdefault(number, "empty")
-    numbers = [number for number in range(len(found)) if number not in problems]
-    told = [f"row {number}: {problems[number]}; left out" for number in sorted(problems)]
-    if not numbers:
-        raise UserError(f"--input={path}: {nothing_left(told)}")
+    numbers, told = good_rows(path, len(found), problems)
     return Inputs(Arrays(train_source.encode([found[n] for n in numbers])), numbers, told)
 
 
@@ -168,32 +166,26 @@ def _arrays(path: Path, features: Features, key: str | Sequence[str]) -> Inputs:
             raise UserError(
                 f"config.task.input: the data has no feature '{name}'{did_you_mean(name, features)}"
             )
-    if len(keys) > 1:
+    if path.suffix == ".npz":
         return _columns(path, features, keys)
+    if len(keys) > 1:
+        said = ", ".join(keys)
+        raise UserError(f"--input={path}: this model reads {said}: give an .npz of these")
     (key,) = keys
     shape, dtype = features[key]
     if path.is_dir() or path.suffix.lower() in pictures.PICTURES:
         if len(shape) != 3 or shape[2] not in (1, 3) or dtype != np.uint8:
             raise UserError(f"--input={path}: the model takes {dtype} {shape}, not pictures")
         return pictures.read_pictures(path, pictures.Shape(*shape))
-    if path.suffix == ".npz":
-        rows = enumerate(_npz(path, key))
-    elif path.suffix == ".csv":
-        rows = enumerate(_csv(path, shape, set(features) - {key}))
-    else:
+    if path.suffix != ".csv":
         known = ", ".join(pictures.PICTURES)
         raise UserError(f"--input={path}: give .npz, .csv, or pictures ({known})")
-    good, numbers, problems = [], [], []
-    for number, value in rows:
-        problem = value if isinstance(value, str) else _misfit(value, shape, dtype)
-        if problem:
-            problems.append(f"row {number}: {problem}; left out")
-        else:
-            good.append(value.astype(dtype))
-            numbers.append(number)
-    if not good:
-        raise UserError(f"--input={path}: {nothing_left(problems)}")
-    return Inputs(Arrays({key: np.stack(good)}), numbers, problems)
+    rows = list(_csv(path, shape, set(features) - {key}))
+    found = (v if isinstance(v, str) else _misfit(v, shape, dtype) for v in rows)
+    problems = {number: problem for number, problem in enumerate(found) if problem}
+    numbers, told = good_rows(path, len(rows), problems)
+    values = np.stack([rows[number].astype(dtype) for number in numbers])
+    return Inputs(Arrays({key: values}), numbers, told)
 
 
 def _names(key: str | Sequence[str | None]) -> list[str]:
@@ -202,12 +194,10 @@ def _names(key: str | Sequence[str | None]) -> list[str]:
 
 
 def _columns(path: Path, features: Features, keys: Sequence[str]) -> Inputs:
-    """Several inputs: an .npz with an array of each name."""
-    if path.suffix != ".npz":
-        raise UserError(
-            f"--input={path}: this model reads {', '.join(keys)}: give an .npz of these"
-        )
+    """An .npz with an array for each input; one that is alone is what a single input reads."""
     columns = {name: _numbers(path, values) for name, values in read_npz(path, keys).items()}
+    if len(keys) == 1:
+        columns = dict(zip(keys, columns.values(), strict=True))
     if missing := [name for name in keys if name not in columns]:
         raise UserError(f"--input={path}: has no array '{missing[0]}'")
     lengths = {name: len(values) for name, values in columns.items()}
@@ -218,18 +208,10 @@ def _columns(path: Path, features: Features, keys: Sequence[str]) -> Inputs:
     for name in keys:
         for row, value in enumerate(columns[name]):
             if found := _misfit(value, *features[name]):
-                problems.setdefault(row, f"'{name}' {found}")
-    numbers = [row for row in range(len(columns[keys[0]])) if row not in problems]
-    told = [f"row {row}: {problems[row]}; left out" for row in sorted(problems)]
-    if not numbers:
-        raise UserError(f"--input={path}: {nothing_left(told)}")
+                problems.setdefault(row, found if len(keys) == 1 else f"'{name}' {found}")
+    numbers, told = good_rows(path, len(columns[keys[0]]), problems)
     good = {name: columns[name][numbers].astype(features[name][1]) for name in keys}
     return Inputs(Arrays(good), numbers, told)
-
-
-def _npz(path: Path, key: str) -> np.ndarray:
-    (values,) = read_npz(path, [key]).values()
-    return _numbers(path, values)
 
 
 def _numbers(path: Path, values: np.ndarray) -> np.ndarray:

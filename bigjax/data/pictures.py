@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean, first_line
-from bigjax.data.sources import Arrays, Features, Inputs, Source
+from bigjax.data.handed import Inputs, good_files
+from bigjax.data.sources import Arrays, Features, Source
 from bigjax.data.splits import subsplit
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -151,12 +152,8 @@ def read_pictures(path: Path, shape: Shape) -> Inputs:
     files = list(_pictures_below(path)) if path.is_dir() else [path]
     if not files:
         raise UserError(f"--input={path}: holds no picture ({', '.join(PICTURES)})")
-    names = [str(file.relative_to(path)) if path.is_dir() else file.name for file in files]
-    reasons = _each(lambda file: _reason(file, shape), files)
-    good = [i for i, reason in enumerate(reasons) if not reason]
-    problems = [f"{names[i]}: {reason}; left out" for i, reason in enumerate(reasons) if reason]
-    source = Pictures([files[i] for i in good], shape, None, ())
-    return Inputs(source, [names[i] for i in good], problems)
+    good, problems = good_files(path, files, lambda file: _reason(file, shape))
+    return Inputs(Pictures(list(good.values()), shape, None, ()), list(good), problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,22 +54,6 @@ class Source(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Inputs:
-    """A user's file, read for predict: the good rows, their numbers (or names), and the problems."""
-
-    source: Source
-    numbers: list[int | str]
-    problems: list[str]
-
-
-def nothing_left(problems: Sequence[str]) -> str:
-    """Why no row can be predicted: the first reasons."""
-    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-    said = "; ".join(problem.removesuffix("; left out") for problem in problems[:3])
-    return f"no row can be predicted: {said or 'there is none'}{more}"
-
-
 def open_splits(data: settings.Data, names: Iterable[str]) -> dict[str, Source]:
     """Opens the named of `data.splits`, all of a target as its part of "train" is fitted.
 

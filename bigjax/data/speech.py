@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +11,9 @@ import numpy as np
 
 from bigjax.core.errors import UserError
 from bigjax.data.files import read_rows
+from bigjax.data.handed import Inputs, good_files
 from bigjax.data.sound import log_mel, read_wav
-from bigjax.data.sources import Features, Inputs
+from bigjax.data.sources import Features
 from bigjax.data.splits import files_of, subsplit
 from bigjax.data.text_files import text_of
 from bigjax.data.text_rows import padded
@@ -114,14 +113,9 @@ class SpeechRows:
     def read_inputs(self, path: Path) -> Inputs:
         """The .wav files of a folder and its folders, or one; those that cannot be read are told."""
         files = sorted(path.rglob("*.wav")) if path.is_dir() else [path]
-        names = [str(file.relative_to(path)) if path.is_dir() else file.name for file in files]
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            reasons = list(pool.map(_reason, files))
-        good = [i for i, reason in enumerate(reasons) if not reason]
-        problems = [f"{names[i]}: {reason}; left out" for i, reason in enumerate(reasons) if reason]
-        given = [files[i] for i in good]
-        source = SpeechRows(self._config, self.tokenizer, given, [""] * len(given))
-        return Inputs(source, [names[i] for i in good], problems)
+        good, problems = good_files(path, files, _reason)
+        source = SpeechRows(self._config, self.tokenizer, list(good.values()), [""] * len(good))
+        return Inputs(source, list(good), problems)
 
     def _targets(self) -> tuple[int, Columns]:
         tokenizer, length = self.tokenizer, self._config.length

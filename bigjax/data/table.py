@@ -17,9 +17,10 @@ import numpy as np
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data import files, picture_cells, pictures
 from bigjax.data.columns import KINDS, Column, Seen
+from bigjax.data.handed import Inputs, good_rows
 from bigjax.data.labels import Labels, is_number
 from bigjax.data.mapped import mapped
-from bigjax.data.sources import Arrays, Inputs, default_data_dir, nothing_left
+from bigjax.data.sources import Arrays, default_data_dir
 from bigjax.data.splits import files_of, find_splits, subsplit
 
 Encoded = dict[str, np.ndarray]
@@ -238,18 +239,16 @@ class FittedTable:
         chunks = [chunk for file in its for chunk in files.read_chunks(file)]
         names = dict.fromkeys(name for chunk in chunks for name in chunk.columns)
         self._check_names(names, f"--input={path}")
-        pieces, numbers, problems, done = [], [], [], 0
+        pieces, problems, done = [], {}, 0
         for chunk in chunks:
             encoded, bad = self._encode(chunk, labelled=False)
             good = [i for i in range(len(chunk)) if i not in bad]
             pieces.append({key: column[good] for key, column in encoded.items()})
-            numbers += [done + i for i in good]
-            problems += [f"row {done + i}: {bad[i]}; left out" for i in sorted(bad)]
+            problems |= {done + i: problem for i, problem in bad.items()}
             done += len(chunk)
-        if not numbers:
-            raise UserError(f"--input={path}: {nothing_left(problems)}")
+        numbers, told = good_rows(path, done, problems)
         columns = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
-        return Inputs(TableRows(columns, self), numbers, problems)
+        return Inputs(TableRows(columns, self), numbers, told)
 
     def read_rows(self, rows: Any) -> TableRows:
         """Rows that a user holds: a pandas table, a list of dicts, or columns by name.

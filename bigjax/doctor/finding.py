@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bigjax.core.errors import said
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -30,8 +32,7 @@ def run(checks: Sequence[Check]) -> Iterator[Finding]:
         try:
             yield from check()
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            yield Finding(check.__name__, "wrong", f"{type(error).__name__}: {reason}")
+            yield Finding(check.__name__, "wrong", said(error)[:200])
 
 
 def line(finding: Finding) -> str:

@@ -21,7 +21,8 @@ from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError, did_you_mean, needed
 from bigjax.core.state import TrainState
 from bigjax.data import inputs
-from bigjax.data.sources import Arrays, Inputs
+from bigjax.data.handed import Inputs
+from bigjax.data.sources import Arrays
 from bigjax.loop.evaluate import Metrics, eval_batches, evaluate
 from bigjax.loop.evaluators import Seen, check_evaluators
 from bigjax.loop.record import train_batches

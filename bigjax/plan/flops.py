@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bigjax.core.errors import said
+
 log = logging.getLogger(__name__)
 
 COUNTED = "matrix products and convolutions"
@@ -38,7 +40,7 @@ def figure(count: Callable[[], dict[str, float]]) -> dict[str, float]:
     try:
         return count()
     except Exception as error:  # a user's model may raise anything
-        log.warning("no FLOPs: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        log.warning("no FLOPs: %s", said(error))
         return {}
 
 

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import json
 import math
-import os
 import pickle
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 from bigjax.build.classes import Words
 from bigjax.config.resolve import Config
+from bigjax.core.compilers import cores
 from bigjax.core.errors import UserError, first_line
 from bigjax.plan.show import rank
 from bigjax.plan.topology import Topology, devices_of, environment
@@ -62,7 +62,7 @@ def run(
     Raises:
       UserError: the compiler is missing, knows no such topology, or dies.
     """
-    count = min(len(cases), len(os.sched_getaffinity(0)))
+    count = min(len(cases), len(cores()))
     found: list[dict[str, Any] | None] = [None] * len(cases)
     with (
         tempfile.TemporaryDirectory(prefix="bigjax_plan_") as folder,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bigjax.config.values import flatten
+from bigjax.core.errors import said
 from bigjax.report import charts
 from bigjax.run import clock, pictures
 from bigjax.run.files import read_json, write_atomic
@@ -92,9 +93,7 @@ class LiveReport:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            text = str(error).strip().partition("\n")[0]
-            ours = type(error).__module__.startswith("bigjax.") and text
-            self.write(text if ours else f"{type(error).__name__}: {text}")
+            self.write(said(error))
 
     def write(self, problem: str = "") -> None:
         began = time.monotonic()

@@ -18,7 +18,7 @@ from bigjax.config.flags import read_options
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.core.settings import Train
 from bigjax.run.files import read_json
-from bigjax.run.result import read_result
+from bigjax.run.result import ended, read_result
 from bigjax.run.text import amount, duration, table
 from bigjax.run.writers import read_metrics
 
@@ -106,7 +106,7 @@ def _row(folder: Path, name: str) -> dict[str, Any]:
     sizes, times = zip(*_files(folder), strict=True)
     return {
         "run": name,
-        "state": _state(folder, result, step),
+        "state": _state(folder, step),
         "step": step,
         "steps": result.get("step") or _total_steps(config, manifest),
         "metric": metric,
@@ -116,14 +116,12 @@ def _row(folder: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _state(folder: Path, result: Mapping[str, Any], step: int) -> str:
-    if result:
-        return "done"
-    if _is_locked(folder / ".lock"):
+def _state(folder: Path, step: int) -> str:
+    state = ended(folder)
+    if state != "done" and _is_locked(folder / ".lock"):
         return "running"
-    for name, word in (("failure.json", "failed"), ("pruned.json", "pruned")):
-        if (folder / name).exists():
-            return word
+    if state:
+        return state
     halted = _at(read_json(folder / "bad_step.json"), "step")  # where a run that rewinds goes on
     return "failed" if isinstance(halted, int) and halted >= step else "stopped"
 

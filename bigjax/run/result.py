@@ -42,6 +42,17 @@ def read_result(workdir: Path) -> dict[str, Any] | None:
     return found | {"metrics": {name: _numbers(value) for name, value in metrics.items()}}
 
 
+def ended(folder: Path) -> str | None:
+    """How a run, or the trial of a sweep, ended: "done", "failed" or "pruned"; None where it has not.
+
+    One whose result is damaged has not: it is started again, and writes it anew.
+    """
+    if read_result(folder) is not None:
+        return "done"
+    words = {"failure.json": "failed", "pruned.json": "pruned"}
+    return next((word for name, word in words.items() if (folder / name).exists()), None)
+
+
 def _is_measured(value: Any) -> bool:
     """Whether this can be a metric as JSON holds it: a number, a list of numbers, a matrix."""
     if isinstance(value, list) and len({len(x) if isinstance(x, list) else -1 for x in value}) < 2:

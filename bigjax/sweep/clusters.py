@@ -12,9 +12,9 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bigjax.core.compilers import for_children
+from bigjax.core.compilers import cores, for_children
 from bigjax.core.errors import UserError, needed
-from bigjax.sweep.executors import Executor, at_least_one, cores
+from bigjax.sweep.executors import Executor, at_least_one
 
 ASK = 3.0  # seconds between two questions to SLURM's controller
 

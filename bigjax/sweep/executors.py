@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bigjax.core.compilers import for_children
+from bigjax.core.compilers import cores, for_children
 from bigjax.core.errors import UserError
 from bigjax.run.files import write_json
 from bigjax.sweep.trials import Trial, status, why_failed
@@ -263,13 +263,6 @@ def accelerators() -> list[str]:
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
     return [str(i) for i, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
-
-
-def cores() -> list[int]:
-    """The CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def at_least_one(**flags: int | None) -> None:

@@ -24,7 +24,7 @@ from bigjax.core.errors import UserError, did_you_mean
 from bigjax.data.sources import open_splits
 from bigjax.loop import stages
 from bigjax.run.files import read_json
-from bigjax.run.result import read_result
+from bigjax.run.result import ended
 from bigjax.sweep import choose
 from bigjax.sweep.describe import Point, Sweep
 
@@ -147,16 +147,8 @@ def check_data(sweep: Sweep, trials: Iterable[Trial]) -> None:
 
 
 def status(folder: Path) -> str:
-    """What a trial's folder says: "done", "failed", "pruned" or "missing" (not, or not all, run).
-
-    A result that is damaged is missing: the trial is started again, and writes it anew.
-    """
-    if read_result(folder) is not None:
-        return "done"
-    for name, word in (("failure", "failed"), ("pruned", "pruned")):
-        if (folder / f"{name}.json").exists():
-            return word
-    return "missing"
+    """What a trial's folder says: "done", "failed", "pruned" or "missing" (not, or not all, run)."""
+    return ended(folder) or "missing"
 
 
 def why_failed(folder: Path) -> str:

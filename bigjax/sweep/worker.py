@@ -20,7 +20,7 @@ from typing import Any
 
 from bigjax.config import resolve as configs
 from bigjax.core import compilers
-from bigjax.core.errors import RunFailed, UserError
+from bigjax.core.errors import UserError, said
 from bigjax.loop.train import Stopped, train
 from bigjax.run.files import workdir_lock, write_json
 
@@ -138,11 +138,8 @@ def _run_together(trials: Sequence[Mapping[str, Any]], stop: Callable[[], bool])
 
 def fail(folder: Path, error: BaseException) -> None:
     """Writes failure.json: the reason, one line, and the traceback."""
-    text = str(error).strip().partition("\n")[0]
-    expected = isinstance(error, UserError | RunFailed)
-    reason = text if expected and text else f"{type(error).__name__}: {text}"
     trace = "".join(traceback.format_exception(error))
-    write_json(folder / "failure.json", {"reason": reason, "traceback": trace})
+    write_json(folder / "failure.json", {"reason": said(error), "traceback": trace})
 
 
 def _wait_until_free(folder: Path, stop: Callable[[], bool]) -> None:
