@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bigjax.build.classes import Translated, Words
+from bigjax.build.kept import keeping
 from bigjax.build.parts import (
     Parts,
     example_batch,
@@ -112,7 +113,6 @@ def build_program(
     """The program of a config, from this process's cache if an equal one was built.
 
     Args:
-      config: the run's config.
       source: the train split; its features shape the batch, its length the schedule.
       references: field of the method -> config of the run that it names.
       mesh: where it runs; default what `config.mesh` says, over all devices.
@@ -130,7 +130,7 @@ def build_program(
         tuple(sorted(words.items())),
     )
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = _build(config, source, references, total_steps, mesh, words)
+        _PROGRAMS[key] = keeping(_build(config, source, references, total_steps, mesh, words), key)
     return _PROGRAMS[key]
 
 

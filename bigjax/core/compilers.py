@@ -29,6 +29,7 @@ TUNABLE = "glibc.malloc.hugetlb"
 KEPT = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")  # NVIDIA, AMD, TPU
 MOST_COMPILED = 4 << 30  # bytes kept on disk; the least used go first
+KEPT_STEPS: Path | None = None  # where train steps are kept (`build.kept`), once `keep_compiled` has said so
 MAPPINGS = Path("/proc/self/maps")
 MOST_MAPPINGS = 30_000  # of a process; Linux allows 65,530 (vm.max_map_count)
 
@@ -62,6 +63,7 @@ def keep_compiled() -> None:
     """
     import jax
 
+    global KEPT_STEPS
     where = os.environ.get("BIGJAX_COMPILED") or _cache_home() / "bigjax" / "compiled"
     if where == "off" or jax.config.jax_compilation_cache_dir:
         return
@@ -71,6 +73,7 @@ def keep_compiled() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return
+    KEPT_STEPS = folder / "steps"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_COMPILED)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

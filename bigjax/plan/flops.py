@@ -24,7 +24,7 @@ def of_step(
     """FLOPs of one step by convention: name -> figure.
 
     Args:
-      train_step: the jitted step; called with these very arguments before, tracing is cached.
+      train_step: the jitted step; if it was traced for these very arguments before, that is used.
       formula: a batch -> the model's own figures for it (`bigjax.build.parts.Network.flops`).
       arguments: the step's: the state, the batch (None: no step was run, nothing is counted), ...
     """

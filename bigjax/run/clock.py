@@ -195,7 +195,7 @@ def _watch_compilation(clock: Clock) -> None:
     """Has JAX's own timing of compilation reported to `clock`, and to no earlier one."""
 
     def report(event: str, seconds: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
+        if event.startswith(("/jax/core/compile/", "/bigjax/compile/")):
             _watching[0]._compiled(seconds)
 
     if not _watching:
