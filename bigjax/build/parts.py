@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,13 @@ class Network:
     preprocess: tuple[Any, ...]
     features: dict[str, Any]
 
-    def boxed_variables(self, key: jax.Array) -> Any:
-        """The variables as Linen makes them, logical axis names around the parameters."""
+    @functools.cached_property
+    def boxed_variables(self) -> Callable[[jax.Array], Any]:
+        """key -> the variables as Linen makes them, logical axis names around the parameters. Traced once for
+        all that ask for their shapes, for places and for values."""
+        return jax.jit(self._boxed_variables, inline=True)
+
+    def _boxed_variables(self, key: jax.Array) -> Any:
         params_key, dropout_key = jax.random.split(key)
         rngs = {"params": params_key, "dropout": dropout_key}
         inputs = self.inputs(example_batch(self.features, rows=1), key)
