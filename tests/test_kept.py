@@ -1,5 +1,6 @@
 """Train steps that one start leaves for the next: the same bits, and never where something has changed."""
 
+import dataclasses
 import os
 import sys
 import types
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from bigjax.build import kept, program
 from bigjax.core import compilers
@@ -206,3 +208,22 @@ def test_runs_on_eight_devices_are_what_they_are_without(tmp_path, folder, monke
     program._PROGRAMS.clear()
     assert results == [plain["fingerprint"]] * 2
     assert [path.suffix for path in sorted(folder.iterdir())].count(".step") == 1
+
+
+class Doubled:
+    """A user's own transform."""
+
+    def __call__(self, example, key):
+        return {**example, "image": example["image"] * 2}
+
+
+@pytest.mark.parametrize("whose", ["bigjax.data.transforms", "tests.test_kept"])
+def test_a_users_own_code_is_traced_at_each_start(folder, whose):
+    name = "Doubled" if whose.startswith("tests") else "Flatten"
+    config = small()
+    values = {**config.values, "data": {"preprocess": [{"type": f"{whose}:{name}"}]}}
+    program = dataclasses.make_dataclass("P", ["mesh", "train_step", "options"])(
+        Mesh(np.array(jax.devices()[:1]), ("data",)), step, None
+    )
+    kept_one = kept.keeping(program, ("key",), [config, dataclasses.replace(config, values=values)])
+    assert isinstance(kept_one.train_step, kept.KeptStep) == whose.startswith("bigjax")

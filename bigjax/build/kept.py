@@ -5,7 +5,7 @@ tracing and lowering write first; for a small transformer they take longer than 
 the text is asked for by what it follows from: what makes runs of one process share a program, the arguments'
 shapes and layouts, JAX's settings, and every Python file that was loaded when the step was traced. If one of
 these differs in size or date, or another one is loaded, the step is traced again; its text may
-still be known. What is loaded are the very instructions that an earlier start ran.
+still be known. A run of a user's own classes is always traced. What is loaded are the very instructions that an earlier start ran.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ import jax
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
+from bigjax.config.config import Config
+from bigjax.config.values import targets
 from bigjax.core import compilers
 from bigjax.run.code import versions
 
@@ -41,13 +43,18 @@ SEEN = ("XLA_", "JAX_", "LIBTPU_", "NPROC")  # variables that compilers read
 _loaded: collections.deque[KeptStep] = collections.deque()
 
 
-def keeping(program: Any, key: tuple[Any, ...]) -> Any:
+def keeping(program: Any, key: tuple[Any, ...], configs: Iterable[Config]) -> Any:
     """The program with its train step kept, where programs are kept (`compilers.keep_compiled`) and it can be.
 
     Args:
       program: a `bigjax.build.program.Program`.
       key: what it follows from, beside code and versions: plain values and its mesh.
+      configs: of the run and of those that it reads. One that names a class of the user's own is traced at
+        each start: what such code reads while it is traced (a file, a variable, a cell of a notebook) nobody knows.
     """
+    named = frozenset[str]().union(*(targets(config.values) for config in configs))
+    if not all(target.startswith("bigjax.") for target in named):
+        return program
     mesh = program.mesh
     on_cpu = mesh.devices.flat[0].platform == "cpu"  # elsewhere it has not been tried
     if compilers.KEPT_STEPS is None or not on_cpu or jax.process_count() > 1:

@@ -130,7 +130,8 @@ def build_program(
         tuple(sorted(words.items())),
     )
     if key not in _PROGRAMS:
-        _PROGRAMS[key] = keeping(_build(config, source, references, total_steps, mesh, words), key)
+        built = _build(config, source, references, total_steps, mesh, words)
+        _PROGRAMS[key] = keeping(built, key, [config, *references.values()])
     return _PROGRAMS[key]
 
 
