@@ -133,6 +133,10 @@ class Bar:
         if self._screen.bars:
             self._screen.bars[-1]._draw()
 
+    def start(self) -> None:
+        """Lets the rate count from here; else from the first `advance`, as a first step compiles."""
+        self._marks.append((time.monotonic(), self.done))
+
     def advance(self, count: int = 1, **values: Any) -> None:
         """Counts, and shows it if it is time; costs less than a microsecond otherwise."""
         self.done += count

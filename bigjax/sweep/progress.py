@@ -38,6 +38,7 @@ class Progress:
         self._screen = Screen(stream)
         ended = sum(state != "missing" for state in self._states.values())
         self._bar = progress("trials", len(trials), unit="trials", done=ended, on=self._screen)
+        self._bar.start()  # every trial compiles, and several may end at once
         self._drawn = 0.0
         self._running: dict[str, float] = {}
         if ended:

@@ -78,7 +78,8 @@ def test_file_has_a_line_for_each_trial_that_ends(clock, tmp_path):
     stream = io.StringIO()
     run(stream, clock, tmp_path)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "trials 1/12  done learning_rate=0.000,temperature=2,seed=0-0123abcd  20s"
+    told = "trials 1/12  3m40s left  3 trials/min now"  # one in 20 s from the start
+    assert lines[0] == f"{told}  done learning_rate=0.000,temperature=2,seed=0-0123abcd  20s"
     assert lines[4] == FAILED
     assert lines[5] == (
         "trials 5/12  failed 1  2m20s left  3 trials/min now"
