@@ -104,14 +104,17 @@ def test_winograds_convolution_and_its_gradients_are_those_of_float64(
     dx = dpadded[:, pads[0][0] :, pads[1][0] :][:, : sides[0], : sides[1]]
     dkernel = np.einsum("bhwckl,bhwd->klcd", windows, dy)
 
-    @jax.jit
-    def run(x, kernel, dy):
-        y, pull_back = jax.vjp(lambda x, k: winograd.convolution(x, k, (1, 1), pads), x, kernel)
-        return y, *pull_back(dy)
+    def run(form):
+        values = (jnp.asarray(each, jnp.float32) for each in (x, kernel, dy))
+        both = lambda x, k, dy: (form(x, k), *jax.vjp(form, x, k)[1](dy))  # noqa: E731
+        return jax.jit(both)(*values)
 
-    ours = run(*(jnp.asarray(each, jnp.float32) for each in (x, kernel, dy)))
-    for found, expected in zip(ours, (y, dx, dkernel), strict=True):
+    ours = run(lambda x, k: winograd.convolution(x, k, (1, 1), pads))
+    order = ("NHWC", "HWIO", "NHWC")
+    xlas = run(lambda x, k: lax.conv_general_dilated(x, k, (1, 1), pads, dimension_numbers=order))
+    for found, xla, expected in zip(ours, xlas, (y, dx, dkernel), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+        np.testing.assert_allclose(found, xla, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def test_winograds_form_is_that_of_wide_float32_3x3_kernels_of_stride_1_on_one_device(monkeypatch):
