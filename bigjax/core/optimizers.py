@@ -100,14 +100,12 @@ def build(
                 f"config.optimizer.{name}: use weight_decay and weight_decay_rules instead"
             )
     settings.schedule.check(total_steps)
-    if type_name.rpartition(":")[2] in SELF_SCALED and settings.state_dtype != "float32":
+    name = type_name.rpartition(":")[2]  # "optax.contrib:prodigy" is no other than prodigy
+    if name in SELF_SCALED and settings.state_dtype != "float32":
         raise UserError(
             f"config.optimizer.state_dtype: {type_name} keeps parameters in its state, which {settings.state_dtype} "
             "would round; use float32"
         )
-    name = type_name.rpartition(":")[
-        2
-    ]  # "optax.contrib:prodigy" is no other optimizer than prodigy
     optimizer = Optimizer(settings, name, factory, dict(keywords), total_steps)
     try:
         optimizer.transformation(settings.learning_rate, settings.weight_decay, {})

@@ -163,9 +163,8 @@ class Check:
     # stop: exit 1 with a dump; skip: go on without that update; rewind: back to the newest
     # checkpoint and on without those examples; off: no check at all
     policy: Literal["stop", "skip", "rewind", "off"] = "stop"
-    spike: float | None = (
-        None  # a loss this many robust deviations above the recent ones is bad too
-    )
+    # a loss this many robust deviations above the recent ones is bad too
+    spike: float | None = None
     max_skips: int = 10  # in a row; then the run stops
     max_rewinds: int = 3  # of the whole run; then it stops
     replay_every: int | None = None  # steps; each is run twice and compared, bit for bit

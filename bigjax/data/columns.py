@@ -101,9 +101,8 @@ class Seen:
     def __init__(self, name: str, kind: str | None, typed: bool):
         self.name, self.kind = name, kind
         self._typed, self._said, self._rows = typed and kind is None, "", 0
-        self._values: set[str] = (
-            set()
-        )  # the first of them, where there are more than a column may have
+        # The first of them, where there are more than a column may have.
+        self._values: set[str] = set()
         # By kind: how many cells are of it, the first that is not, and the moments of those that are.
         self._tried = {
             kind: _Tried()

@@ -18,15 +18,8 @@ from bigjax.data.records import Record, Records
 CLASSES = ("cls", "index")  # kinds of files that hold one integer as text
 PICTURES = tuple(kind.removeprefix(".") for kind in pictures.PICTURES)
 COLUMNS = {"cls": "label", **dict.fromkeys(PICTURES, "image")}  # other columns: as the kind
-BEGINNINGS = (
-    b"\x89PNG",
-    b"\xff\xd8\xff",
-    b"GIF8",
-    b"BM",
-    b"RIFF",
-    b"II*\0",
-    b"MM\0*",
-)  # of pictures
+# Of pictures.
+BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
 
 
 class RecordRows:

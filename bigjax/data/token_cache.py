@@ -150,9 +150,8 @@ def _write(
     after = [tokenizer.end] if whole and tokenizer.end is not None else []
     lengths, sizes = [], []
     with open(folder / "tokens.raw", "wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, _header(dtype, 0)
-        )  # whose count is not known yet
+        # Their count is not known yet.
+        np.lib.format.write_array_header_1_0(file, _header(dtype, 0))
         while batch := list(itertools.islice(texts, TEXTS_AT_ONCE)):
             for text, ids in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 row = np.array([*before, *ids, *after], dtype)

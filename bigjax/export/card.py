@@ -34,9 +34,8 @@ CARD, FORMAT = "bigjax.json", 1
 SECTIONS = ("model", "task", "precision", "signature", "features")
 KEYS = (*SECTIONS, "kind", "family", "preprocess", "class_names", "table", "text")
 LARGEST = 2**28  # numbers of one example
-ELSEWHERE = dict(
-    path="", tokenizer="", directory="", data_dir=None
-)  # a source's, and nobody else's
+# A source's, and nobody else's.
+ELSEWHERE = dict(path="", tokenizer="", directory="", data_dir=None)
 
 
 def card_of(run: Any, answer: Answer, kind: str, family: str | None) -> dict[str, Any]:

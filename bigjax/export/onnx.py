@@ -20,10 +20,8 @@ from bigjax.core.errors import UserError, first_line, to_install
 from bigjax.export.answer import Answer, Spec, live, program_of
 from bigjax.export.card import Card
 
-GRAPH, CONVERTER = (
-    "model.onnx",
-    "--no-deps jax2onnx==0.17.1",
-)  # refuses our orbax-checkpoint, runs with it
+GRAPH = "model.onnx"
+CONVERTER = "--no-deps jax2onnx==0.17.1"  # refuses our orbax-checkpoint, runs with it
 PACKAGES = "equinox onnx onnx-ir onnxruntime"
 INLINED = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call")
 

@@ -53,9 +53,8 @@ GEMMA3 = Decoder(
     local=6,
     window=4096,
     theta=1e6,
-    fixed=dict(
-        attn_logit_softcapping=None
-    ),  # transformers has the key, and computes nothing with it
+    # transformers has the key, and computes nothing with it
+    fixed=dict(attn_logit_softcapping=None),
 )
 PHI3 = Decoder(
     "phi3",

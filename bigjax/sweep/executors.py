@@ -83,9 +83,8 @@ class Executor:
         """
         workdir, stopping = workdir.absolute(), False
         self._open(workdir)
-        left = {
-            self._put(job, workdir, how or {}): job for job in jobs
-        }  # file -> job that has not ended
+        # File -> job that has not ended.
+        left = {self._put(job, workdir, how or {}): job for job in jobs}
         begun: set[str] = set()
         while left:
             lost: list[tuple[Path, str | None]] = []  # (file, why its job ended without a word)

@@ -24,15 +24,8 @@ from bigjax.sweep.executors import Executor, Local
 from bigjax.sweep.trials import load_module
 
 EXECUTORS: Mapping[str, type[Executor]] = {"local": Local, "ray": Ray, "slurm": Slurm}
-NO_FLAGS = (
-    "experiment",
-    "points",
-    "overrides",
-    "search",
-    "space",
-    "seed",
-    "config",
-)  # said in another way
+# Said in another way.
+NO_FLAGS = ("experiment", "points", "overrides", "search", "space", "seed", "config")
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

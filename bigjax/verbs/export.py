@@ -30,9 +30,8 @@ def export_verb(
         if form.kind == "peft":
             off = export_adapters(run, variables, family, folder)
         else:
-            off = write_export(run, variables, form, family, folder)["checked"][
-                "largest_difference"
-            ]
+            card = write_export(run, variables, form, family, folder)
+            off = card["checked"]["largest_difference"]
         size = sum(x.size for x in jax.tree.leaves(variables))
         print(
             f"{folder}: {form}, {family or 'names of our own'}, {size:,} numbers, {off:.2g} off the run"
