@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from bigjax.compress.folder import on_disk
-from bigjax.loop.evaluate import eval_batches
+from bigjax.loop.evaluate import eval_batches, summarized
 from bigjax.loop.open import Opened
 from bigjax.mesh.sharding import batch_devices
 from bigjax.plan import flops
@@ -94,8 +94,7 @@ def metrics(run: Opened, split: str) -> dict[str, tuple[float, float, float]]:
     parts = []
     for batch in eval_batches(setup.program, source, size):
         sums, rows = jax.device_get(setup.program.eval_step(run.state, batch, run.frozen))
-        real = {n: x[rows["mask"] > 0] for n, x in rows.items() if n != "mask"} if rows else {}
-        parts.append((jax.tree.map(lambda x: np.asarray(x, np.float64), sums), real))
+        parts.append((jax.tree.map(lambda x: np.asarray(x, np.float64), sums), rows))
     whole = _summary(run, parts, source)
     rng = np.random.default_rng(0)
     draws = [
@@ -110,11 +109,6 @@ def metrics(run: Opened, split: str) -> dict[str, tuple[float, float, float]]:
 
 def _summary(run: Opened, parts: list[Any], source: Any) -> dict[str, float]:
     """The task's single numbers over some parts of a split."""
-    task = run.setup.program.task
     sums = jax.tree.map(lambda *xs: sum(xs), *[sums for sums, _ in parts])
-    names = parts[0][1]
-    joined = {name: np.concatenate([rows[name] for _, rows in parts]) for name in names}
-    if task.decodes:
-        joined = task.present(joined, {}, source)
-    found = task.summarize(sums, joined)
+    found = summarized(run.setup.program.task, sums, [rows for _, rows in parts], source)
     return {name: float(x) for name, x in found.items() if np.ndim(x) == 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bigjax.loop.evaluators import Evaluator, Seen
 from bigjax.mesh import sharding
 from bigjax.run.screen import progress
 from bigjax.run.writers import read_metrics
+from bigjax.tasks.base import Task
 
 # Batches dispatched before the first one's statistics are fetched.
 IN_FLIGHT = 2
@@ -124,15 +125,18 @@ def evaluate(
             settle(IN_FLIGHT)
             bar.advance()
         settle(0)
-    found = []
-    for trial in of_each(program, (totals, collected)):
-        own, rows = trial
-        real = [{n: x[row["mask"] > 0] for n, x in row.items() if n != "mask"} for row in rows]
-        joined = {name: np.concatenate([row[name] for row in real]) for name in real[0]}
-        if task.decodes:  # generated tokens are judged as text
-            joined = task.present(joined, {}, source)
-        found.append(task.summarize(own, joined))
-    return found
+    return [summarized(task, *own, source) for own in of_each(program, (totals, collected))]
+
+
+def summarized(
+    task: Task, sums: Any, collected: Sequence[dict[str, np.ndarray]], source: Any
+) -> Metrics:
+    """The task's metrics, from sums over some batches and what was collected of each."""
+    real = [{n: x[rows["mask"] > 0] for n, x in rows.items() if n != "mask"} for rows in collected]
+    joined = {name: np.concatenate([rows[name] for rows in real]) for name in real[0]}
+    if task.decodes:  # generated tokens are judged as text
+        joined = task.present(joined, {}, source)
+    return task.summarize(sums, joined)
 
 
 def of_each(program: Program, tree: Any) -> list[Any]:

@@ -102,10 +102,6 @@ class Prune(_Scheduled):
         super().__post_init__()
         if self.every < 1:
             raise UserError(f"prune: every {self.every} must be 1 or more")
-        if self.scope not in ("leaf", "global") or self.pattern not in (None, "2:4"):
-            raise UserError(
-                f"prune: scope {self.scope!r} is 'leaf' or 'global', pattern {self.pattern!r} is None or '2:4'"
-            )
 
     def chosen(self, params: Mapping[str, Any]) -> list[str]:
         found = super().chosen(params)
