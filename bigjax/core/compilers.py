@@ -29,9 +29,8 @@ TUNABLE = "glibc.malloc.hugetlb"
 KEPT = "glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184"
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/accel0", "/dev/vfio/0")  # NVIDIA, AMD, TPU
 MOST_COMPILED = 4 << 30  # bytes kept on disk; the least used go first
-KEPT_STEPS: Path | None = (
-    None  # where train steps are kept (`build.kept`), once `keep_compiled` has said so
-)
+# Where train steps are kept (`build.kept`), once `keep_compiled` has said so.
+KEPT_STEPS: Path | None = None
 MAPPINGS = Path("/proc/self/maps")
 MOST_MAPPINGS = 30_000  # of a process; Linux allows 65,530 (vm.max_map_count)
 

@@ -6,9 +6,8 @@ import math
 
 from bigjax.core.errors import UserError
 
-STACKED = (
-    "blocks"  # leaves below it have a leading axis of layers (see `bigjax.models.blocks.stack`)
-)
+# Leaves below it have a leading axis of layers (see `bigjax.models.blocks.stack`).
+STACKED = "blocks"
 
 
 def stacked_axes(path: str) -> int:

@@ -26,9 +26,8 @@ from bigjax.core.method import (
 from bigjax.core.optimizers import global_norm
 from bigjax.core.order import sample_ids, uniforms
 
-EMPTY = (
-    1e-6  # weight of a batch of no examples: noise is added for it too (lost in any other's sum)
-)
+# Weight of a batch of no examples: noise is added for it too (lost in any other's sum).
+EMPTY = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
