@@ -166,8 +166,8 @@ def text(found: dict[str, Any]) -> str:
     ]
     parts = [
         f"{found['devices']} devices: {mesh}",
-        table(rows, list(rows[0])),
-        table(totals, list(totals[0])),
+        table(rows),
+        table(totals),
     ]
     if found["pipeline"]:
         parts.append(pipeline_line(found["pipeline"]))
@@ -185,7 +185,7 @@ def text(found: dict[str, Any]) -> str:
             }
             for c in found["collectives"]
         ]
-        parts.append(table(sent, list(sent[0])))
+        parts.append(table(sent))
     return "\n\n".join(parts)
 
 

@@ -196,8 +196,7 @@ def _total(rows: Sequence[Mapping[str, Any]]) -> int:
 
 
 def text(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    return f"{title}\n{table(rows, columns)}"
+    return f"{title}\n{table(rows)}"
 
 
 def write(

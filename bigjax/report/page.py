@@ -26,7 +26,7 @@ from bigjax.run import clock, pictures
 from bigjax.run.files import read_json, write_atomic
 from bigjax.run.public import public
 from bigjax.run.result import read_result
-from bigjax.run.text import cell, clip, duration
+from bigjax.run.text import cell, clip, columns_of, duration
 from bigjax.run.writers import read_metrics
 
 log = logging.getLogger("bigjax")
@@ -307,7 +307,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> dict[str, Any] | None:
     """
     if not rows:
         return None
-    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = columns_of(rows)
     is_number = [not any(isinstance(row.get(column), str) for row in rows) for column in columns]
 
     def parts(value: object) -> list[str]:

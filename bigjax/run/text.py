@@ -68,12 +68,18 @@ def cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
 
 
-def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
+def columns_of(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Returns the keys of a table's rows, each where it first comes."""
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def table(rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> str:
     """Returns aligned text: a header, a rule, a line per row; words to the left, numbers right.
 
-    `columns` are the keys of `rows` to show, in order; a list of numbers (one per seed) is shown as
-    mean ± standard deviation, a missing key as an empty cell.
+    `columns` are the keys of `rows` to show, in order, by default all; a list of numbers (one per
+    seed) is shown as mean ± standard deviation, a missing key as an empty cell.
     """
+    columns = columns_of(rows) if columns is None else columns
     cells = [[cell(row.get(column, "")) for column in columns] for row in rows]
     words = [any(isinstance(row.get(column), str) for row in rows) for column in columns]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]

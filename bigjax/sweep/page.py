@@ -9,6 +9,7 @@ from pathlib import Path
 from bigjax.report import charts
 from bigjax.report.charts import Axis
 from bigjax.report.page import mean_curves, table, write_page
+from bigjax.run.text import columns_of
 from bigjax.run.writers import read_metrics
 from bigjax.sweep import results
 from bigjax.sweep.results import Group, Results
@@ -57,7 +58,7 @@ def write(found: Results, workdir: Path) -> Path:
 
 def _coordinates(found: Results, ranked: Sequence[Group]) -> charts.Coordinates:
     """A line a point: its values, then its mean; the warmer, the better."""
-    keys = list(dict.fromkeys(key for group in ranked for key in group.point))
+    keys = columns_of([group.point for group in ranked])
     axes = [Axis.of(key, [group.point.get(key) for group in ranked]) for key in keys]
     axes.append(Axis.of(found.sweep.metric, [group.summary.mean for group in ranked]))
     drawn = ranked[:MOST_LINES]

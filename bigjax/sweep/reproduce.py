@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         plan = drive.Plan(executor, options.workdir, Stop(), how["vectorize"])
         new = run(old, trials, plan, new_start(how))
     rows, verdicts = verdict_rows(old, new, options.rtol)
-    print(table(rows, list(rows[0])))
+    print(table(rows))
     counts = ", ".join(f"{verdicts[v]} {v}" for v in (EQUAL, WITHIN, DIFFERENT, LEFT_OUT))
     print(
         f"\n{len(rows)} trials: {counts}\n{EQUAL}: parameters, losses and final metrics, bit for bit"

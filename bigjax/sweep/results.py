@@ -14,7 +14,7 @@ from typing import Any
 from bigjax.core.errors import UserError, did_you_mean
 from bigjax.run.files import write_atomic
 from bigjax.run.result import read_result
-from bigjax.run.text import clip, interval, table
+from bigjax.run.text import clip, columns_of, interval, table
 from bigjax.sweep import statistics
 from bigjax.sweep.describe import Point, Sweep
 from bigjax.sweep.statistics import Summary
@@ -153,8 +153,8 @@ def _baseline(sweep: Sweep, competing: list[Group], groups: list[Group]) -> Grou
 
 def write_csv(results: Results, path: Path) -> None:
     """One line a trial: name, status, reason, seed, the point's keys, then every scalar metric."""
-    keys = list(dict.fromkeys(key for row in results.rows for key in row.trial.point))
-    metrics = list(dict.fromkeys(name for row in results.rows for name in row.metrics))
+    keys = columns_of([row.trial.point for row in results.rows])
+    metrics = columns_of([row.metrics for row in results.rows])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "status", "reason", "seed", *keys, *metrics])
@@ -179,7 +179,7 @@ def ranked(results: Results) -> list[Group]:
 
 def table_rows(results: Results) -> list[dict[str, str]]:
     """The table's rows, by column, as text; the best point first."""
-    keys = list(dict.fromkeys(key for group in results.groups for key in group.point))
+    keys = columns_of([group.point for group in results.groups])
     names, rows = short_names(keys), []
     for group in ranked(results):
         s, d = group.summary, group.difference
@@ -251,13 +251,12 @@ def failures(results: Results) -> list[str]:
 
 def text_table(results: Results) -> str:
     """The table for a terminal."""
-    rows = table_rows(results)
-    return "\n".join([table(rows, list(rows[0]) if rows else []), "", *notes(results)])
+    return "\n".join([table(table_rows(results)), "", *notes(results)])
 
 
 def write_markdown(results: Results, path: Path) -> None:
     rows = table_rows(results)
-    columns = list(rows[0]) if rows else []
+    columns = columns_of(rows)
     lines = [f"# {results.sweep.experiment}", "", _markdown_line(columns)]
     lines.append(_markdown_line(["---"] * len(columns)))
     lines += [_markdown_line([row[column] for column in columns]) for row in rows]

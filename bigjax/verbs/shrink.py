@@ -36,5 +36,5 @@ def shrink_verb(
         raise UserError("shrink needs --split=NAME: config.evaluate.splits has none")
     split = run.setup.evaluate.splits[-1]
     found = shrink(run, options.chain, split, Options(options.keep, options.calibration, others))
-    print(table(found, list(found[0])))
+    print(table(found))
     print(f"page: {run.workdir / FOLDER / 'shrink.html'}")

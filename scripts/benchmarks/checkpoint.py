@@ -105,7 +105,7 @@ def main(pairs: int, out: Path) -> None:
                 "target": target,
             }
         )
-    print(table(rows, list(rows[0])))
+    print(table(rows))
     print(f"{pairs} pairs in turns, medians; {json.dumps(result['machine'])}")
     out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -110,7 +110,7 @@ def main() -> None:
         }
         for name in parts
     ]
-    print(table(rows, list(rows[0])))
+    print(table(rows))
     if options.out:
         result = {
             name: {
