@@ -83,7 +83,8 @@ def tagged_rows(
         rows.append([*template.before, *ids, *template.after])
         labels.append([*[NOT_SCORED] * len(template.before), *scored])
     tokens_NT, segments_NT = padded(rows, length, pad)
-    labels_NT = np.where(padded(labels, length, 0)[1] > 0, padded(labels, length, 0)[0], NOT_SCORED)
+    tags_NT, there_NT = padded(labels, length, 0)
+    labels_NT = np.where(there_NT > 0, tags_NT, NOT_SCORED)
     types_NT = np.zeros_like(tokens_NT)
     return {"tokens": tokens_NT, "segments": segments_NT, "types": types_NT, "labels": labels_NT}
 
