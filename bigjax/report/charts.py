@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#ca8a04", "#4b5563")
 WIDTH, HEIGHT = 460, 250
@@ -20,6 +20,7 @@ AXIS_GAP = 170  # between two axes of the parallel coordinates
 PLOT = 260  # their height
 MARGIN = 40
 LOG_RATIO = 20  # positive values that span more than this get a logarithmic axis
+MARKED = (0.0, 0.25, 0.5, 0.75, 1.0)  # where numbers stand beside an axis
 
 Points = Sequence[tuple[float, ...]]
 """(step, value), or (step, value, low, high) with a band; steps count from 0."""
@@ -132,46 +133,33 @@ def short_count(number: float) -> str:
     return f"{number:g}"
 
 
-@dataclass(frozen=True)
-class Axis:
-    """One axis of parallel coordinates: numbers from low to high, or words in order.
+class Axis(NamedTuple):
+    """One axis of parallel coordinates.
 
-    Attributes:
-      words: the values as text, in order; None for numbers.
+    place: where a value lies, from 0 (bottom) to 1 (top).
+    marks: (place, text) of what is written beside it.
     """
 
     name: str
-    words: tuple[str, ...] | None = None
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
+    place: Callable[[Any], float]
+    marks: list[tuple[float, str]]
 
     @classmethod
     def of(cls, name: str, values: Sequence[Any]) -> Axis:
-        """The axis that shows these values."""
+        """The axis that shows these values: numbers from least to largest, or words in order."""
         numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-        if not numbers or len(set(values)) == 1:
-            return cls(name, tuple(dict.fromkeys(map(_text, sorted(values, key=_order)))))
-        low, high = min(values), max(values)
-        return cls(name, None, low, high, log=low > 0 and high / low > LOG_RATIO)
-
-    def place(self, value: Any) -> float:
-        """Where a value lies, from 0 (bottom) to 1 (top)."""
-        if self.words is not None:
-            count = len(self.words)
-            return self.words.index(_text(value)) / (count - 1) if count > 1 else 0.5
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
-    def marks(self) -> list[tuple[float, str]]:
-        """(place, text) of what is written beside the axis."""
-        if self.words is not None:
-            return [(self.place(word), word) for word in self.words]
-        shares = (0.0, 0.25, 0.5, 0.75, 1.0)
-        if self.log:
-            return [(s, f"{self.low * (self.high / self.low) ** s:.3g}") for s in shares]
-        return [(s, f"{self.low + s * (self.high - self.low):.4g}") for s in shares]
+        low, high = (min(values), max(values)) if numbers else (0, 0)
+        if low == high:
+            words = list(dict.fromkeys(map(_text, sorted(values, key=_order))))
+            places = {word: i / max(1, len(words) - 1) for i, word in enumerate(words)}
+            places = places if len(words) > 1 else dict.fromkeys(words, 0.5)
+            return cls(name, lambda v: places[_text(v)], [(p, w) for w, p in places.items()])
+        if low > 0 and high / low > LOG_RATIO:
+            ratio = high / low
+            marks = [(share, f"{low * ratio**share:.3g}") for share in MARKED]
+            return cls(name, lambda v: math.log(v / low) / math.log(ratio), marks)
+        marks = [(share, f"{low + share * (high - low):.4g}") for share in MARKED]
+        return cls(name, lambda v: (v - low) / (high - low), marks)
 
 
 @dataclass(frozen=True)
@@ -209,7 +197,7 @@ def parallel_coordinates(
         color, opacity = f"hsl({230 - 215 * share:.0f},75%,50%)", f"{0.25 + 0.7 * share:.2f}"
         lines.append((path, color, opacity, titles[rank]))
     drawn = [
-        (x_of(i), axis.name.rpartition(".")[2], [(y_of(p), text) for p, text in axis.marks()])
+        (x_of(i), axis.name.rpartition(".")[2], [(y_of(p), text) for p, text in axis.marks])
         for i, axis in enumerate(axes)
     ]
     width = AXIS_GAP * (len(axes) - 1) + 2 * MARGIN + 90
