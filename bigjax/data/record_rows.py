@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,8 +43,8 @@ class RecordRows:
         self._records, self._which, self.num_classes = records, which, num_classes
         self._files = _files(records.names, columns)
         self._size, self._shape = size, None
+        found = self._values(records.read(np.array([which.start]), self._files)[0], which.start)
         where = records.where(which.start)
-        found = self._values(records.read(np.array([which.start]), self._files)[0], where)
         for name in columns or ():
             if name not in found:
                 raise UserError(
@@ -65,14 +64,13 @@ class RecordRows:
         rows = np.asarray(ids) + self._which.start
         columns = zeros(self.features, len(rows))
         for i, record in enumerate(self._records.read(rows, self._files)):
-            where = self._records.where(int(rows[i]))
-            found = self._values(record, where)
+            found = self._values(record, rows[i])
             for name, (shape, dtype) in self.features.items():
                 value = found.get(name)
                 if value is None or (value.shape, value.dtype) != (shape, dtype):
                     told = "not there" if value is None else f"{value.dtype} {value.shape}"
                     raise UserError(
-                        f"{where}: {name!r} is {told}; it is {dtype} {shape} in the first record"
+                        f"{self._records.where(rows[i])}: {name!r} is {told}; it is {dtype} {shape} in the first record"
                     )
                 columns[name][i] = value
         return columns
@@ -81,16 +79,17 @@ class RecordRows:
         own = f"{self._records.fingerprint()} {self._which} {self.features}"
         return hashlib.sha256(own.encode()).hexdigest()
 
-    def _values(self, record: Record, where: str) -> dict[str, np.ndarray]:
-        """The columns of a record, each value in 32 bits."""
-        with _told(where):
-            found = unpacked(record)
+    def _values(self, record: Record, number: int) -> dict[str, np.ndarray]:
+        """The columns of the record of this number, each value in 32 bits."""
+        try:
             return {
                 name: self._picture(value)
                 if isinstance(value, bytes)
                 else narrow(name, value[None])[0]
-                for name, value in found.items()
+                for name, value in unpacked(record).items()
             }
+        except (ValueError, UserError, pictures.BadPicture) as error:
+            raise UserError(f"{self._records.where(number)}: {first_line(error)}") from None
 
     def _picture(self, content: bytes) -> np.ndarray:
         own = pictures.header(content)
@@ -167,12 +166,3 @@ def _example(content: bytes) -> dict[str, np.ndarray | bytes]:
             numbers = np.array(values, dtype)
             found[name] = numbers[0] if len(numbers) == 1 else numbers
     return found
-
-
-@contextlib.contextmanager
-def _told(where: str) -> Iterator[None]:
-    """What is wrong with a record becomes one line that says which."""
-    try:
-        yield
-    except (ValueError, UserError, pictures.BadPicture) as error:
-        raise UserError(f"{where}: {first_line(error)}") from None

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -94,7 +96,7 @@ class TarRecords:
         starts, sizes = places[:, 0].tolist(), places[:, 1].tolist()
         ends = [start + size for start, size in zip(starts, sizes, strict=True)]
         try:
-            found = self._files.cat_ranges(paths, starts, ends, on_error="raise")
+            found = _ranges(self._files, paths, starts, ends)
         except OSError as error:
             raise UserError(f"cannot read {paths[0]}: {first_line(error)}") from None
         for path, content, size in zip(paths, found, sizes, strict=True):
@@ -129,7 +131,7 @@ class ArrayRecords:
     names = ("",)
 
     def __init__(self, files: Any, paths: Sequence[str]) -> None:
-        if "file" not in files.protocol:
+        if not is_local(files):
             raise UserError(
                 f"{paths[0]}: ArrayRecord shards are read from a disk; copy them, or take Parquet or tar"
             )
@@ -163,6 +165,25 @@ class ArrayRecords:
             tail = self._files.cat_file(path, start=max(0, size - TAIL), end=size)
             digest.update(f"{path.rpartition('/')[2]} {size}".encode() + tail)
         return digest.hexdigest()
+
+
+def _ranges(
+    files: Any, paths: Sequence[str], starts: Sequence[int], ends: Sequence[int]
+) -> list[bytes]:
+    """Parts of files, as fsspec's `cat_ranges`, which on this machine's disks opens a file a part (100 us)."""
+    if not is_local(files):
+        return files.cat_ranges(paths, starts, ends, on_error="raise")
+    found: list[bytes] = [b""] * len(paths)
+    for path, own in groupby(sorted(range(len(paths)), key=paths.__getitem__), paths.__getitem__):
+        with open(path, "rb", buffering=0) as file:
+            for i in own:
+                found[i] = os.pread(file.fileno(), ends[i] - starts[i], starts[i])
+    return found
+
+
+def is_local(files: Any) -> bool:
+    """Whether fsspec's file system is this machine's disks."""
+    return "file" in files.protocol
 
 
 def _index(files: Any, caches: Path, path: str) -> Index:

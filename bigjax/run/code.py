@@ -16,7 +16,6 @@ PACKAGES = (
     "flax",
     "optax",
     "orbax-checkpoint",
-    "grain",
     "numpy",
     "tensorflow-datasets",
 )
