@@ -26,6 +26,7 @@ from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
 from bigjax.core.method import Method, Reference
 from bigjax.core.mixing import Mixing
+from bigjax.core.order import stream_of
 from bigjax.core.state import TrainState
 from bigjax.data.labels import lost_class
 from bigjax.data.sources import check_classes, check_numbers, open_splits
@@ -207,7 +208,10 @@ def _order(
         )
     sizes = {name: len(part) for name, part in source.parts.items()}
     schedules = data.mixture_schedules or {}
-    mixing = Mixing(sizes, data.mixture, schedules, config.seed, train.batch_size, total_steps)
+    streams = {name: stream_of(part) for name, part in source.parts.items()}
+    mixing = Mixing(
+        sizes, data.mixture, schedules, config.seed, train.batch_size, total_steps, streams
+    )
     return mixing.rows_of, mixing
 
 

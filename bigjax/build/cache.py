@@ -30,7 +30,7 @@ from bigjax.config.resolve import Config
 from bigjax.config.values import canonical
 from bigjax.core.errors import UserError
 from bigjax.core.method import Reference
-from bigjax.core.order import sample_ids
+from bigjax.core.order import stream_of
 from bigjax.core.state import params_fingerprint
 from bigjax.core.transforms import apply_transforms
 from bigjax.mesh import sharding
@@ -191,7 +191,7 @@ class Taught:
         """(ids, epochs, key of the transforms) of the batch of examples from number `first` on."""
         numbers = np.arange(first, first + self._rows)
         if self._views:
-            return *sample_ids(self._views.seed, numbers, len(self)), self._views.key
+            return *stream_of(self._source)(self._views.seed, numbers), self._views.key
         ids = np.minimum(numbers, len(self) - 1)
         return ids, np.zeros_like(ids), jax.random.key(0)
 

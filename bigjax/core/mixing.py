@@ -7,6 +7,7 @@ stream that it would give alone (`bigjax.core.order`), from where the steps befo
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from bigjax.core.errors import UserError
-from bigjax.core.order import sample_ids
+from bigjax.core.order import Stream, sample_ids
 from bigjax.core.schedules import Schedule
 
 HALF = 0.5 + 2.0**-20  # halves are rounded up, however the sum of many shares was rounded
@@ -29,6 +30,7 @@ class Mixing:
       schedules: part -> what its weight is multiplied by at each step; absent: 1.
       batch_size: rows of a step.
       total_steps: of the whole run; of each one the counts are kept, 8 bytes a step and part.
+      streams: part -> the order of its examples, where it is not the shuffled stream of all.
 
     Raises:
       UserError: at some step no part has a weight.
@@ -42,10 +44,15 @@ class Mixing:
         seed: int,
         batch_size: int,
         total_steps: int,
+        streams: Mapping[str, Stream] | None = None,
     ) -> None:
         self.names, self._batch_size = tuple(sizes), batch_size
         self._sizes = np.array([sizes[name] for name in self.names])
         self._offsets = np.concatenate([[0], np.cumsum(self._sizes)])
+        self._streams = [
+            (streams or {}).get(name) or functools.partial(sample_ids, size=size)
+            for name, size in sizes.items()
+        ]
         # A part's order is its own, whatever it is mixed with.
         self._seeds = [seed + (zlib.crc32(name.encode()) << 32) for name in self.names]
         table = np.stack([_weights(n, weights, schedules, total_steps) for n in self.names], axis=1)
@@ -73,7 +80,7 @@ class Mixing:
         for i, seed in enumerate(self._seeds):
             own = part == i
             positions = (first[:, i, None] + within)[own]
-            ids[own], epochs[own] = sample_ids(seed, positions, self._sizes[i])
+            ids[own], epochs[own] = self._streams[i](seed, positions)
         return ids + self._offsets[part], epochs, np.ones(ids.shape, np.float32)
 
     def measure(self, step: int) -> dict[str, float]:

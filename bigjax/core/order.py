@@ -8,9 +8,16 @@ still: a change here would silently change every published run.
 
 from __future__ import annotations
 
+import functools
 import math
+import zlib
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+
+Stream = Callable[[int, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(seed, positions) -> ids and epochs, as `sample_ids` of one size."""
 
 ROUNDS = 12  # four suffice for large halves (Luby & Rackoff); the halves of small sets are tiny
 
@@ -44,6 +51,75 @@ def sample_ids(seed: int, positions: np.ndarray, size: int) -> tuple[np.ndarray,
         ids[outside] = _feistel(ids[outside], keys[:, outside], size)
         outside = outside[ids[outside] >= size]
     return ids.astype(np.int64).reshape(shape), epochs
+
+
+def stream_of(source: Any) -> Stream:
+    """The order of a source's examples: its own `stream`, or else all of them shuffled."""
+    return getattr(source, "stream", None) or functools.partial(sample_ids, size=len(source))
+
+
+class Interleaved:
+    """An order for examples that lie in groups of which only some can be open at a time.
+
+    Each epoch all groups stand one after the other in a shuffled order, each one's examples shuffled. That row
+    is cut into `lanes` parts of one length, and these are gone through side by side: every `lanes` positions
+    in turn take one example of each part, in a shuffled order, and each part begins at another place of its
+    own, so that groups are opened evenly over time. A group is open once an epoch, but for those that a
+    part's beginning or end falls into (two groups a part at most), as long as `lanes` times its size.
+
+    Args:
+      sizes: int64 (groups,), examples of each group, all above 0; ids count them in order.
+      lanes: groups that are open at a time.
+    """
+
+    def __init__(self, sizes: np.ndarray, lanes: int) -> None:
+        self._sizes, self._ends = sizes, np.cumsum(sizes)
+        self._total = int(self._ends[-1])
+        self._lanes = min(lanes, self._total)
+        self._shuffled = functools.lru_cache(2)(self._shuffle)  # a block may lie in two epochs
+
+    def __call__(self, seed: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As `sample_ids`: (ids, epochs), int64 arrays of the shape of `positions`."""
+        epochs, within = np.divmod(np.asarray(positions, np.int64), self._total)
+        ids = np.empty_like(within)
+        for epoch in np.unique(epochs).tolist():
+            own = epochs == epoch
+            ids[own] = self._of_epoch(seed, epoch, within[own])
+        return ids, epochs
+
+    def _of_epoch(self, seed: int, epoch: int, within: np.ndarray) -> np.ndarray:
+        length, more = divmod(self._total, self._lanes)  # the first `more` lanes are longer by one
+        turn, place = np.divmod(within, self._lanes)
+        lane, last = np.empty_like(place), turn == length
+        for own, width in ((~last, self._lanes), (last, more)):
+            if own.any():
+                number = epoch * (length + 1) + turn[own]
+                lane[own], _ = sample_ids(_apart(seed, "turns"), number * width + place[own], width)
+        begins, _ = sample_ids(_apart(seed, "lanes"), epoch * self._lanes + lane, self._lanes)
+        own_length = length + (lane < more)
+        begin = begins * own_length // self._lanes
+        at = lane * length + np.minimum(lane, more) + (turn + begin) % own_length
+        groups, ends = self._shuffled(seed, epoch)
+        rank = np.searchsorted(ends, at, side="right")
+        group = groups[rank]
+        size = self._sizes[group]
+        number = at - (ends[rank] - size)
+        for one in np.unique(size).tolist():
+            same = size == one
+            key = epoch * len(self._sizes) + group[same]
+            number[same], _ = sample_ids(_apart(seed, "groups"), key * one + number[same], one)
+        return self._ends[group] - size + number
+
+    def _shuffle(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the groups in the order of an epoch, where they end in it)"""
+        count = len(self._sizes)
+        groups, _ = sample_ids(_apart(seed, "order"), epoch * count + np.arange(count), count)
+        return groups, np.cumsum(self._sizes[groups])
+
+
+def _apart(seed: int, what: str) -> int:
+    """A seed of its own for each thing that is drawn."""
+    return seed + (zlib.crc32(what.encode()) << 32)
 
 
 def _round_keys(seed: int, epochs: np.ndarray) -> np.ndarray:

@@ -40,7 +40,11 @@ class Mixed:
         self.class_names, self.num_classes = train.class_names, train.num_classes
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("column", "_train"):  # only the splits themselves have columns of all examples
+        if name in (
+            "column",
+            "stream",
+            "_train",
+        ):  # only the splits themselves have these of all examples
             raise AttributeError(name)
         return getattr(self._train, name)
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from bigjax.core.order import sample_ids
+from bigjax.core.order import stream_of
 from bigjax.data.narrow import zeros
 from bigjax.data.sources import Source
 
@@ -51,15 +51,14 @@ def train_batches(
       sharding: how the leading axis of every array lies over the devices.
       workers: reading threads.
       leave_out: (epoch, sample) pairs whose rows are not read, and come as zeros with mask 0.
-      order: a method's own `rows_of(steps) -> ids, epochs, mask` (`Method.order`); None: the shuffled
-        stream of all examples.
+      order: a method's own `rows_of(steps) -> ids, epochs, mask` (`Method.order`); None: the source's
+        own stream (see `stream_of`).
 
     Returns:
       An iterator of {features..., "mask", "sample", "epoch"}, each with leading axis B; its
       `close()` stops the threads.
     """
-    size = len(source)
-    rows = local_rows(sharding, batch_size)
+    stream, rows = stream_of(source), local_rows(sharding, batch_size)
     steps_per_block = max(1, ORDER_BLOCK // batch_size)
 
     @functools.lru_cache(maxsize=4)
@@ -67,7 +66,7 @@ def train_batches(
         steps = block * steps_per_block + np.arange(steps_per_block)
         if order is not None:
             return tuple(x[:, rows] for x in order(steps))
-        ids, epochs = sample_ids(seed, steps[:, None] * batch_size + rows, size)
+        ids, epochs = stream(seed, steps[:, None] * batch_size + rows)
         return ids, epochs, np.ones(ids.shape, np.float32)
 
     def batch_of(step: int) -> Batch:
@@ -116,9 +115,7 @@ def local_rows(sharding: Sharding, batch_size: int) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(start, stop) for start, stop in parts]))
 
 
-def _ahead(
-    batch_of: Callable[[int], Batch], steps: Iterable[int], workers: int
-) -> Iterator[Batch]:
+def _ahead(batch_of: Callable[[int], Batch], steps: Iterable[int], workers: int) -> Iterator[Batch]:
     """The batches of `steps` in order, AHEAD of them made by threads before they are asked for.
 
     Who asks never lets go of Python's lock for a batch that is there, and pays 15 us, most of them to wake a

@@ -2,8 +2,8 @@
 
 Of Parquet each shard's footer is read at the start, and nothing else; then any row of any shard is one read
 of the row group that holds it. Rows of a random order are in as many groups: write shards for training in
-small ones (`row_group_size`, a few rows), or let a `table` encode once what fits on the disk. Tars and
-ArrayRecord: `records.py`.
+small ones (`row_group_size`, a few rows), say `interleave`, which reads each group once an epoch, or let a
+`table` encode once what fits on the disk. Tars and ArrayRecord: `records.py`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ import functools
 import hashlib
 import io
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bigjax.core.errors import UserError, did_you_mean, first_line
+from bigjax.core.order import Interleaved
 from bigjax.data.narrow import Features, narrow, zeros
 from bigjax.data.pictures import check_size
 from bigjax.data.record_rows import RecordRows
-from bigjax.data.records import ArrayRecords, TarRecords
+from bigjax.data.records import ArrayRecords, TarRecords, is_local
 from bigjax.data.splits import subsplit
 
 ARRAY_RECORD = (".array_record", ".arrayrecord")
 TAIL = 2**16  # bytes; the footer of most shards is within
 OPENING = 16  # footers read at a time
 KEPT = 8  # row groups that stay decoded: rows in order come from few
+OPEN = 128  # shards that a thread keeps open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Shards:
         KEY.cls is the column "label", KEY.png and the like "image", KEY.NAME.npy NAME.
       num_classes: of the column "label", should there be one.
       size: (height, width) that pictures are resized to; needed unless they are of one size.
+      interleave: of Parquet, from how many row groups at a time the rows of training come (see
+        `core.order.Interleaved`): twice as many are in memory. Default: all rows shuffled.
       data_dir: where the places in tars are kept; default $TFDS_DATA_DIR or ~/tensorflow_datasets.
     """
 
@@ -52,8 +57,11 @@ class Shards:
     num_classes: int | None = None
     size: tuple[int, int] | None = None
     data_dir: str | None = None
+    interleave: int | None = None
 
     def __post_init__(self) -> None:
+        if self.interleave is not None and self.interleave < 1:
+            raise UserError(f"interleave: {self.interleave} must be 1 or more")
         if "{split}" not in self.path:
             raise UserError(
                 f"path: {self.path!r} should hold {{split}}, as data/{{split}}-*.parquet"
@@ -81,7 +89,11 @@ class Shards:
 
         _, which = subsplit(split, length)
         if isinstance(held[0], list):
-            return ShardRows(held[0], which, self.columns, self.num_classes)
+            return ShardRows(held[0], which, self.columns, self.num_classes, self.interleave)
+        if self.interleave:
+            raise UserError(
+                "interleave: is of Parquet; of tars and ArrayRecord any row is one read"
+            )
         return RecordRows(held[0], which, self.columns, self.num_classes, self.size)
 
     def _find(self, name: str) -> tuple[Any, list[str]]:
@@ -127,7 +139,11 @@ class Shard(NamedTuple):
 
 
 class ShardRows:
-    """A Source of the rows `which` of Parquet shards: one number an example, or lists of one length."""
+    """A Source of the rows `which` of Parquet shards: one number an example, or lists of one length.
+
+    Attributes:
+      stream: the order of training, None where it is all rows shuffled.
+    """
 
     class_names = None
 
@@ -137,6 +153,7 @@ class ShardRows:
         which: slice,
         columns: Sequence[str] | None,
         num_classes: int | None,
+        interleave: int | None,
     ) -> None:
         self._shards, self._which, self.num_classes = shards, which, num_classes
         self._groups = [
@@ -148,7 +165,12 @@ class ShardRows:
         self._ends = np.cumsum(sizes)
         self._starts = self._ends - sizes
         self._names = _columns(shards[0], columns)
-        self._decoded = functools.lru_cache(KEPT)(self._decode)
+        own = np.minimum(self._ends, which.stop) - np.maximum(self._starts, which.start)
+        self.stream = Interleaved(own[own > 0], interleave) if interleave else None
+        self._group = functools.lru_cache(2 * interleave if interleave else KEPT)(
+            lambda group: _Once(functools.partial(self._decode, group))
+        )
+        self._of_thread = threading.local()
         first = self._decode(int(np.searchsorted(self._ends, which.start, side="right")))
         self.features: Features = {
             name: (values.shape[1:], values.dtype) for name, values in first.items()
@@ -161,9 +183,10 @@ class ShardRows:
         rows = np.asarray(ids) + self._which.start
         of = np.searchsorted(self._ends, rows, side="right")
         columns = zeros(self.features, len(rows))
-        for group in np.unique(of):
-            own = np.flatnonzero(of == group)
-            for name, values in self._decoded(int(group)).items():
+        by_group = np.argsort(of, kind="stable")
+        groups, firsts = np.unique(of[by_group], return_index=True)
+        for group, own in zip(groups.tolist(), np.split(by_group, firsts[1:]), strict=True):
+            for name, values in self._group(group)().items():
                 if values.shape[1:] != columns[name].shape[1:]:
                     shard = self._shards[self._groups[group][0]]
                     raise UserError(
@@ -181,18 +204,44 @@ class ShardRows:
         return digest.hexdigest()
 
     def _decode(self, group: int) -> dict[str, np.ndarray]:
+        number, place = self._groups[group]
+        path = self._shards[number].path
+        try:
+            reader = self._reader(number)
+            table = reader.read_row_group(place, columns=list(self._names), use_threads=False)
+        except (OSError, ValueError) as error:  # all that pyarrow and fsspec raise
+            raise UserError(f"cannot read {path}: {first_line(error)}") from None
+        where = f"{path}, row group {place}"
+        return {name: _numbers(table[name], name, where) for name in self._names}
+
+    def _reader(self, number: int) -> Any:
+        """This thread's open reader of a shard: to open one takes as long as to decode 100 kB."""
+        if not hasattr(self._of_thread, "reader"):
+            self._of_thread.reader = functools.lru_cache(OPEN)(self._open)
+        return self._of_thread.reader(number)
+
+    def _open(self, number: int) -> Any:
         import pyarrow.parquet
 
-        number, place = self._groups[group]
         shard = self._shards[number]
-        try:
-            with shard.files.open(shard.path, "rb", cache_type="none") as file:
-                reader = pyarrow.parquet.ParquetFile(file, metadata=shard.metadata)
-                table = reader.read_row_group(place, columns=list(self._names), use_threads=False)
-        except (OSError, ValueError) as error:  # all that pyarrow and fsspec raise
-            raise UserError(f"cannot read {shard.path}: {first_line(error)}") from None
-        where = f"{shard.path}, row group {place}"
-        return {name: _numbers(table[name], name, where) for name in self._names}
+        local = is_local(shard.files)
+        file = (
+            pyarrow.OSFile(shard.path) if local else shard.files.open(shard.path, cache_type="none")
+        )
+        return pyarrow.parquet.ParquetFile(file, metadata=shard.metadata)
+
+
+class _Once:
+    """What `make` gives, made once, whichever threads ask."""
+
+    def __init__(self, make: Callable[[], dict[str, np.ndarray]]) -> None:
+        self._make, self._made, self._lock = make, None, threading.Lock()
+
+    def __call__(self) -> dict[str, np.ndarray]:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
 
 
 def _glob(pattern: str) -> tuple[Any, list[str]]:

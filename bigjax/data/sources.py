@@ -42,6 +42,7 @@ class Source(Protocol):
     #   fitted: plain values, all that the train split decided; saved with a run.
     #   feature_names: of the numbers in "features".
     #   column(key): a feature of all examples, where that is cheap.
+    #   stream: the order of training (`core.order.Stream`), where it is not all examples shuffled.
 
     def __len__(self) -> int: ...
 

@@ -26,7 +26,7 @@ from bigjax.config.values import canonical, flatten
 from bigjax.config.when import When
 from bigjax.core.adapt import BASE
 from bigjax.core.errors import UserError
-from bigjax.core.order import sample_ids
+from bigjax.core.order import stream_of
 from bigjax.core.settings import Teacher
 from bigjax.core.state import params_fingerprint
 from bigjax.data.pipeline import read_unmasked
@@ -223,7 +223,7 @@ def _rows(setup: Setup, source: Any, steps: np.ndarray, size: int) -> tuple:
     if setup.order is not None:
         return setup.order(steps)
     positions = steps[:, None] * size + np.arange(size)
-    ids, epochs = sample_ids(setup.seed, positions, len(source))
+    ids, epochs = stream_of(source)(setup.seed, positions)
     return ids, epochs, np.ones(ids.shape, np.float32)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from bigjax.core.order import sample_ids
+from bigjax.core.order import Interleaved, sample_ids
 
 EDGES = [1, 2, 3] + [2**k + d for k in (2, 3, 6, 10) for d in (-1, 0, 1)]
 
@@ -94,3 +94,43 @@ def test_a_position_beyond_two_billion_is_named_as_directly_as_the_first():
 def test_an_empty_set_is_refused():
     with pytest.raises(ValueError, match="size"):
         sample_ids(0, np.arange(3), 0)
+
+
+@pytest.mark.parametrize(
+    ("groups", "lanes"), [([3], 7), ([1, 1], 2), ([4] * 10, 1), ([5] * 64, 16)]
+)
+def test_interleaved_epochs_are_permutations_named_by_their_positions(groups, lanes):
+    order, size = Interleaved(np.array(groups), lanes), sum(groups)
+    ids, epochs = order(3, np.arange(3 * size))
+    for epoch in range(3):
+        assert sorted(ids[epochs == epoch]) == list(range(size))
+    some = np.random.default_rng(0).permutation(3 * size)[:20]
+    assert np.array_equal(order(3, some)[0], ids[some])
+    assert size < 8 or not np.array_equal(ids[:size], ids[size : 2 * size])
+    assert size < 8 or not np.array_equal(ids[:size], order(4, np.arange(size))[0])
+
+
+def test_interleaved_ids_never_change():
+    order = Interleaved(np.array([3, 5, 2, 4, 5]), 4)
+    assert order(7, np.arange(16, 28))[0].tolist() == [16, 4, 12, 12, 14, 3, 1, 8, 17, 11, 7, 9]
+
+
+def test_few_groups_are_open_at_a_time_and_they_open_evenly():
+    sizes = np.random.default_rng(0).integers(30, 60, 200)
+    lanes, ends = 16, np.cumsum(sizes)
+    ids, _ = Interleaved(sizes, lanes)(0, np.arange(sizes.sum()))
+    group = np.searchsorted(ends, ids, side="right")
+    open_groups, opened = [], []
+    for position, one in enumerate(group.tolist()):  # a cache of 2 x lanes groups
+        if one in open_groups:
+            open_groups.remove(one)
+        else:
+            opened.append(position)
+        open_groups = [*open_groups, one][-2 * lanes :]
+    assert len(opened) <= len(sizes) + 2 * lanes
+    # 16 rows bring 0.4 groups in the mean; a shuffle of all rows would bring 15.
+    assert np.bincount(np.array(opened)[lanes:] // lanes).max() <= 5
+    # Rows that follow one another are of other groups and from all over the epoch.
+    assert np.mean(group[1:] == group[:-1]) < 0.02
+    halves = [np.mean(half < len(sizes) / 2) for half in np.split(group[: len(group) // 2 * 2], 2)]
+    assert all(0.3 < half < 0.7 for half in halves)

@@ -5,13 +5,16 @@ import resource
 import time
 
 import fsspec
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from bigjax.core.errors import UserError
 from bigjax.core.order import sample_ids
+from bigjax.data.pipeline import train_batches
 from bigjax.data.shards import Shards
 from bigjax.data.sources import Source
 from bigjax.loop.train import train
@@ -61,6 +64,31 @@ def test_rows_in_any_order_are_those_of_the_files(folder):
     assert len(part) == 6 and list(part.features) == ["tokens"]
     assert np.array_equal(part.read(np.arange(6))["tokens"], tokens[12:18])
     assert part.fingerprint() != source.fingerprint()
+
+
+def test_interleaved_groups_are_decoded_once_an_epoch_by_whichever_threads(tmp_path, monkeypatch):
+    tokens = RNG.integers(0, 90, (400, 3))
+    for number, rows in enumerate(np.split(tokens, [150])):
+        column = pa.array(rows.tolist(), pa.list_(pa.int32()))
+        pq.write_table(
+            pa.table({"x": column}), tmp_path / f"train-{number}.parquet", row_group_size=10
+        )
+    shards = Shards(f"{tmp_path}/{{split}}-*.parquet", interleave=8)
+    source = shards.open("train[5:395]")
+    decoded, decode = [], source._decode
+    monkeypatch.setattr(source, "_decode", lambda group: decoded.append(group) or decode(group))
+    rows = SingleDeviceSharding(jax.devices()[0])
+    batches = train_batches(source, batch_size=13, seed=0, start_step=0, sharding=rows)
+    seen = [next(batches) for _ in range(30)]
+    batches.close()
+    ids = np.concatenate([batch["sample"] for batch in seen])
+    assert sorted(ids) == list(range(390))
+    assert np.array_equal(np.concatenate([batch["x"] for batch in seen]), tokens[5 + ids])
+    # 40 groups, two more for each of 8 lanes at most, and of the next epoch what is read ahead.
+    assert set(decoded) == set(range(40)) and len(decoded) < 40 + 16 + 8
+    late = train_batches(source, batch_size=13, seed=0, start_step=7, sharding=rows)
+    assert np.array_equal(next(late)["sample"], seen[7]["sample"])
+    late.close()
 
 
 def test_the_fingerprint_is_that_of_the_content(folder):
