@@ -116,11 +116,9 @@ def local_rows(sharding: Sharding, batch_size: int) -> np.ndarray:
 
 
 def _ahead(batch_of: Callable[[int], Batch], steps: Iterable[int], workers: int) -> Iterator[Batch]:
-    """The batches of `steps` in order, AHEAD of them made by threads before they are asked for.
-
-    Who asks never lets go of Python's lock for a batch that is there, and pays 15 us, most of them to wake a
-    thread (a `concurrent.futures` executor 31, grain's prefetch over 60): what a quick step would feel.
-    """
+    """The batches of `steps` in order, AHEAD of them made by threads before they are asked for."""
+    # Queues alone: a batch that is there costs who asks half of what an executor's futures do, most of it to
+    # wake a thread, and Python's lock is kept. A quick step would feel the rest.
     steps, asked, under_way = iter(steps), SimpleQueue(), deque()
 
     def ask(count: int) -> None:

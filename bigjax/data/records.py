@@ -170,7 +170,7 @@ class ArrayRecords:
 def _ranges(
     files: Any, paths: Sequence[str], starts: Sequence[int], ends: Sequence[int]
 ) -> list[bytes]:
-    """Parts of files, as fsspec's `cat_ranges`, which on this machine's disks opens a file a part (100 us)."""
+    """Parts of files, as fsspec's `cat_ranges`, which on this machine's disks opens a file for each part."""
     if not is_local(files):
         return files.cat_ranges(paths, starts, ends, on_error="raise")
     found: list[bytes] = [b""] * len(paths)

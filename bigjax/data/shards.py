@@ -215,7 +215,7 @@ class ShardRows:
         return {name: _numbers(table[name], name, where) for name in self._names}
 
     def _reader(self, number: int) -> Any:
-        """This thread's open reader of a shard: to open one takes as long as to decode 100 kB."""
+        """This thread's open reader of a shard; one opened for each group would cost as much again."""
         if not hasattr(self._of_thread, "reader"):
             self._of_thread.reader = functools.lru_cache(OPEN)(self._open)
         return self._of_thread.reader(number)
