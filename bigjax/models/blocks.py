@@ -22,6 +22,7 @@ from bigjax.core.errors import UserError
 from bigjax.core.layout import constrain
 from bigjax.core.losses import AUXILIARY
 from bigjax.core.rules import paths
+from bigjax.models import rows
 from bigjax.models.common import choose
 from bigjax.models.pipeline import pipelined
 
@@ -197,7 +198,7 @@ def layer_norm(name: str, epsilon: float = 1e-5, bias: bool = True) -> nn.Module
 
     Call it something that ends in "norm": the precision policy keeps such parameters in float32.
     """
-    return nn.LayerNorm(
+    return LayerNorm(
         epsilon=epsilon,
         # E[(x - mean)^2], not E[x^2] - mean^2: the latter loses digits where the mean is large.
         use_fast_variance=False,
@@ -206,6 +207,18 @@ def layer_norm(name: str, epsilon: float = 1e-5, bias: bool = True) -> nn.Module
         bias_init=named(nn.initializers.zeros, "embed"),
         name=name,
     )
+
+
+class LayerNorm(nn.LayerNorm):
+    """Flax's, whose gradient on one CPU is that of `rows.layer_norm`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not rows.on_one_cpu():
+            return super().__call__(x)
+        scale = self.param("scale", self.scale_init, x.shape[-1:])
+        bias = self.param("bias", self.bias_init, x.shape[-1:]) if self.use_bias else None
+        return rows.layer_norm(x, scale, bias, self.epsilon)
 
 
 def rms_norm(name: str, epsilon: float = 1e-5, names: Sequence[str] = ("embed",)) -> nn.Module:
@@ -259,45 +272,55 @@ def product(x: jax.Array, kernel: jax.Array, axes: Any, **options: Any) -> jax.A
     return jax.lax.dot(*matrices, **options).reshape(*rows, *outputs)
 
 
+class Linear(nn.Module):
+    """x's last axes, as many as `inputs`, times a kernel, plus a bias: (..., *I) -> (..., *outputs).
+
+    Parameters: kernel (*I, *outputs), drawn as the matrix that it is, and bias (*outputs).
+
+    names: logical names of the kernel's axes, and of the bias those of the outputs.
+    """
+
+    outputs: Sequence[int]
+    names: Sequence[str]
+    use_bias: bool
+    kernel_init: nn.initializers.Initializer
+    inputs: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def as_matrix(rng: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+            sides = math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :])
+            return self.kernel_init(rng, sides, dtype).reshape(shape)
+
+        shape = (*x.shape[-self.inputs :], *self.outputs)
+        kernel, bias = self.param("kernel", named(as_matrix, *self.names), shape), None
+        if self.use_bias:
+            zeros = named(nn.initializers.zeros, *self.names[self.inputs :])
+            bias = self.param("bias", zeros, tuple(self.outputs))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
+        contracted = tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))
+        y = product(x, kernel, (contracted, ((), ())))
+        return y if bias is None else rows.with_bias(y, bias)
+
+
 def split_heads(
     name: str, heads: int, width: int, *, bias: bool = True, axis: str = "heads"
 ) -> nn.Module:
     """Linear map (..., D) -> (..., heads, width): queries, keys, values. Call inside a compact method."""
-    return nn.DenseGeneral(
-        (heads, width),
-        use_bias=bias,
-        kernel_init=named(normal(), "embed", axis, "head"),
-        bias_init=named(nn.initializers.zeros, axis, "head"),
-        dot_general=product,
-        name=name,
-    )
+    return Linear((heads, width), ("embed", axis, "head"), bias, normal(), name=name)
 
 
 def join_heads(name: str, width: int, *, bias: bool = True, layers: int | None = None) -> nn.Module:
     """Linear map (..., heads, H) -> (..., width), a residual branch's end: see `normal`."""
-    return nn.DenseGeneral(
-        width,
-        axis=(-2, -1),
-        use_bias=bias,
-        kernel_init=named(normal(layers), "heads", "head", "embed"),
-        bias_init=named(nn.initializers.zeros, "embed"),
-        dot_general=product,
-        name=name,
-    )
+    names = ("heads", "head", "embed")
+    return Linear((width,), names, bias, normal(layers), inputs=2, name=name)
 
 
 def dense(
     name: str | None, width: int, *names: str, bias: bool = True, layers: int | None = None
 ) -> nn.Module:
     """Linear map to `width` whose two axes have these logical names. Call inside a compact method."""
-    return nn.Dense(
-        width,
-        use_bias=bias,
-        kernel_init=named(normal(layers), *names),
-        bias_init=named(nn.initializers.zeros, names[-1]),
-        dot_general=product,
-        name=name,
-    )
+    return Linear((width,), names, bias, normal(layers), name=name)
 
 
 def check_context(context: int, tokens: int) -> None:

@@ -1,0 +1,91 @@
+"""Biases and LayerNorm of rows (..., D), with the gradients that XLA compiles well for a CPU.
+
+XLA's sum over rows, which the gradient of every bias and scale is, reads memory column by column there: 7.7 ms
+for 2048 x 1536 numbers (jaxlib 0.10.2, one core), where the product with ones that it equals takes 0.25.
+Over several devices, and on GPU and TPU, the gradients are XLA's own. A test holds both to float64.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+from bigjax.core import layout
+
+
+def on_one_cpu() -> bool:
+    """Whether what is traced now will run on one CPU, for which these forms are."""
+    return layout.platform() == "cpu" and jax.device_count() == 1
+
+
+def with_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y (..., *D) + bias (*D), of one dtype."""
+    return _with_bias(y, bias) if on_one_cpu() and y.ndim > bias.ndim else y + bias
+
+
+@jax.custom_vjp
+def _with_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    return y + bias
+
+
+def _with_bias_forward(y, bias):
+    return y + bias, bias
+
+
+def _with_bias_backward(bias, dy):
+    total = sum_of_rows(dy.reshape(-1, math.prod(bias.shape)))
+    return dy, total.reshape(bias.shape).astype(bias.dtype)
+
+
+_with_bias.defvjp(_with_bias_forward, _with_bias_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array | None, epsilon: float) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over the last axis, statistics in float32
+    or wider (Ba et al. 2016): what flax's does without `use_fast_variance`, but for its gradient."""
+    return _norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _norm_forward(x, scale, bias, epsilon):
+    wide = x.astype(_wide(x))
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = (wide - mean) * (inverse * scale)
+    given = (scale,) if bias is None else (scale, bias)
+    y = y if bias is None else y + bias
+    return y.astype(jnp.result_type(x, *given)), (x, mean, inverse, *given)
+
+
+def _norm_backward(epsilon, saved, dy):
+    """dx = (g - mean(g) - n mean(g n)) / deviation, where g = dy scale and n is x normalised."""
+    x, mean, inverse, scale, *bias = saved
+    D, wide = x.shape[-1], mean.dtype
+    normed, dy = (x.astype(wide) - mean) * inverse, dy.astype(wide)
+    turned = dy * normed
+    shares = scale.astype(wide)[:, None] / D  # a product with them: scaled, and the mean taken
+    of_dy, of_turned = (
+        jnp.dot(each.reshape(-1, D), shares).reshape(mean.shape) for each in (dy, turned)
+    )
+    dx = inverse * (dy * scale - of_dy - normed * of_turned)
+    dscale, *dbias = (
+        sum_of_rows(each.reshape(-1, D)).astype(scale.dtype)
+        for each in (turned, dy)[: 1 + len(bias)]
+    )
+    return dx.astype(x.dtype), dscale, dbias[0] if bias else None
+
+
+layer_norm.defvjp(_norm_forward, _norm_backward)
+
+
+def sum_of_rows(x: jax.Array) -> jax.Array:
+    """(R, D) -> (D,), in float32 or wider, as a product."""
+    return jnp.dot(jnp.ones((1, len(x)), x.dtype), x, preferred_element_type=_wide(x))[0]
+
+
+def _wide(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
