@@ -199,8 +199,11 @@ def plainly(q, k, v, segments, bias, causal):
     return jnp.einsum("bnts,bsnh->btnh", weights, v)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_queries_in_parts_have_the_values_and_gradients_of_float64_and_of_xla(causal):
+@pytest.mark.parametrize(("causal", "devices"), [(False, 8), (True, 8), (False, 1), (True, 1)])
+def test_queries_in_parts_have_the_values_and_gradients_of_float64_and_of_xla(
+    causal, devices, monkeypatch
+):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)  # one has forms of its own
     T = 64  # in four parts, where attention is causal
     q, k, v, bias, d_out = draw(B, T, N, H), draw(B, T, 2, H), draw(B, T, 2, H), draw(N, T, T), draw(B, T, N, H)  # fmt: skip
     segments = np.sort(RNG.integers(1, 4, (B, T)), axis=1).astype(np.int32)

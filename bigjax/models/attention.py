@@ -14,6 +14,7 @@ from bigjax.core import layout
 from bigjax.core.errors import UserError
 from bigjax.core.layout import platform
 from bigjax.models.common import choose
+from bigjax.models.rows import on_one_cpu
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "tpu_flash")
 HIDDEN = -1e30  # a score that leaves no weight
@@ -168,14 +169,10 @@ def _written_out(
     k_BKSH, v_BKSH = (jnp.swapaxes(x, 1, 2) for x in (k_BSKH, v_BSKH))
     if bias is not None:
         bias = jnp.broadcast_to(bias, (B, N, T, S)).reshape(B, K, N // K, T, S)
+    scores, weighted = (_scores, _weighted) if on_one_cpu() else (_scores_of, _weighted_of)
 
     def some(start: int, end: int, keys: int) -> jax.Array:
-        s_BKGTS = scale * jnp.einsum(
-            "BKGTH,BKSH->BKGTS",
-            q_BKGTH[..., start:end, :],
-            k_BKSH[:, :, :keys],
-            preferred_element_type=jnp.float32,
-        )
+        s_BKGTS = scale * scores(q_BKGTH[..., start:end, :], k_BKSH[:, :, :keys])
         if softcap is not None:
             s_BKGTS = softcap * jnp.tanh(s_BKGTS / softcap)
         if bias is not None:
@@ -185,12 +182,7 @@ def _written_out(
             s_BKGTS = jnp.where(own_BTS[:, None, None, :, :keys], s_BKGTS, HIDDEN)
         most_BKGT1 = jax.lax.stop_gradient(jnp.max(s_BKGTS, axis=-1, keepdims=True))
         p_BKGTS = jnp.exp(s_BKGTS - most_BKGT1)
-        out_BKGTH = jnp.einsum(
-            "BKGTS,BKSH->BKGTH",
-            p_BKGTS.astype(v_BKSH.dtype),
-            v_BKSH[:, :, :keys],
-            preferred_element_type=jnp.float32,
-        )
+        out_BKGTH = weighted(p_BKGTS.astype(v_BKSH.dtype), v_BKSH[:, :, :keys])
         return out_BKGTH / jnp.sum(p_BKGTS, axis=-1, keepdims=True)
 
     if causal and T == S and T >= 64 and T % 4 == 0 and layout.parts("length") == 1:
@@ -200,6 +192,45 @@ def _written_out(
     else:
         out_BKGTH = some(0, T, S)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _scores_of(q_BKGTH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
+    return _product("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
+
+
+def _weighted_of(p_BKGTS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
+    return _product("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
+
+
+def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+
+
+# The same two, with gradients that XLA compiles well for one CPU: of keys and values with their last two
+# axes turned, for otherwise it would first write what is as large as the scores turned.
+_scores, _weighted = jax.custom_vjp(_scores_of), jax.custom_vjp(_weighted_of)
+
+
+def _scores_backward(saved, ds_BKGTS):
+    q_BKGTH, k_BKSH = saved
+    dq_BKGTH = _product("BKGTS,BKSH->BKGTH", ds_BKGTS, k_BKSH)
+    return dq_BKGTH.astype(q_BKGTH.dtype), _turned(q_BKGTH, ds_BKGTS).astype(k_BKSH.dtype)
+
+
+def _weighted_backward(saved, dout_BKGTH):
+    p_BKGTS, v_BKSH = saved
+    dp_BKGTS = _product("BKGTH,BKSH->BKGTS", dout_BKGTH, v_BKSH)
+    return dp_BKGTS.astype(p_BKGTS.dtype), _turned(dout_BKGTH, p_BKGTS).astype(v_BKSH.dtype)
+
+
+def _turned(x_BKGTH: jax.Array, y_BKGTS: jax.Array) -> jax.Array:
+    """(B, K, S, H): y' x, computed as (x' y)', which the barrier keeps XLA from undoing."""
+    product_BKHS = _product("BKGTH,BKGTS->BKHS", x_BKGTH, y_BKGTS)
+    return jnp.swapaxes(jax.lax.optimization_barrier(product_BKHS), 2, 3)
+
+
+_scores.defvjp(lambda q, k: (_scores_of(q, k), (q, k)), _scores_backward)
+_weighted.defvjp(lambda p, v: (_weighted_of(p, v), (p, v)), _weighted_backward)
 
 
 def _no_later(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
