@@ -15,7 +15,7 @@ from jax import lax
 
 from bigjax.core.errors import UserError
 from bigjax.core.layout import batch_axes
-from bigjax.models import on_cpu, winograd
+from bigjax.models import on_cpu, rows, winograd
 
 # He et al. 2015 in its fan-out form: the variance of the gradient is kept through the layers.
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -59,7 +59,7 @@ def batch_norm(
         PyTorch calls momentum is 1 - momentum, so that its default 0.1 is 0.9 here. The variance
         averaged is that of the batch itself; PyTorch averages n / (n - 1) times it.
     """
-    return nn.BatchNorm(
+    return BatchNorm(
         use_running_average=not train,
         momentum=momentum,
         epsilon=epsilon,
@@ -67,6 +67,28 @@ def batch_norm(
         name=name,
         **options,
     )
+
+
+class BatchNorm(nn.BatchNorm):
+    """Flax's, which on one CPU in training is that of `rows.batch_norm`."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.use_running_average or self.axis_name or not rows.on_one_cpu():
+            return super().__call__(x)
+        shape = x.shape[-1:]
+        averages = [
+            self.variable("batch_stats", name, make, shape, jnp.float32)
+            for name, make in (("mean", jnp.zeros), ("var", jnp.ones))
+        ]
+        scale = self.param("scale", self.scale_init, shape)
+        y, *found = rows.batch_norm(
+            x, scale, self.param("bias", self.bias_init, shape), self.epsilon
+        )
+        if not self.is_initializing():
+            for average, new in zip(averages, found, strict=True):
+                average.value = self.momentum * average.value + (1 - self.momentum) * new
+        return y
 
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options):

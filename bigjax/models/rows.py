@@ -1,4 +1,4 @@
-"""Biases and LayerNorm of rows (..., D), with the gradients that XLA compiles well for a CPU.
+"""Biases, LayerNorm and BatchNorm of rows (..., D), with the gradients that XLA compiles well for a CPU.
 
 XLA's sum over rows, which the gradient of every bias and scale is, reads memory column by column there: 7.7 ms
 for 2048 x 1536 numbers (jaxlib 0.10.2, one core), where the product with ones that it equals takes 0.25.
@@ -82,9 +82,44 @@ def _norm_backward(epsilon, saved, dy):
 layer_norm.defvjp(_norm_forward, _norm_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, and mean and variance (D,) themselves, which
+    are those of all rows, E[x^2] - E[x]^2 (Ioffe and Szegedy 2015). No gradient flows through the last two."""
+    return _batch_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _batch_norm_forward(x, scale, bias, epsilon):
+    wide, D = x.astype(_wide(x)), x.shape[-1]
+    mean, square = (sum_of_rows(each.reshape(-1, D)) * D / x.size for each in (wide, wide * wide))
+    variance = jnp.maximum(0.0, square - mean * mean)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = (wide - mean) * (inverse * scale) + bias
+    y = y.astype(jnp.result_type(x, scale, bias))
+    return (y, mean, variance), (x, mean, inverse, scale)
+
+
+def _batch_norm_backward(epsilon, saved, changes):
+    x, mean, inverse, scale = saved
+    D, dy = x.shape[-1], changes[0].astype(mean.dtype)
+    normed = (x.astype(mean.dtype) - mean) * inverse
+    dscale, dbias = (sum_of_rows(each.reshape(-1, D)) for each in (dy * normed, dy))
+    dx = inverse * scale * (dy - (dbias + normed * dscale) * D / x.size)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+
+
+batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
 def sum_of_rows(x: jax.Array) -> jax.Array:
-    """(R, D) -> (D,), in float32 or wider, as a product."""
-    return jnp.dot(jnp.ones((1, len(x)), x.dtype), x, preferred_element_type=_wide(x))[0]
+    """(R, D) -> (D,), in float32 or wider, as a product; many rows in parts side by side, which rounds less."""
+    (R, D), wide = x.shape, _wide(x)
+    parts = 1 if R < 8192 or R % 16 else 16
+    ones = jnp.ones((1, R // parts), x.dtype)
+    sums = jnp.dot(ones, x.reshape(-1, parts * D), preferred_element_type=wide)
+    return jnp.sum(sums.reshape(parts, D), axis=0)
 
 
 def _wide(x: jax.Array) -> jnp.dtype:

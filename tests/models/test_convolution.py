@@ -18,7 +18,7 @@ from bigjax.core.settings import Precision
 from bigjax.mesh import sharding
 from bigjax.mesh.placement import logical_names, place, vocabulary
 from bigjax.models import on_cpu, winograd
-from bigjax.models.convolution import convolve, divisible, max_pool
+from bigjax.models.convolution import batch_norm, convolve, divisible, max_pool
 from bigjax.models.efficientnet import EfficientNet
 from bigjax.models.efficientnet_lite import EfficientNetLite
 from bigjax.models.mobilenet import MobileNetV2
@@ -244,3 +244,45 @@ def test_unknown_blocks_and_stems_are_told_with_the_known_ones():
     for wrong, message in ((dict(block="basics"), "model.block"), (dict(stem="big"), "model.stem")):
         with pytest.raises(UserError, match=f"{message}: unknown"):
             jax.eval_shape(lambda w=wrong: init(ResNet(**SMALL, **w)))
+
+
+def float64_batch_norm(x, scale, bias, dy, epsilon):
+    """BatchNorm and its gradients, its mean and variance, in NumPy."""
+    rows = tuple(range(x.ndim - 1))
+    mean, variance = x.mean(rows), x.var(rows)
+    deviation = np.sqrt(variance + epsilon)
+    normed = (x - mean) / deviation
+    dx = scale / deviation * (dy - dy.mean(rows) - normed * (dy * normed).mean(rows))
+    return normed * scale + bias, (dy * normed).sum(rows), dy.sum(rows), dx, mean, variance
+
+
+@pytest.mark.parametrize("side", [8, 48])  # the larger has rows enough to be summed in parts
+def test_batch_norm_on_one_cpu_has_the_values_and_gradients_of_float64_and_of_xla(
+    side, monkeypatch
+):
+    shape = (4, side, side, 5)
+    x, dy = (RNG.standard_normal(shape).astype(np.float32) for _ in range(2))
+    x, (scale, bias) = 2 * x + 1, RNG.standard_normal((2, 5)).astype(np.float32)
+    before = {"mean": np.zeros(5, np.float32), "var": np.ones(5, np.float32)}
+
+    def run(params, x, dy):
+        norm = batch_norm("norm", train=True, momentum=0.75, epsilon=1e-3)
+
+        def of(params, x):
+            given = {"params": params, "batch_stats": before}
+            return norm.apply(given, x, mutable="batch_stats")
+
+        y, back, changed = jax.vjp(of, params, x, has_aux=True)
+        return y, back(dy), changed["batch_stats"]
+
+    params = {"scale": scale, "bias": bias}
+    theirs = jax.jit(run)(params, x, dy)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    ours = jax.jit(lambda *given: run(*given))(params, x, dy)
+    wide = (each.astype(np.float64) for each in (x, scale, bias, dy))
+    y, dscale, dbias, dx, mean, variance = float64_batch_norm(*wide, 1e-3)
+    averages = {"mean": 0.25 * mean, "var": 0.75 + 0.25 * variance}
+    want = (y, ({"scale": dscale, "bias": dbias}, dx), averages)
+    for got, other, exact in zip(*map(tree_leaves, (ours, theirs, want)), strict=True):
+        np.testing.assert_allclose(got, exact, rtol=2e-5, atol=1e-5)
+        np.testing.assert_allclose(got, other, rtol=2e-5, atol=1e-5)
