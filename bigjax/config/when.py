@@ -5,6 +5,7 @@ It says only when, never what, and knows nothing but the step and the length of 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -52,7 +53,12 @@ class When:
         if isinstance(self.every, int):
             return step % self.every == 0
         if isinstance(self.every, float):
-            # As the decimal that was written, so that 0.1 is due exactly ten times.
-            period = Fraction(str(self.every)) * self.total_steps
-            return step // period > (step - 1) // period
+            length, steps = self._period
+            return step * steps // length > (step - 1) * steps // length
         return False
+
+    @functools.cached_property
+    def _period(self) -> tuple[int, int]:
+        """Steps from one time to the next, as a fraction: of the decimal that was written, so that 0.1 is
+        due exactly ten times."""
+        return (Fraction(str(self.every)) * self.total_steps).as_integer_ratio()

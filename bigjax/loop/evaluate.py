@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,17 +30,19 @@ IN_FLIGHT = 2
 
 Metrics = dict[str, Any]
 
+when = functools.lru_cache(typed=True)(When)  # asked at every step: one for each rhythm
+
 
 def is_due(setup: Setup, step: int) -> bool:
     """Whether anything is evaluated after this step."""
     return splits_due(setup, step) or any(
-        When(one.every, setup.total_steps).due(step) for one in setup.evaluators.values()
+        when(one.every, setup.total_steps).due(step) for one in setup.evaluators.values()
     )
 
 
 def splits_due(setup: Setup, step: int) -> bool:
     """Whether the task's own metrics of `evaluate.splits` are."""
-    return When(setup.evaluate.every, setup.total_steps).due(step)
+    return when(setup.evaluate.every, setup.total_steps).due(step)
 
 
 def evaluate_due(
@@ -61,7 +64,7 @@ def evaluate_due(
             return None
         found = values
     for name, evaluator in setup.evaluators.items():
-        if not When(evaluator.every, setup.total_steps).due(step):
+        if not when(evaluator.every, setup.total_steps).due(step):
             continue
         seen = Seen(setup, state, frozen, step, folder, name)
         for own, values in zip(found, evaluator.evaluate_all(seen), strict=True):

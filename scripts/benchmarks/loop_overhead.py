@@ -30,7 +30,9 @@ from scripts.benchmarks.measure import machine, summary, tell
 WARM_UP = 5
 
 
-def config_of(folder: Path, widths: tuple[int, ...], inputs: int, batch: int, steps: int):
+def config_of(
+    folder: Path, widths: tuple[int, ...], inputs: int, batch: int, steps: int, policy: str = "stop"
+):
     """A run on random examples that logs as often as an experiment does and evaluates nothing."""
     generator = np.random.default_rng(0)
     np.savez(
@@ -50,6 +52,7 @@ def config_of(folder: Path, widths: tuple[int, ...], inputs: int, batch: int, st
             task=dict(type="classification"),
             optimizer=dict(type="sgd", learning_rate=0.01),
             checkpoint=dict(every="never"),
+            check=dict(policy=policy),
         )
     )
 

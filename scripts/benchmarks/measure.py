@@ -94,13 +94,15 @@ def compare(
     peaks: Mapping[str, int],
     samples: int,
     out: Path | None,
+    ours: Sequence[str] = ("bigjax",),
     **about: object,
 ) -> None:
-    """Prints, and writes to `out`, samples/s of each contestant and of bigjax over the others.
+    """Prints, and writes to `out`, samples/s of each contestant and of ours over the others.
 
     Args:
       seconds, peaks: what `in_turn` gave.
       samples: in a round.
+      ours: contestants that are held against all others, as "NAME_over".
       about: what else the result should say.
     """
     result = {
@@ -109,10 +111,13 @@ def compare(
         "samples_per_second": {
             name: summary([samples / taken for taken in values]) for name, values in seconds.items()
         },
-        "bigjax_over": {
-            name: summary([b / a for a, b in zip(seconds["bigjax"], values, strict=True)])
-            for name, values in seconds.items()
-            if name != "bigjax"
+        **{
+            f"{mine}_over": {
+                name: summary([b / a for a, b in zip(seconds[mine], values, strict=True)])
+                for name, values in seconds.items()
+                if name != mine
+            }
+            for mine in ours
         },
         "peak_mib": {name: round(peak / 2**20) for name, peak in peaks.items()},
     }
