@@ -339,8 +339,7 @@ def _jitted(
     # Evaluation reads of the frozen variables those of the model itself, wherever they lie: it is
     # given all of them after a step, and no teacher's when a run is opened.
     takes = {"train_step": trains, "diagnose": trains, "evaluation_variables": (layout, None)}
-    # The variables stay where they lie.
-    gives = {"train_step": (layout, replicated), "evaluation_variables": None}
+    gives = {"train_step": (layout, replicated), "evaluation_variables": None}  # None: as they lie
     jitted = {
         name: jax.jit(
             function,
