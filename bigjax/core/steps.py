@@ -225,18 +225,19 @@ def apply_sums(
             info = {**info, "loss_scale": state.loss_scale.value, "overflow": overflow}
         return new, info
 
+    # Of the sums: asked of the divided gradients, XLA would write these down, as large as the parameters.
+    grad_norm = judged = of_the_mean(global_norm(sums.gradients), sums.pairs)
     if check is None:
         new, info = in_place(state, update, loss)
         halted = jnp.zeros((), bool)
     else:
-        grad_norm = judged = of_the_mean(global_norm(sums.gradients), sums.pairs)
         if state.loss_scale is not None:  # an overflow is dealt with: not bad
             _, overflow = without_overflow(state, state, loss, sums.gradients)
             judged = jnp.where(overflow, 0.0, grad_norm)
         new, info = guarded(state, update, loss, judged, check)
-        info, halted = {**info, "grad_norm": grad_norm}, info["halted"]
+        halted = info["halted"]
     one = jnp.ones((), jnp.float32)
-    shown = {name: (value, one) for name, value in info.items()}
+    shown = {name: (value, one) for name, value in {**info, "grad_norm": grad_norm}.items()}
     return new, {**sums.pairs, **shown}, halted
 
 
