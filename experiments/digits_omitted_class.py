@@ -22,8 +22,9 @@ Distilled, the student knows most of what its teacher does of threes, short of t
 accuracy is above that of the one alone with every seed: paired, p < 1e-6, as the two deviations above bound it
 however the seeds go together. More room brings it a little nearer; more than that, being shown what lies
 around its images, as threes of other writers lie far from all that it sees: that student knows nearly all
-that its teacher does. (Each was tried once, and nothing chosen by these images.) The
-correction changes nothing here, as the first student's bias is already right (moved by -0.6, sd 1.1), and
+that its teacher does. (Each was tried once, and nothing chosen by these images.) A teacher that is shown shifted
+images itself, for 150 epochs (10 seeds, not kept), knows 0.889 of the threes and teaches 0.573 of them: surer of the other digits, it
+says less of threes. The correction changes nothing here, as the first student's bias is already right (moved by -0.6, sd 1.1), and
 cannot give the one alone what it does not know (16.5, sd 1.8).
 """
 
