@@ -59,6 +59,5 @@ class When:
 
     @functools.cached_property
     def _period(self) -> tuple[int, int]:
-        """Steps from one time to the next, as a fraction: of the decimal that was written, so that 0.1 is
-        due exactly ten times."""
+        """Steps from one time to the next, as a fraction: of the decimal that was written, not of its float."""
         return (Fraction(str(self.every)) * self.total_steps).as_integer_ratio()

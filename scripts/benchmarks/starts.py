@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--experiment", default="sentiment_bert")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else Python compiles all sources at each start
+    # Else Python compiles all sources at each start.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     first, second, config, listed = [], [], [], []
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as compiled:
