@@ -1,8 +1,7 @@
 """Biases, LayerNorm and BatchNorm of rows (..., D), with the gradients that XLA compiles well for a CPU.
 
-XLA's sum over rows, which the gradient of every bias and scale is, reads memory column by column there: 7.7 ms
-for 2048 x 1536 numbers (jaxlib 0.10.2, one core), where the product with ones that it equals takes 0.25.
-Over several devices, and on GPU and TPU, the gradients are XLA's own. A test holds both to float64.
+XLA's sum over rows, which the gradient of every bias and scale is, reads memory column by column there; the product with
+ones that it equals does not. Over several devices, and on GPU and TPU, the gradients are XLA's own. A test holds both to float64.
 """
 
 from __future__ import annotations
@@ -115,6 +114,7 @@ batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 def sum_of_rows(x: jax.Array) -> jax.Array:
     """(R, D) -> (D,), in float32 or wider, as a product; many rows in parts side by side, which rounds less."""
+    # 2048 x 1536 numbers: 0.25 ms for 7.7 (jaxlib 0.10.2, one core).
     (R, D), wide = x.shape, _wide(x)
     parts = 1 if R < 8192 or R % 16 else 16
     ones = jnp.ones((1, R // parts), x.dtype)
