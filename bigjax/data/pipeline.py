@@ -129,11 +129,10 @@ def _ahead(batch_of: Callable[[int], Batch], steps: Iterable[int], workers: int)
     for _ in range(workers):
         threading.Thread(target=_make, args=(batch_of, asked), name="batches").start()
     try:
-        ask(AHEAD)
+        ask(AHEAD + 1)
         while under_way:
-            answer = under_way.popleft()
+            yield _made(under_way.popleft().get())
             ask(1)
-            yield _made(answer.get())
     finally:
         with contextlib.suppress(Empty):
             while True:

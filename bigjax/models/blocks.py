@@ -198,7 +198,7 @@ def layer_norm(name: str, epsilon: float = 1e-5, bias: bool = True) -> nn.Module
 
     Call it something that ends in "norm": the precision policy keeps such parameters in float32.
     """
-    return LayerNorm(
+    return (LayerNorm if rows.on_one_cpu() else nn.LayerNorm)(
         epsilon=epsilon,
         # E[(x - mean)^2], not E[x^2] - mean^2: the latter loses digits where the mean is large.
         use_fast_variance=False,
@@ -210,12 +210,10 @@ def layer_norm(name: str, epsilon: float = 1e-5, bias: bool = True) -> nn.Module
 
 
 class LayerNorm(nn.LayerNorm):
-    """Flax's, whose gradient on one CPU is that of `rows.layer_norm`."""
+    """Flax's, by `rows.layer_norm`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if not rows.on_one_cpu():
-            return super().__call__(x)
         scale = self.param("scale", self.scale_init, x.shape[-1:])
         bias = self.param("bias", self.bias_init, x.shape[-1:]) if self.use_bias else None
         return rows.layer_norm(x, scale, bias, self.epsilon)

@@ -59,7 +59,8 @@ def batch_norm(
         PyTorch calls momentum is 1 - momentum, so that its default 0.1 is 0.9 here. The variance
         averaged is that of the batch itself; PyTorch averages n / (n - 1) times it.
     """
-    return BatchNorm(
+    kind = BatchNorm if train and rows.on_one_cpu() else nn.BatchNorm
+    return kind(
         use_running_average=not train,
         momentum=momentum,
         epsilon=epsilon,
@@ -70,12 +71,10 @@ def batch_norm(
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's, which on one CPU in training is that of `rows.batch_norm`."""
+    """Flax's in training, by `rows.batch_norm`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.use_running_average or self.axis_name or not rows.on_one_cpu():
-            return super().__call__(x)
         shape = x.shape[-1:]
         averages = [
             self.variable("batch_stats", name, make, shape, jnp.float32)
