@@ -119,7 +119,7 @@ def read_all(files: list[Path]) -> None:
 
 
 def fill(size: int) -> list[np.ndarray]:
-    """So many bytes of ones, in pieces of 64 MB."""
+    """So many bytes of ones, in pieces."""
     return [np.ones(2**24, np.float32) for _ in range(size // 2**26)]
 
 
