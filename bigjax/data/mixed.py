@@ -40,11 +40,8 @@ class Mixed:
         self.class_names, self.num_classes = train.class_names, train.num_classes
 
     def __getattr__(self, name: str) -> Any:
-        if name in (
-            "column",
-            "stream",
-            "_train",
-        ):  # only the splits themselves have these of all examples
+        # Only the splits themselves have a column of all examples, or an order.
+        if name in ("column", "stream", "_train"):
             raise AttributeError(name)
         return getattr(self._train, name)
 

@@ -224,10 +224,10 @@ class ShardRows:
         import pyarrow.parquet
 
         shard = self._shards[number]
-        local = is_local(shard.files)
-        file = (
-            pyarrow.OSFile(shard.path) if local else shard.files.open(shard.path, cache_type="none")
-        )
+        if is_local(shard.files):
+            file = pyarrow.OSFile(shard.path)
+        else:
+            file = shard.files.open(shard.path, cache_type="none")
         return pyarrow.parquet.ParquetFile(file, metadata=shard.metadata)
 
 
