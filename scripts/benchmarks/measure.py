@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -40,11 +41,22 @@ def summaries(pairs: Sequence[tuple[float, float]]) -> dict[str, dict[str, float
 def machine() -> dict[str, str | int | float]:
     """Where this ran, and how busy the machine was."""
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
     }
+
+
+def _processor() -> str:
+    """Its name and cache, by which machines of one name are told apart."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    said = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    known = [said[key] for key in ("model name", "cache size") if said.get(key)]
+    return ", ".join(known) or platform.machine()
 
 
 def tell(result: Mapping[str, Any], out: Path | None) -> None:
