@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -208,6 +209,92 @@ def test_runs_on_eight_devices_are_what_they_are_without(tmp_path, folder, monke
     program._PROGRAMS.clear()
     assert results == [plain["fingerprint"]] * 2
     assert [path.suffix for path in sorted(folder.iterdir())].count(".step") == 1
+
+
+def ahead():
+    """A kept step that has begun to load for some arguments, and those."""
+    one = kept.KeptStep(Counted(step), "one", None, jax.devices()[:1])
+    arguments = {"kernel": jnp.ones((3, 2))}, jnp.ones((4, 3)), {"target": jnp.ones((4, 2))}
+    as_told = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), arguments
+    )
+    one.load_ahead(as_told)
+    return one, arguments
+
+
+def counted_loads(monkeypatch):
+    """The names of the threads that loaded a step from here on."""
+    threads, load = [], kept.KeptStep._load
+
+    def counting(self, *arguments):
+        threads.append(threading.current_thread().name)
+        return load(self, *arguments)
+
+    monkeypatch.setattr(kept.KeptStep, "_load", counting)
+    return threads
+
+
+def test_what_was_loaded_ahead_is_taken_and_loaded_once(folder, monkeypatch):
+    expected = start()[1]
+    threads = counted_loads(monkeypatch)
+    one, _ = ahead()
+    batch, state = jnp.arange(12.0).reshape(4, 3) / 7, {"kernel": jnp.ones((3, 2))}
+    for _ in range(2):
+        state, metrics = one(state, batch, {"target": jnp.full((4, 2), 0.3)})
+    same(expected, jax.tree.map(np.asarray, (state, metrics)))
+    assert one._jitted.lowered == 0
+    assert [name.partition("_")[0] for name in threads] == ["kept step"]
+
+
+def test_nothing_loaded_ahead_is_taken_once_a_module_has_changed(folder, tmp_path, monkeypatch):
+    module = types.ModuleType("of_a_user")
+    module.__file__ = str(tmp_path / "of_a_user.py")
+    (tmp_path / "of_a_user.py").write_text("a = 1")
+    monkeypatch.setitem(sys.modules, "of_a_user", module)
+    start()
+    one, arguments = ahead()
+    one._ahead.result()
+    (tmp_path / "of_a_user.py").write_text("a = 1000")
+    one(*arguments)
+    assert one._jitted.lowered == 1
+
+
+def test_arguments_of_other_kinds_than_told_get_their_own_step(folder):
+    start(rows=4)
+    one, (state, *_) = ahead()
+    found, _ = one(state, jnp.ones((5, 3)), {"target": jnp.ones((5, 2))})
+    assert one._jitted.lowered == 1
+    np.testing.assert_allclose(found["kernel"], 1 - 0.2 * 5 * 2 * np.ones((3, 2)), rtol=1e-5)
+
+
+def test_a_damaged_step_loaded_ahead_is_compiled_again(folder):
+    start()
+    (path,) = folder.glob("*.step")
+    path.write_bytes(path.read_bytes()[:-7])
+    one, arguments = ahead()
+    one(*arguments)
+    assert one._jitted.lowered == 1
+
+
+def test_a_module_of_python_itself_that_comes_by_chance_changes_nothing(folder, monkeypatch):
+    start()
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    late = types.ModuleType("this")
+    late.__file__ = os.__file__.replace("os.py", "this.py")
+    monkeypatch.setitem(sys.modules, "this", late)
+    assert start()[0] == 0
+
+
+def test_a_runs_second_start_loads_its_step_ahead(tmp_path, folder, monkeypatch):
+    config = small("train.steps=3", "log.tensorboard=False")
+    fingerprints = []
+    for name in ("first", "second"):
+        program._PROGRAMS.clear()
+        threads = counted_loads(monkeypatch)
+        fingerprints.append(train(config, tmp_path / name)["fingerprint"])
+    program._PROGRAMS.clear()
+    assert [name.partition("_")[0] for name in threads] == ["kept step"]
+    assert fingerprints[0] == fingerprints[1]
 
 
 class Doubled:

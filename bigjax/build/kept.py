@@ -21,6 +21,7 @@ import pickle
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ import jax
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
+from bigjax.build.parts import example_batch
 from bigjax.config.config import Config
 from bigjax.config.values import targets
 from bigjax.core import compilers
+from bigjax.mesh.sharding import batch_sharding
 from bigjax.run.code import versions
 
 log = logging.getLogger("bigjax")
@@ -82,6 +85,29 @@ class KeptStep:
         self._jitted, self._key, self._options = jitted, key, options
         self._devices, self._folder = devices, compilers.KEPT_STEPS
         self._compiled: Any = None
+        self._ahead: Future[tuple[str, Any] | None] | None = None
+
+    def load_ahead(self, arguments: tuple[Any, ...]) -> None:
+        """Begins to load, in a thread, what an earlier start left for arguments of these kinds.
+
+        Loading runs without Python's lock, beside whatever comes before the first step. It decides nothing: the call
+        asks as it would have asked, and takes what was loaded only if that is what it would load.
+
+        arguments: the call's, or what says their shapes, dtypes and layouts.
+        """
+        if self._compiled is not None or self._ahead is not None:
+            return
+        known = self._known(
+            arguments, _environment(self._devices)
+        )  # here, as JAX's settings are now
+
+        def load() -> tuple[str, Any] | None:
+            program = _program_of(known)
+            return (program, self._load(program, arguments)) if program else None
+
+        thread = ThreadPoolExecutor(1, "kept step")
+        self._ahead = thread.submit(load)
+        thread.shutdown(wait=False)
 
     def __call__(self, *arguments: Any) -> Any:
         if self._compiled is None:
@@ -97,10 +123,16 @@ class KeptStep:
 
     def _ready(self, arguments: tuple[Any, ...]) -> Any:
         """The compiled step: loaded, or compiled and kept."""
+        ahead, self._ahead = self._ahead, None
+        begun = (
+            ahead.result() if ahead else None
+        )  # waited for first: two copies at once are twice the memory
         environment = _environment(self._devices)
-        known = self._folder / f"{_hash([self._key, environment, _kinds(arguments)])}.json"
-        if (program := _program_of(known)) and (found := self._load(program, arguments)):
-            return found
+        known = self._known(arguments, environment)
+        if program := _program_of(known):
+            in_time = begun is not None and begun[0] == program
+            if found := begun[1] if in_time else self._load(program, arguments):
+                return found
         lowered = self._jitted.lower(*arguments)
         text = lowered.as_text()
         if "callback" in text:  # what it calls is a place in this process's memory
@@ -112,6 +144,10 @@ class KeptStep:
             self._keep(program, found)
         _write(known, json.dumps({"program": program, "files": _stamps(_modules())}).encode())
         return found
+
+    def _known(self, arguments: tuple[Any, ...], environment: list[Any]) -> Path:
+        """The file that says which step was traced from what this one follows from."""
+        return self._folder / f"{_hash([self._key, environment, _kinds(arguments)])}.json"
 
     def _load(self, program: str, arguments: tuple[Any, ...]) -> Any:
         """The compiled step of this name, or None."""
@@ -148,6 +184,23 @@ class KeptStep:
         _make_room(self._folder)
 
 
+def load_ahead(program: Any, features: dict[str, Any], rows: int) -> None:
+    """Begins to load a program's train step, if it is a kept one.
+
+    Args:
+      program: a `bigjax.build.program.Program`.
+      features: of the source that its batches come from. rows: of a batch.
+    """
+    if not isinstance(program.train_step, KeptStep):
+        return
+    layout = batch_sharding(program.mesh)
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
+        jax.eval_shape(lambda: example_batch(features, rows)),
+    )
+    program.train_step.load_ahead((program.state, batch, program.frozen))
+
+
 def _program_of(known: Path) -> str | None:
     """The name of the step that was traced from what `known` is named after, if no file has changed."""
     try:
@@ -160,8 +213,15 @@ def _program_of(known: Path) -> str | None:
 
 
 def _modules() -> set[str]:
-    """The files of all loaded modules, the user's own among them."""
-    found = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    """The files of all loaded modules, the user's own among them, but Python's: its version stands for them.
+
+    Which of those are loaded is chance: JAX's cache brings `grp` when a small program took long to compile.
+    """
+    found = (
+        getattr(module, "__file__", None)
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] not in sys.stdlib_module_names or name == "__main__"
+    )
     return {file for file in found if file}
 
 

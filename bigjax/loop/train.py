@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from bigjax.build.assemble import Setup, assemble
+from bigjax.build.kept import load_ahead
 from bigjax.build.weights import contents, with_hyper
 from bigjax.config.config import Config
 from bigjax.config.when import When
@@ -122,6 +123,7 @@ def _sitting(
             if not (workdir / "report.html").exists():  # killed between the two
                 record.finish(result)
             return result
+        load_ahead(setup.program, setup.sources["train"].features, setup.train.batch_size)
         if state is None:
             state, frozen = setup.start()
         else:
