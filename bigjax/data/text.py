@@ -6,6 +6,7 @@ What they share is in text_source.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,12 @@ class Labelled:
 
     def open(self, split: str) -> TextRows:
         """Opens a split; raises UserError naming the row of a label that train has not."""
-        return self.source.open_with(split, self.labels)
+        return self.source.open_with(split, self.labels, self._tokenizer)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """Read once for all splits: a published vocabulary takes a noticeable part of a start."""
+        return self.source.open_tokenizer()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +62,8 @@ class LabelledText(TextSource):
         values = [value_of(row, self.label, where) for where, row in rows[which]]
         return Labelled(self, Labels.fit(values, self.corpus().class_names(self.label) or ()))
 
-    def open_with(self, split: str, labels: Labels) -> TextRows:
+    def open_with(self, split: str, labels: Labels, tokenizer: Tokenizer) -> TextRows:
         """Opens a split or a part of one; raises UserError naming the row of a bad field."""
-        tokenizer = self.open_tokenizer()
         rows, texts, ids = self.read_texts(tokenizer, split)
         numbers = _numbered(labels, rows, self.label)
         if labels.dtype.kind == "i" and numbers.min() < 0:
@@ -109,9 +114,8 @@ class TaggedText(TextSource):
         tags = [tag for where, row in rows[which] for tag in _items(row, self.tags, where)]
         return Labelled(self, Labels.fit(tags, kind="category"))
 
-    def open_with(self, split: str, labels: Labels) -> TextRows:
+    def open_with(self, split: str, labels: Labels, tokenizer: Tokenizer) -> TextRows:
         """Opens a split or a part of one; raises UserError naming the row of a bad field."""
-        tokenizer = self.open_tokenizer()
         rows, which, _ = self.read_rows(split)
         rows = rows[which]
         sentences = [_items(row, self.words, where) for where, row in rows]

@@ -118,6 +118,7 @@ def test_labels_are_numbered_as_in_train_in_every_split(bert, tmp_path):
     assert everything(opened["train"])["label"].tolist() == [0, 1, 3, 2]
     assert everything(opened["test"])["label"].tolist() == [1, 0]
     assert opened["test"].class_names == ("1", "2", "4", "other")
+    assert opened["test"].tokenizer is opened["train"].tokenizer  # which is read once
     with pytest.raises(UserError, match=r"odd.jsonl, line 1: 'label' is '3', no class of train"):
         target.open("odd")
     part = open_splits(target, {"train": "train[:50%]", "test": "test[:50%]"})
