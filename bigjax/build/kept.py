@@ -3,9 +3,9 @@
 JAX's own cache of compiled programs (`core.compilers.keep_compiled`) is asked by a program's text, which
 tracing and lowering write first; for a small transformer they take longer than all else of a second start. Here
 the text is asked for by what it follows from: what makes runs of one process share a program, the arguments'
-shapes and layouts, JAX's settings, and every Python file that was loaded when the step was traced. If one of
-these differs in size or date, or another one is loaded, the step is traced again; its text may
-still be known. A run of a user's own classes is always traced. What is loaded are the very instructions that an earlier start ran.
+shapes and layouts, JAX's settings, and every Python file that was loaded when the step was traced, but Python's
+own. If one of these differs in size or date, or another one is loaded, the step is traced again; its text may
+still be known. All this is known before the first state is made, and so the step can be loaded beside that. A run of a user's own classes is always traced. What is loaded are the very instructions that an earlier start ran.
 """
 
 from __future__ import annotations
