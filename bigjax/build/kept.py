@@ -97,9 +97,8 @@ class KeptStep:
         """
         if self._compiled is not None or self._ahead is not None:
             return
-        known = self._known(
-            arguments, _environment(self._devices)
-        )  # here, as JAX's settings are now
+        # Not in the thread: JAX's settings are the calling thread's own.
+        known = self._known(arguments, _environment(self._devices))
 
         def load() -> tuple[str, Any] | None:
             program = _program_of(known)
@@ -124,9 +123,8 @@ class KeptStep:
     def _ready(self, arguments: tuple[Any, ...]) -> Any:
         """The compiled step: loaded, or compiled and kept."""
         ahead, self._ahead = self._ahead, None
-        begun = (
-            ahead.result() if ahead else None
-        )  # waited for first: two copies at once are twice the memory
+        # Waited for also where it will not serve: two copies at once are twice the memory.
+        begun = ahead.result() if ahead else None
         environment = _environment(self._devices)
         known = self._known(arguments, environment)
         if program := _program_of(known):
