@@ -7,7 +7,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from bigjax.core.errors import UserError
-from bigjax.models.attention import attend, positions
+from bigjax.models.attention import SHORTEST, attend, positions
 from bigjax.models.rotary import frequencies, rotate
 
 RNG = np.random.default_rng(0)
@@ -189,43 +189,66 @@ def test_a_scaling_that_is_not_known_is_refused(scaling, said):
         frequencies(8, 10000.0, scaling)
 
 
-def plainly(q, k, v, segments, bias, causal):
+def plainly(q, k, v, segments, bias, causal, softcap):
     """Equation 1 in float64, each weight divided."""
     same = segments[:, :, None] == segments[:, None, :]
     sees = same & (np.tri(q.shape[1], dtype=bool) if causal else True)
     k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
-    scores = jnp.einsum("btnh,bsnh->bnts", q, k) * q.shape[-1] ** -0.5 + bias
-    weights = jax.nn.softmax(jnp.where(sees[:, None], scores, -jnp.inf))
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) * q.shape[-1] ** -0.5
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    weights = jax.nn.softmax(jnp.where(sees[:, None], scores + bias, -jnp.inf))
     return jnp.einsum("bnts,bsnh->btnh", weights, v)
 
 
-@pytest.mark.parametrize(("causal", "devices"), [(False, 8), (True, 8), (False, 1), (True, 1)])
+@pytest.mark.parametrize("devices", [8, 1])  # one has a gradient of its own
+@pytest.mark.parametrize(
+    ("causal", "kv_heads", "softcap"),
+    [(False, 2, None), (True, 2, None), (True, N, None), (False, N, 0.7), (True, 1, 0.7)],
+)
 def test_queries_in_parts_have_the_values_and_gradients_of_float64_and_of_xla(
-    causal, devices, monkeypatch
+    causal, kv_heads, softcap, devices, monkeypatch
 ):
-    monkeypatch.setattr(jax, "device_count", lambda: devices)  # one has forms of its own
-    T = 64  # in four parts, where attention is causal
-    q, k, v, bias, d_out = draw(B, T, N, H), draw(B, T, 2, H), draw(B, T, 2, H), draw(N, T, T), draw(B, T, N, H)  # fmt: skip
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    T = 3 * SHORTEST  # in three parts, where attention is causal
+    q, k, v, bias, d_out = draw(B, T, N, H), draw(B, T, kv_heads, H), draw(B, T, kv_heads, H), draw(N, T, T), draw(B, T, N, H)  # fmt: skip
     segments = np.sort(RNG.integers(1, 4, (B, T)), axis=1).astype(np.int32)
-
-    def with_gradients(attention, *inputs):
-        out, pull_back = jax.vjp(attention, *inputs)
-        return out, *pull_back(jnp.asarray(d_out, out.dtype))
+    same = dict(query_segments=segments, key_segments=segments)
 
     def of(function):
-        return jax.jit(lambda *inputs: with_gradients(function, *inputs))
+        def with_gradients(*inputs):
+            out, pull_back = jax.vjp(function, *inputs)
+            return out, *pull_back(jnp.asarray(d_out, out.dtype))
 
-    ours = of(lambda q, k, v, bias: attend(
-        q, k, v, bias=bias[None], causal=causal, query_segments=segments, key_segments=segments
-    ))(q, k, v, bias)  # fmt: skip
-    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-    xla = of(lambda q, k, v, bias: jax.nn.dot_product_attention(
-        q, k, v, bias=bias[None], mask=mask, is_causal=causal, implementation="xla"
-    ))(q, k, v, bias)  # fmt: skip
+        return jax.jit(with_gradients)
+
+    def compare(ours, theirs, tolerance):
+        for got, want in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+    def attention(q, k, v, bias):
+        return attend(q, k, v, bias=bias[None], causal=causal, softcap=softcap, **same)
+
+    assert ("custom_vjp" in str(jax.make_jaxpr(attention)(q, k, v, bias))) == (devices == 1)
+    ours = of(attention)(q, k, v, bias)
     with jax.enable_x64(True):
         wide = [jnp.asarray(x, jnp.float64) for x in (q, k, v, bias)]
-        exact = of(lambda q, k, v, bias: plainly(q, k, v, segments, bias, causal))(*wide)
-    for got, theirs, want in zip(ours, xla, exact, strict=True):
-        size = np.abs(want).max()
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * size)
-        np.testing.assert_allclose(got, theirs, rtol=0, atol=2e-6 * size)
+        exact = of(lambda q, k, v, bias: plainly(q, k, v, segments, bias, causal, softcap))(*wide)
+    compare(ours, exact, 1e-6)
+    if softcap is None:  # which XLA's has not
+        mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+        xla = of(lambda q, k, v, bias: jax.nn.dot_product_attention(
+            q, k, v, bias=bias[None], mask=mask, is_causal=causal, implementation="xla"
+        ))(q, k, v, bias)  # fmt: skip
+        compare(ours, xla, 2e-6)
+
+
+def test_a_query_that_sees_nothing_has_no_gradient_on_one_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+    def total(q, k, v):
+        return jnp.sum(attend(q, k, v, query_segments=SEGMENTS, key_segments=SEGMENTS) ** 2)
+
+    for gradient in map(np.asarray, jax.grad(total, argnums=(0, 1, 2))(Q, K, V)):
+        assert np.all(np.isfinite(gradient)) and np.any(gradient)
+        assert not np.any(gradient[SEGMENTS == 0])

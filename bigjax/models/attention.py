@@ -18,6 +18,8 @@ from bigjax.models.rows import on_one_cpu
 
 IMPLEMENTATIONS = ("auto", "xla", "cudnn", "tpu_flash")
 HIDDEN = -1e30  # a score that leaves no weight
+SHORTEST = 128  # queries of a part that are worth products of their own
+NARROW = 32  # numbers of a row that are compared one by one
 
 
 def attend(
@@ -163,74 +165,119 @@ def _written_out(
     keys up to its own end alone.
     """
     (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    scale = H**-0.5 if scale is None else scale
-    # Heads first: what the products of matrices want, forward and backward.
-    q_BKGTH = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    # Heads first: what the products of matrices want, forward and backward; G only where there are groups.
+    heads = (K,) if K == N else (K, N // K)
+    q_BKGTH = jnp.moveaxis(q_BTNH.reshape(B, T, *heads, H), 1, -2)
     k_BKSH, v_BKSH = (jnp.swapaxes(x, 1, 2) for x in (k_BSKH, v_BSKH))
     if bias is not None:
-        bias = jnp.broadcast_to(bias, (B, N, T, S)).reshape(B, K, N // K, T, S)
-    scores, weighted = (_scores, _weighted) if on_one_cpu() else (_scores_of, _weighted_of)
+        bias = jnp.broadcast_to(bias, (B, N, T, S)).reshape(B, *heads, T, S)
+    mask = None
+    if mask_BTS is not None:
+        ones = [1] * len(heads)
+        mask = jnp.broadcast_to(mask_BTS, (len(mask_BTS), T, S)).reshape(-1, *ones, T, S)
+    whole = not causal or T != S or layout.parts("length") > 1
+    count = 1 if whole else max(1, min(4, T // SHORTEST))
+    count = count if T % count == 0 else 1
+    parts = tuple((T * i // count, T * (i + 1) // count) for i in range(count))
+    settings = parts, H**-0.5 if scale is None else scale, softcap
+    mixed = _mixed_on_one_cpu if on_one_cpu() else _mixed
+    out_BKGTH = mixed(q_BKGTH, k_BKSH, v_BKSH, mask, bias, settings)
+    return jnp.moveaxis(out_BKGTH, -2, 1).reshape(B, T, N, H)
 
-    def some(start: int, end: int, keys: int) -> jax.Array:
-        s_BKGTS = scale * scores(q_BKGTH[..., start:end, :], k_BKSH[:, :, :keys])
+
+def _mixed(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BKGTS, settings) -> jax.Array:
+    """float32 (B, K, (G,) T, H); settings: (start, end) of each part of the queries, scale, softcap."""
+    return _mix_forward(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BKGTS, settings)[0]
+
+
+def _mix_forward(q_BKGTH, k_BKSH, v_BKSH, mask, bias_BKGTS, settings):
+    parts, scale, softcap = settings
+    outs, saved = [], []
+    for start, end in parts:
+        keys = end if len(parts) > 1 else k_BKSH.shape[2]
+        s_BKGTS = scale * _scores(q_BKGTH[..., start:end, :], k_BKSH[:, :, :keys])
+        capped_BKGTS = None
         if softcap is not None:
-            s_BKGTS = softcap * jnp.tanh(s_BKGTS / softcap)
-        if bias is not None:
-            s_BKGTS = s_BKGTS + bias[..., start:end, :keys]
-        if mask_BTS is not None:
-            own_BTS = mask_BTS if mask_BTS.shape[1] == 1 else mask_BTS[:, start:end]
-            s_BKGTS = jnp.where(own_BTS[:, None, None, :, :keys], s_BKGTS, HIDDEN)
-        most_BKGT1 = jax.lax.stop_gradient(jnp.max(s_BKGTS, axis=-1, keepdims=True))
-        p_BKGTS = jnp.exp(s_BKGTS - most_BKGT1)
-        out_BKGTH = weighted(p_BKGTS.astype(v_BKSH.dtype), v_BKSH[:, :, :keys])
-        return out_BKGTH / jnp.sum(p_BKGTS, axis=-1, keepdims=True)
-
-    if causal and T == S and T >= 64 and T % 4 == 0 and layout.parts("length") == 1:
-        ends = [T * part // 4 for part in range(1, 5)]
-        parts = [some(end - T // 4, end, end) for end in ends]
-        out_BKGTH = jnp.concatenate(parts, axis=3)
-    else:
-        out_BKGTH = some(0, T, S)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+            capped_BKGTS = jnp.tanh(s_BKGTS / softcap)
+            s_BKGTS = softcap * capped_BKGTS
+        if bias_BKGTS is not None:
+            s_BKGTS = s_BKGTS + bias_BKGTS[..., start:end, :keys]
+        if mask is not None:
+            s_BKGTS = jnp.where(mask[..., start:end, :keys], s_BKGTS, HIDDEN)
+        p_BKGTS = jnp.exp(s_BKGTS - jax.lax.stop_gradient(_most(s_BKGTS)))
+        share_BKGT1 = 1 / jnp.sum(p_BKGTS, axis=-1, keepdims=True)
+        out_BKGTH = _weighted(p_BKGTS.astype(v_BKSH.dtype), v_BKSH[:, :, :keys])
+        outs.append(out_BKGTH * share_BKGT1)
+        saved.append((p_BKGTS, share_BKGT1, capped_BKGTS))
+    out_BKGTH = jnp.concatenate(outs, axis=-2)
+    return out_BKGTH, (q_BKGTH, k_BKSH, v_BKSH, bias_BKGTS, out_BKGTH, saved)
 
 
-def _scores_of(q_BKGTH: jax.Array, k_BKSH: jax.Array) -> jax.Array:
-    return _product("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH)
+def _mix_backward(settings, saved, dout_BKGTH):
+    """Dao et al. 2022, appendix B.2: what the weights of a query have in common is known from (T, H) alone.
+
+    A query that sees nothing has weights, but its dout is 0: `attend` has put 0 in its place.
+    """
+    q_BKGTH, k_BKSH, v_BKSH, bias_BKGTS, out_BKGTH, of_parts = saved
+    parts, scale, softcap = settings
+    S = k_BKSH.shape[2]
+    common_BKGT1 = jnp.sum(dout_BKGTH * out_BKGTH, axis=-1, keepdims=True)
+    dq, dk, dv, dbias = [], [], [], []
+    for (start, end), (p_BKGTS, share_BKGT1, capped_BKGTS) in zip(parts, of_parts, strict=True):
+        keys = p_BKGTS.shape[-1]
+        own_BKGTH = dout_BKGTH[..., start:end, :] * share_BKGT1
+        dp_BKGTS = _scores(own_BKGTH, v_BKSH[:, :, :keys])
+        ds_BKGTS = p_BKGTS * (dp_BKGTS - common_BKGT1[..., start:end, :] * share_BKGT1)
+        dbias.append(_to_length(ds_BKGTS, S))
+        if softcap is not None:
+            ds_BKGTS = ds_BKGTS * (1 - capped_BKGTS**2)
+        ds_BKGTS = scale * ds_BKGTS
+        dq.append(_weighted(ds_BKGTS, k_BKSH[:, :, :keys]))
+        dk.append(_to_length(_turned(q_BKGTH[..., start:end, :], ds_BKGTS), S))
+        dv.append(_to_length(_turned(own_BKGTH, p_BKGTS), S))
+    turned = jax.lax.optimization_barrier((sum(dk), sum(dv)))  # or XLA undoes it
+    dk_BKSH, dv_BKSH = (jnp.swapaxes(x, 2, 3) for x in turned)
+    changes = [jnp.concatenate(dq, axis=-2), dk_BKSH, dv_BKSH]
+    dq, dk, dv = (x.astype(y.dtype) for x, y in zip(changes, saved[:3], strict=True))
+    if bias_BKGTS is None:
+        return dq, dk, dv, None, None
+    return dq, dk, dv, None, jnp.concatenate(dbias, axis=-2).astype(bias_BKGTS.dtype)
 
 
-def _weighted_of(p_BKGTS: jax.Array, v_BKSH: jax.Array) -> jax.Array:
-    return _product("BKGTS,BKSH->BKGTH", p_BKGTS, v_BKSH)
+# With a gradient of its own: fewer passes over the scores than JAX's takes.
+_mixed_on_one_cpu = jax.custom_vjp(_mixed, nondiff_argnums=(5,))
+_mixed_on_one_cpu.defvjp(_mix_forward, _mix_backward)
+
+
+def _scores(x_BKGTH: jax.Array, y_BKSH: jax.Array) -> jax.Array:
+    return _product("BK...TH,BKSH->BK...TS", x_BKGTH, y_BKSH)
+
+
+def _weighted(p_BKGTS: jax.Array, y_BKSH: jax.Array) -> jax.Array:
+    return _product("BK...TS,BKSH->BK...TH", p_BKGTS, y_BKSH)
+
+
+def _turned(x_BKGTH: jax.Array, p_BKGTS: jax.Array) -> jax.Array:
+    """x' p, of x' copied first. Not p' x, for which XLA would write what is as large as the scores turned."""
+    x_BKRH, p_BKRS = (y.reshape(*y.shape[:2], -1, y.shape[-1]) for y in (x_BKGTH, p_BKGTS))
+    x_BKHR = jax.lax.optimization_barrier(jnp.swapaxes(x_BKRH, 2, 3))
+    return _product("BKHR,BKRS->BKHS", x_BKHR, p_BKRS)
 
 
 def _product(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-# The same two, with gradients that XLA compiles well for one CPU: of keys and values with their last two
-# axes turned, for otherwise it would first write what is as large as the scores turned.
-_scores, _weighted = jax.custom_vjp(_scores_of), jax.custom_vjp(_weighted_of)
+def _to_length(x: jax.Array, length: int) -> jax.Array:
+    """x with zeros behind it along its last axis."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
 
 
-def _scores_backward(saved, ds_BKGTS):
-    q_BKGTH, k_BKSH = saved
-    dq_BKGTH = _product("BKGTS,BKSH->BKGTH", ds_BKGTS, k_BKSH)
-    return dq_BKGTH.astype(q_BKGTH.dtype), _turned(q_BKGTH, ds_BKGTS).astype(k_BKSH.dtype)
-
-
-def _weighted_backward(saved, dout_BKGTH):
-    p_BKGTS, v_BKSH = saved
-    dp_BKGTS = _product("BKGTH,BKSH->BKGTS", dout_BKGTH, v_BKSH)
-    return dp_BKGTS.astype(p_BKGTS.dtype), _turned(dout_BKGTH, p_BKGTS).astype(v_BKSH.dtype)
-
-
-def _turned(x_BKGTH: jax.Array, y_BKGTS: jax.Array) -> jax.Array:
-    """(B, K, S, H): y' x, computed as (x' y)', which the barrier keeps XLA from undoing."""
-    product_BKHS = _product("BKGTH,BKGTS->BKHS", x_BKGTH, y_BKGTS)
-    return jnp.swapaxes(jax.lax.optimization_barrier(product_BKHS), 2, 3)
-
-
-_scores.defvjp(lambda q, k: (_scores_of(q, k), (q, k)), _scores_backward)
-_weighted.defvjp(lambda p, v: (_weighted_of(p, v), (p, v)), _weighted_backward)
+def _most(s_BKGTS: jax.Array) -> jax.Array:
+    """The largest of each row (..., 1); on one CPU of its halves first, which are compared side by side."""
+    while on_one_cpu() and (S := s_BKGTS.shape[-1]) % 2 == 0 and S > NARROW:
+        s_BKGTS = jnp.maximum(s_BKGTS[..., : S // 2], s_BKGTS[..., S // 2 :])
+    return jnp.max(s_BKGTS, axis=-1, keepdims=True)
 
 
 def _no_later(q_BTNH: jax.Array, k_BSKH: jax.Array) -> jax.Array:
