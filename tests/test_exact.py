@@ -47,6 +47,35 @@ def test_draws_are_bitwise_equal_however_they_are_sharded(name):
                     np.testing.assert_array_equal(parts, whole, err_msg=f"{shape} {spec} {devices}")
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (16, 3), (4, 2, 5)])
+def test_bits_written_out_are_jaxs_own(shape):
+    key = jax.random.key(5)
+    np.testing.assert_array_equal(exact.random_bits(key, shape), jax.random.bits(key, shape))
+    keys = jax.random.split(key, (2, 3))
+    one_by_one = jax.vmap(jax.vmap(lambda key: jax.random.bits(key, shape)))(keys)
+    np.testing.assert_array_equal(exact.random_bits(keys, shape), one_by_one)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_bits_of_other_widths_stay_jaxs(dtype):
+    draw = lambda key: jax.random.bits(key, (8, 4), dtype)  # noqa: E731
+    drawn = jax.jit(exact.exactly(draw))(jax.random.key(5))
+    np.testing.assert_array_equal(drawn, draw(jax.random.key(5)))
+
+
+def test_bits_of_other_generators_stay_jaxs():
+    key = jax.random.key(5, impl="rbg")
+    draw = lambda key: jax.random.bits(key, (8, 4))  # noqa: E731
+    np.testing.assert_array_equal(jax.jit(exact.exactly(draw))(key), draw(key))
+
+
+@pytest.mark.parametrize("name", ["normal", "truncated normal", "uniform"])
+def test_a_draw_needs_no_memory_beside_what_is_drawn(name):
+    draw = exact.exactly(lambda key: DRAWS[name](key, (256, 1024)))
+    needed = jax.jit(draw).lower(jax.random.key(0)).compile().memory_analysis()
+    assert needed.temp_size_in_bytes < 0.01 * needed.output_size_in_bytes
+
+
 def test_the_inverse_error_function_equals_scipys():
     x = np.random.default_rng(0).uniform(-1, 1, 100_000).astype(np.float32)
     x = np.concatenate([x, np.float32([1 - 2**-24, 2**-24 - 1, 1e-8, 0.9999])])
