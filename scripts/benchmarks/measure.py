@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import functools
 import json
 import os
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -157,8 +159,14 @@ def bigjax_step(raw: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> Calla
 
     from bigjax.build import program
     from bigjax.config import resolve as configs
+    from bigjax.core import compilers
     from bigjax.mesh import sharding
 
+    os.environ["BIGJAX_COMPILED"] = kept = (
+        tempfile.mkdtemp()
+    )  # as a launch keeps programs; none yet
+    atexit.register(shutil.rmtree, kept)
+    compilers.keep_compiled()
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "train.npz", **rows)
         data = dict(source=dict(type="npz", directory=folder), splits=dict(train="train"))
