@@ -83,11 +83,9 @@ def _add_product(c: Any, a: jax.Array, b: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=1)  # traced once a shape
 def random_bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """uint32 (*key.shape, *shape): JAX's own bits of Threefry keys, written out without a loop.
-
-    A CPU's compiler puts it into one kernel with what the bits become. JAX's loop there holds the counters and
-    their copies in memory, three times the leaf that is drawn, and takes twice as long.
-    """
+    """uint32 (*key.shape, *shape): JAX's own bits of Threefry keys, written out without a loop."""
+    # A CPU's compiler puts it into one kernel with what the bits become. JAX's loop there holds the counters and
+    # their copies in memory, three times the leaf that is drawn, and takes twice as long (jaxlib 0.10.2).
     words = jax.random.key_data(key).reshape(*key.shape, *(1 for _ in shape), 2)
     first, second = words[..., 0], words[..., 1]
     counts, stride = jnp.uint32(0), 1
