@@ -204,6 +204,11 @@ def test_memory_that_a_compilation_left_is_given_back():
     assert int(done.stdout) > 90 * 2**20
 
 
+def test_what_resolves_a_config_imports_no_orbax():
+    code = "import sys, bigjax.verbs.launch, bigjax.loop.stages; assert 'orbax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_importing_bigjax_imports_no_jax_and_stays_cheap():
     code = "import sys, json; import bigjax; print(json.dumps('jax' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)

@@ -333,7 +333,7 @@ def _covers(allowed: Sequence[str], key: str) -> bool:
 
 def _newest_save(workdir: Path) -> dict[str, Any] | None:
     """What the newest checkpoint says of the run; None if there is none with a true manifest."""
-    from bigjax.run.checkpoint import newest_manifest  # brings Orbax, and is hardly ever needed
+    from bigjax.run.checkpoint import newest_manifest  # brings TensorStore, hardly needed
 
     return newest_manifest(workdir)
 

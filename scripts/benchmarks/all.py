@@ -124,7 +124,7 @@ def main() -> None:
         settings = shlex.split(benchmark.short) if options.short else []
         settings += [f"--python={options.python}"] if "peers" in benchmark.needs else []
         if lacking := missing(benchmark.needs, options.python):
-            left_out.append(f"{name}: no {', '.join(lacking)}")
+            left_out.append(f"{name}: lacks {', '.join(lacking)}")
         else:
             print(f"{name} ...", end=" ", flush=True)
             started = time.perf_counter()

@@ -1,4 +1,7 @@
-"""Single arrays of a checkpoint: read, verified, whatever else the checkpoint holds."""
+"""Arrays of a checkpoint: written, and read, verified, whatever else the checkpoint holds.
+
+Orbax is imported where it is first used: it takes longer than all that `config` and a refusal do with a config.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 import flax
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
@@ -106,12 +108,21 @@ def check_step(arrays: dict[str, Any], step: int) -> None:
         raise BadCheckpoint(f"its state is of step {inside}, not {step}")
 
 
-def handler() -> ocp.PyTreeCheckpointHandler:
-    """What writes a tree of arrays. Copies of an array share its writing only where each writes 1 MiB:
-    Orbax compiles a program for each shape that is shared, which takes longer than a small write."""
+def checkpointer() -> Any:
+    """What writes trees of arrays, in the background. Copies of an array share its writing only where each writes
+    1 MiB: Orbax compiles a program for each shape that is shared, which takes longer than a small write."""
+    import orbax.checkpoint as ocp
+
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+
+
+def write_tree(checkpointer: Any, folder: epath.Path, state: Any) -> None:
+    """Begins to write the arrays of a tree."""
+    import orbax.checkpoint as ocp
+
+    checkpointer.save(folder / ITEM, args=ocp.args.PyTreeSave(state))
 
 
 def read_tree(folder: epath.Path, wanted: Any) -> Any:
@@ -119,6 +130,8 @@ def read_tree(folder: epath.Path, wanted: Any) -> Any:
 
     Branches without arrays need not be there: a state of an older bigjax lacks what is empty today.
     """
+    import orbax.checkpoint as ocp
+
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(
             folder / ITEM,

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -24,7 +23,6 @@ from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
 from bigjax.run.checkpoint import hashes, leaves
 from bigjax.run.checkpoint.folder import (
-    ITEM,
     POINTER,
     SAVED,
     CheckpointError,
@@ -80,7 +78,7 @@ class Checkpoints:
                 write_atomic(self._workdir / POINTER, f"{self._folder}\n")
         self._options = options
         self._origin = origin
-        self._checkpointer = ocp.AsyncCheckpointer(leaves.handler())
+        self._checkpointer = leaves.checkpointer()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         self._spared: set[int] = set()  # too old to keep, but with files of others in them
@@ -126,14 +124,14 @@ class Checkpoints:
             check_room(self._folder, _bytes_here(state))
             if jax.process_index() == 0:
                 begin_save(self._folder, step, self._run)
-            self._checkpointer.save(folder / ITEM, args=ocp.args.PyTreeSave(state))
+            leaves.write_tree(self._checkpointer, folder, state)
         except Exception as error:
             raise self._save_failed(step, error) from error
-        leaves = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
-        blocks = {path: hashes.host_blocks(leaf) for path, leaf in leaves.items()}
+        arrays = {path: leaf for path, leaf in paths(state).items() if leaf is not None}
+        blocks = {path: hashes.host_blocks(leaf) for path, leaf in arrays.items()}
         layout = {
             path: {"shape": list(np.shape(leaf)), "dtype": str(leaf.dtype)}
-            for path, leaf in leaves.items()
+            for path, leaf in arrays.items()
         }
         self._saving = self._worker.submit(self._finish, step, layout, blocks, kept)
 
