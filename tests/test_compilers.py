@@ -175,35 +175,6 @@ def test_a_large_buffer_is_faulted_in_once_whichever_thread_asks_for_it(monkeypa
     assert max(later) < 10
 
 
-HOLES = """
-import ctypes
-from bigjax.core import compilers
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-libc.free.argtypes = [ctypes.c_void_p]
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-
-blocks = [libc.malloc(2**20) for _ in range(100)]
-for block in blocks:
-    ctypes.memset(block, 1, 2**20)
-last = libc.malloc(64)
-for block in blocks:
-    libc.free(block)
-before = resident()
-compilers.give_back()
-print(before - resident())
-"""
-
-
-def test_memory_that_a_compilation_left_is_given_back():
-    kept = {**os.environ, "GLIBC_TUNABLES": compilers.KEPT}
-    code = [sys.executable, "-c", HOLES]
-    done = subprocess.run(code, cwd=ROOT, env=kept, capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 90 * 2**20
-
-
 def test_what_resolves_a_config_imports_no_orbax():
     code = "import sys, bigjax.verbs.launch, bigjax.loop.stages; assert 'orbax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -72,13 +72,6 @@ def test_a_second_start_lowers_nothing_and_gives_the_same_bits(folder):
     np.testing.assert_allclose(second[1][1]["loss"][0], np.sum(error**2), rtol=1e-5)
 
 
-def test_memory_is_given_back_once_before_a_step_first_runs(folder, monkeypatch):
-    given = []
-    monkeypatch.setattr(compilers, "give_back", lambda: given.append(True))
-    start()  # of two steps
-    assert given == [True]
-
-
 def test_what_a_step_follows_from_is_asked_for(folder, monkeypatch):
     assert start()[0] == 1
     assert start(key="another")[0] == 1

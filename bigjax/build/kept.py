@@ -112,7 +112,6 @@ class KeptStep:
         if self._compiled is None:
             with _timed():
                 self._compiled = self._ready(arguments)
-            compilers.give_back()
             _loaded.append(self)
             if len(_loaded) > MOST_LOADED:
                 _loaded.popleft()._compiled = None

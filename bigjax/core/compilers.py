@@ -6,7 +6,6 @@ notebooks. Standard library only; nothing here imports JAX. What was set is in t
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import os
@@ -101,17 +100,6 @@ def make_room(most: int = MOST_MAPPINGS) -> None:
     if mappings > most:
         jax.clear_caches()
         gc.collect()
-
-
-def give_back() -> None:
-    """Gives memory that is free back to the kernel, where the C library can.
-
-    For after a large compilation: `KEPT` would hold what LLVM took, up to some hundred MB, beside the memory of
-    the train step for good, which asks for one piece that does not fit into what a compiler leaves.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
 
 
 def _processor() -> str:

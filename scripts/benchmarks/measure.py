@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import functools
 import json
 import os
 import platform
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,11 +72,20 @@ def in_turn(
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """(Seconds of each round, most resident bytes) of each contestant; all of them see the same machine.
 
-    Each command is a process that ends in `answer`. The first round is thrown away: the others may
-    still be warming up. All are given huge pages where the kernel offers them.
+    Each command is a process that ends in `answer`. Its first round is thrown away: it may still be warming up,
+    which it does alone, for beside others that compile it may need more memory. All are given huge pages
+    where the kernel offers them.
     """
-    processes = {
-        name: subprocess.Popen(
+
+    def ask(process: subprocess.Popen[str]) -> tuple[float, int]:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        took, peak = process.stdout.readline().split()
+        return float(took), int(peak)
+
+    processes = {}
+    for name, command in commands.items():
+        processes[name] = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -86,21 +93,13 @@ def in_turn(
             text=True,
             env=for_children(os.environ),
         )
-        for name, command in commands.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    peaks = dict.fromkeys(commands, 0)
-    for _ in range(rounds + 1):
-        for name, process in processes.items():
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            took, peak = process.stdout.readline().split()
-            seconds[name].append(float(took))
-            peaks[name] = int(peak)
+        ask(processes[name])
+    asked = [{name: ask(process) for name, process in processes.items()} for _ in range(rounds)]
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    return {name: values[1:] for name, values in seconds.items()}, peaks
+    seconds = {name: [answers[name][0] for answers in asked] for name in commands}
+    return seconds, {name: asked[-1][name][1] for name in commands}
 
 
 def compare(
@@ -159,14 +158,8 @@ def bigjax_step(raw: Mapping[str, Any], rows: Mapping[str, np.ndarray]) -> Calla
 
     from bigjax.build import program
     from bigjax.config import resolve as configs
-    from bigjax.core import compilers
     from bigjax.mesh import sharding
 
-    os.environ["BIGJAX_COMPILED"] = kept = (
-        tempfile.mkdtemp()
-    )  # as a launch keeps programs; none yet
-    atexit.register(shutil.rmtree, kept)
-    compilers.keep_compiled()
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "train.npz", **rows)
         data = dict(source=dict(type="npz", directory=folder), splits=dict(train="train"))
