@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bigjax.build.parts import example_batch, key_data, traced_hyper
+from bigjax.build.parts import abstract_batch, example_batch, key_data, traced_hyper
 from bigjax.build.program import build_program
 from bigjax.config.resolve import resolve
 from bigjax.core import guard, settings
 from bigjax.core.errors import UserError
 from bigjax.loop.train import train
 from bigjax.mesh.sharding import make_mesh
-from bigjax.plan.sharding_report import abstract_batch, lowered_step
+from bigjax.plan.sharding_report import lowered_step
 from bigjax.run import ledger
 from bigjax.run.checkpoint import Checkpoints
 from bigjax.run.writers import read_metrics
@@ -356,7 +356,9 @@ def test_no_parameter_is_copied_in_a_compiled_step(tmp_path, policy):
     source = config.section("data").source.open("train")
     device = make_mesh(config.section("mesh"), jax.devices()[:1])
     program = build_program(config, source, mesh=device)
-    batch = abstract_batch(program, {"image": ((8, 8, 1), np.uint8), "label": ((), np.int64)}, 16)
+    batch = abstract_batch(
+        program.mesh, {"image": ((8, 8, 1), np.uint8), "label": ((), np.int64)}, 16
+    )
     compiled = lowered_step(program, batch).compile()
     gradients = sum(4 * leaf.size for leaf in jax.tree.leaves(program.state.params))
     assert compiled.memory_analysis().temp_size_in_bytes < 2.25 * gradients

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from bigjax.build.parts import abstract_batch
 from bigjax.build.program import build_program
 from bigjax.core.errors import UserError
 from bigjax.data.sources import Arrays
@@ -99,7 +100,7 @@ def test_sparing_the_compiler_machine_code_changes_no_buffer_and_no_collective()
     config = wide_config(model=dict(type="mlp", widths=(8,), outputs=3), mesh=dict(data=8))
     source = Arrays({"x": np.zeros((32, 4), np.float32), "label": np.zeros(32, np.int32)})
     program = build_program(config, source)
-    rows = sharding_report.abstract_batch(program, source.features, 16)
+    rows = abstract_batch(program.mesh, source.features, 16)
     lowered = sharding_report.lowered_step(program, rows)
     quick, _ = compile_or_refusal(lowered, topology.parsed("cpu:8"))
     full = lowered.compile()

@@ -17,13 +17,14 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bigjax.build.assemble import open_sources
+from bigjax.build.parts import abstract_batch
 from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
 from bigjax.loop import stages
 from bigjax.mesh.sharding import make_mesh
 from bigjax.plan.collectives import of_program, of_text
-from bigjax.plan.sharding_report import abstract_batch, amount, lowered_step, report, text
+from bigjax.plan.sharding_report import amount, lowered_step, report, text
 from bigjax.verbs import launch
 from tests.collectives import by_kind
 
@@ -263,7 +264,7 @@ def test_no_preset_changes_what_lies_where_or_what_is_sent_unseen(name):
 def test_no_preset_copies_a_parameter_in_its_step(name):
     """An update in place of what is still to be read would cost a copy of it a step."""
     for stage, program, features in programs_of(name, [], jax.devices()[:1]):
-        compiled = lowered_step(program, abstract_batch(program, features, BATCH)).compile()
+        compiled = lowered_step(program, abstract_batch(program.mesh, features, BATCH)).compile()
         entry = compiled.as_text().partition("\nENTRY ")[2]
         assert "%state_params__" in entry  # what the compiler calls them
         # Of two axes or more: a vector's copy costs nothing.

@@ -29,11 +29,10 @@ import jax
 from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
-from bigjax.build.parts import example_batch
+from bigjax.build.parts import abstract_batch
 from bigjax.config.config import Config
 from bigjax.config.values import targets
 from bigjax.core import compilers
-from bigjax.mesh.sharding import batch_sharding
 from bigjax.run.code import versions
 
 log = logging.getLogger("bigjax")
@@ -191,11 +190,7 @@ def load_ahead(program: Any, features: dict[str, Any], rows: int) -> None:
     """
     if not isinstance(program.train_step, KeptStep):
         return
-    layout = batch_sharding(program.mesh)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
-        jax.eval_shape(lambda: example_batch(features, rows)),
-    )
+    batch = abstract_batch(program.mesh, features, rows)
     program.train_step.load_ahead((program.state, batch, program.frozen))
 
 

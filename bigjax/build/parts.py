@@ -27,6 +27,7 @@ from bigjax.core.state import TrainState, init_state
 from bigjax.core.transforms import apply_transforms
 from bigjax.data.sources import open_splits
 from bigjax.mesh.placement import Placement, logical_names, place, vocabulary
+from bigjax.mesh.sharding import batch_sharding
 from bigjax.tasks.base import Task
 
 ADAPTER_RULES = ((".*", "fsdp:65536"),)  # where the leaves of parametrizations lie
@@ -288,3 +289,12 @@ def example_batch(features: dict[str, Any], rows: int) -> dict[str, jax.Array]:
     batch = {name: jnp.zeros((rows, *shape), dtype) for name, (shape, dtype) in features.items()}
     ids = jnp.zeros((rows,), jnp.int32)
     return {**batch, "mask": jnp.ones((rows,), jnp.float32), "sample": ids, "epoch": ids}
+
+
+def abstract_batch(mesh: Mesh, features: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The shapes of `example_batch`, laid out as a run's batch."""
+    layout = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+        for name, leaf in jax.eval_shape(lambda: example_batch(features, rows)).items()
+    }

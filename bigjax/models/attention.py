@@ -175,9 +175,9 @@ def _written_out(
     if mask_BTS is not None:
         ones = [1] * len(heads)
         mask = jnp.broadcast_to(mask_BTS, (len(mask_BTS), T, S)).reshape(-1, *ones, T, S)
-    whole = not causal or T != S or layout.parts("length") > 1
-    count = 1 if whole else max(1, min(4, T // SHORTEST))
-    count = count if T % count == 0 else 1
+    count = max(1, min(4, T // SHORTEST))
+    if not causal or T != S or T % count or layout.parts("length") > 1:
+        count = 1
     parts = tuple((T * i // count, T * (i + 1) // count) for i in range(count))
     settings = parts, H**-0.5 if scale is None else scale, softcap
     mixed = _mixed_on_one_cpu if on_one_cpu() else _mixed
@@ -228,7 +228,8 @@ def _mix_backward(settings, saved, dout_BKGTH):
         own_BKGTH = dout_BKGTH[..., start:end, :] * share_BKGT1
         dp_BKGTS = _scores(own_BKGTH, v_BKSH[:, :, :keys])
         ds_BKGTS = p_BKGTS * (dp_BKGTS - common_BKGT1[..., start:end, :] * share_BKGT1)
-        dbias.append(_to_length(ds_BKGTS, S))
+        if bias_BKGTS is not None:
+            dbias.append(_to_length(ds_BKGTS, S))
         if softcap is not None:
             ds_BKGTS = ds_BKGTS * (1 - capped_BKGTS**2)
         ds_BKGTS = scale * ds_BKGTS
@@ -239,9 +240,8 @@ def _mix_backward(settings, saved, dout_BKGTH):
     dk_BKSH, dv_BKSH = (jnp.swapaxes(x, 2, 3) for x in turned)
     changes = [jnp.concatenate(dq, axis=-2), dk_BKSH, dv_BKSH]
     dq, dk, dv = (x.astype(y.dtype) for x, y in zip(changes, saved[:3], strict=True))
-    if bias_BKGTS is None:
-        return dq, dk, dv, None, None
-    return dq, dk, dv, None, jnp.concatenate(dbias, axis=-2).astype(bias_BKGTS.dtype)
+    dbias = jnp.concatenate(dbias, axis=-2).astype(bias_BKGTS.dtype) if dbias else None
+    return dq, dk, dv, None, dbias
 
 
 # With a gradient of its own: fewer passes over the scores than JAX's takes.

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from bigjax.build.parts import abstract_batch
 from bigjax.build.program import Program
 from bigjax.core.errors import UserError, first_line
 from bigjax.mesh.offload import HOST
@@ -71,7 +72,7 @@ def answer(
     if beat is not None and (why := too_large(program, topology)):
         return {"left_out": why}
     found = sharding_report.held(program)
-    batch = sharding_report.abstract_batch(program, dict(features), batch_size)
+    batch = abstract_batch(program.mesh, dict(features), batch_size)
     began = time.perf_counter()
     counted = flops.of_step(
         program.train_step, program.formula, program.state, batch, program.frozen

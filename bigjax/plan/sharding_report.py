@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from bigjax.build.parts import example_batch
+from bigjax.build.parts import abstract_batch
 from bigjax.build.program import Program
 from bigjax.core.errors import UserError
 from bigjax.core.rules import paths
-from bigjax.mesh.sharding import batch_sharding
 from bigjax.plan.collectives import by_axis, of_program
 from bigjax.run.text import table
 
@@ -43,7 +42,7 @@ def report(program: Program, features: dict[str, Any], batch_size: int) -> dict[
       UserError: a large parameter is replicated though no rule says so.
     """
     found = held(program)
-    compiled = lowered_step(program, abstract_batch(program, features, batch_size)).compile()
+    compiled = lowered_step(program, abstract_batch(program.mesh, features, batch_size)).compile()
     memory, sent = compiled.memory_analysis(), of_program(compiled, program.mesh.size)
     found["bytes_per_device"]["activations"] = None if memory is None else memory.temp_size_in_bytes
     if sent is not None:
@@ -69,15 +68,6 @@ def held(program: Program) -> dict[str, Any]:
             "other state": bytes_per_device(rest),
             **{name: bytes_per_device(tree) for name, tree in program.frozen.items()},
         },
-    }
-
-
-def abstract_batch(program: Program, features: dict[str, Any], batch_size: int) -> dict[str, Any]:
-    """A batch's shapes, laid out as a run's."""
-    rows = batch_sharding(program.mesh)
-    return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows)
-        for name, leaf in jax.eval_shape(lambda: example_batch(features, batch_size)).items()
     }
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from bigjax.build.parts import abstract_batch
 from bigjax.build.program import build_program
 from bigjax.config import resolve as configs
 from bigjax.data.sources import Arrays
 from bigjax.mesh import distributed
-from bigjax.plan.sharding_report import abstract_batch, lowered_step
+from bigjax.plan.sharding_report import lowered_step
 from scripts.benchmarks.measure import machine
 
 RESULT = Path(__file__).parent / "results" / "axes.json"
@@ -64,7 +65,7 @@ def main(only: str, out: Path) -> None:
             continue
         program, features = program_of(*case)
         wall, own = time.perf_counter(), time.process_time()
-        lowered_step(program, abstract_batch(program, features, 32)).compile()
+        lowered_step(program, abstract_batch(program.mesh, features, 32)).compile()
         found[name] = {
             "seconds": round(time.perf_counter() - wall, 1),
             "processor_seconds": round(time.process_time() - own, 1),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from bigjax.build.parts import abstract_batch
 from bigjax.build.program import build_program
 from bigjax.config.resolve import resolve
 from bigjax.core.adapt import Adaptation, PerLayer
@@ -18,7 +19,7 @@ from bigjax.data.sources import Arrays
 from bigjax.methods.lora import DoRA, LoRA
 from bigjax.methods.quantized import Quantize
 from bigjax.models.gpt2 import GPT2
-from bigjax.plan.sharding_report import abstract_batch, lowered_step
+from bigjax.plan.sharding_report import lowered_step
 from tests.small import small_config
 
 NF4 = Quantize(rules=((".*kernel", "nf4"), (".*", None)), group=8)
@@ -113,6 +114,6 @@ def test_a_loop_of_a_users_own_is_given_its_leaves_as_they_are():
         adapters = (nf4, dict(type="lora", rank=2))
         config = resolve(small_config(model=model, adapt=adapters, mesh=dict(data=8)))
         program = build_program(config, source)
-        return lowered_step(program, abstract_batch(program, source.features, 40)).as_text()
+        return lowered_step(program, abstract_batch(program.mesh, source.features, 40)).as_text()
 
     assert step() == step(scan_layers=False)
